@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -29,6 +30,8 @@ PIECE = 1 << 16  # bytes that are read at once
 KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 LOCK_SECONDS = 10.0  # to wait for the lock of a record's folder: a change takes milliseconds
 LOCK_POLL = 0.002  # seconds between two tries
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
+CLOCK_ERROR = 2.0  # seconds by which the time at which a process began may be wrong
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no place on the disk, in the quota, below the limit of a file
 
 
@@ -113,19 +116,67 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder next to `path`: renamed to `path` at the end, removed after an error; UsageError if it exists."""
+    """A folder next to `path`: renamed to `path` at the end, removed after an error; UsageError if it exists. Folders
+    that killed processes left there for this path are removed.
+    """
     refuse_existing(path)
     beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        _remove_left(path)
         beside.mkdir(parents=True)
-        yield beside
-        sync_whole(beside)
-        beside.rename(path)
-        sync(path.parent)
+        _begun.add(beside)
+        try:
+            yield beside
+            sync_whole(beside)
+            beside.rename(path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+            _begun.discard(beside)
     except OSError as error:
         raise cannot_write(path, error) from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+
+
+_begun: set[Path] = set()  # the folders that threads of this process write now
+
+
+def _remove_left(path: Path) -> None:
+    """Removes the folders NAME.PID.tmp next to `path` that no process writes any more."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        number = left.name[len(path.name) + 1:-len(".tmp")]
+        if number.isdecimal() and left not in _begun and not _is_written(left, int(number)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_written(left: Path, pid: int) -> bool:
+    """Whether another process of this number can be writing a folder: it began before the last change."""
+    import psutil  # here: few folders are left
+    if pid == os.getpid():
+        return False
+    try:
+        process = psutil.Process(pid)
+        is_alive = process.status() != psutil.STATUS_ZOMBIE
+        return is_alive and bool(process.create_time() - CLOCK_ERROR <= left.stat().st_ctime)
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.Error, OSError):
+        return True
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Lets two paths change places in one step, so that both always exist. False, and nothing is done, if the system or
+    its file system cannot. Raises OSError.
+    """
+    import ctypes  # here: few commands need it
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    if rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0:
+        return True
+    error = ctypes.get_errno()
+    if error in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+        return False
+    raise OSError(error, os.strerror(error), str(other))
 
 
 @contextmanager
@@ -210,6 +261,21 @@ def cache(path: Path, write: Callable[[], object], most: int) -> None:
         write()
         for old in sorted(path.parent.glob(f"*{path.suffix}"), key=os.path.getmtime)[:-most]:
             old.unlink(missing_ok=True)
+
+
+def copy_private(source: Path, target: Path) -> None:
+    """Copy a file to a new one that only its owner may read or write, from its first byte on. Raises OSError."""
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as new, source.open("rb") as opened:
+        shutil.copyfileobj(opened, new)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder, and those above it, if it does not exist. Raises DiskError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def private_folder(path: Path) -> None:

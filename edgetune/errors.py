@@ -6,11 +6,16 @@ Programming mistakes stay ordinary Python exceptions.
 
 from __future__ import annotations
 
+import os
 import re
+import resource
+import shlex
 from collections.abc import Callable, Mapping
+from errno import EMFILE, ENFILE, ENOMEM
 from typing import Any
 
 WORSE = 3  # exit code of a training that ended, and whose result is no better than the model before
+_LESS = "let it take less: a smaller model, a lower --micro-batch or --max-length"
 LONGEST = 1000  # characters of `what` and of `hint`
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
                       r"\ufff9-\ufffb\ufffe\uffff]")
@@ -30,6 +35,24 @@ def printable(text: str) -> str:
         return text
     escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return escaped if len(escaped) <= LONGEST else escaped[: LONGEST - 4] + " ..."
+
+
+def shell_word(value: object) -> str:
+    """A value, such as a path, as one word of a command that a person may copy into a shell: in one line, whatever it
+    holds.
+    """
+    text = str(value)
+    if text.isprintable():
+        return shlex.quote(text)
+    raw = "".join(f"\\{c}" if c in "\\'" else c if c.isprintable() else
+                  "".join(f"\\x{byte:02x}" for byte in _bytes_of(c)) for c in text)
+    return f"$'{raw}'"
+
+
+def _bytes_of(character: str) -> bytes:
+    """Encodes a character of a path, where half a surrogate pair stands for a byte that is no UTF-8."""
+    is_byte = "\udc80" <= character <= "\udcff"
+    return character.encode("utf-8", "surrogateescape" if is_byte else "surrogatepass")
 
 
 def size_text(nbytes: float) -> str:
@@ -92,6 +115,10 @@ class UnsupportedError(EdgetuneError):
     """The file is sound, but its architecture, tensor format or tokenizer is not supported."""
 
 
+class ContextLengthError(EdgetuneError):
+    """A prompt and its answer have more tokens than the context."""
+
+
 class DataError(EdgetuneError):
     """Training or evaluation data cannot be used."""
 
@@ -114,6 +141,10 @@ class DiskError(EdgetuneError):
 
 class DiskFullError(DiskError):
     """The disk takes no more until something is removed."""
+
+
+class LockedError(DiskError):
+    """Another program holds a file, and may let go of it soon."""
 
 
 class NotFoundError(EdgetuneError):
@@ -140,6 +171,28 @@ class Interrupted(EdgetuneError):
     """A run was asked to stop and can be taken up again."""
 
     exit_code = 75
+
+
+def lacking(error: BaseException) -> EdgetuneError | None:
+    """The error that says which limit of the system caused another one, or what led to that: the limit on open files,
+    or on memory; None if it is neither. The loader of libraries has only words for it.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        said = named(seen)
+        if getattr(seen, "errno", None) in (EMFILE, ENFILE) or os.strerror(EMFILE) in said:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return EdgetuneError(f"the system refuses another open file: this process may have {limit}",
+                                 "raise that limit (ulimit -n 1024)")
+        is_memory = isinstance(seen, MemoryError) or getattr(seen, "errno", None) == ENOMEM
+        if is_memory or os.strerror(ENOMEM) in said or "failed to map segment" in said:
+            limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+            if limit == resource.RLIM_INFINITY:
+                return EdgetuneError("the system refuses more memory", f"free some, or {_LESS}")
+            what = f"the system refuses more memory: this process may have {size_text(limit)} of addresses"
+            return EdgetuneError(what, f"raise that limit (ulimit -v unlimited), or {_LESS}")
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def told(call: Callable[[], Any]) -> dict[str, Any]:

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from . import disk
-from .errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError, install_hint
+from .errors import (
+    EdgetuneError,
+    FormatError,
+    NotFoundError,
+    UnsupportedError,
+    UsageError,
+    install_hint,
+    lacking,
+    shell_word,
+)
 from .formats import named, packaged
 from .formats.gguf import Gguf, OpenFile, check_network, open_gguf
 from .formats.named import Source
@@ -107,8 +116,8 @@ class _Repository:
 def library() -> Any:
     try:
         import huggingface_hub
-    except ImportError:
-        raise EdgetuneError("huggingface-hub, which asks the hub, is not installed",
+    except ImportError as error:
+        raise lacking(error) or EdgetuneError("huggingface-hub, which asks the hub, is not installed",
                             install_hint("hub")) from None
     return huggingface_hub
 
@@ -118,7 +127,7 @@ def _only_gguf(source: Source, info: Any) -> str:
     files = [sibling.rfilename for sibling in info.siblings or [] if sibling.rfilename.lower().endswith(".gguf")]
     if len(files) == 1:
         return str(files[0])
-    instead = f"edgetune compress {source.repo} makes one of a checkpoint"
+    instead = f"edgetune compress {shell_word(source.repo)} makes one of a checkpoint"
     listed = f"it has {', '.join(files[:12])}" if files else instead
     raise UsageError(f"{named.HUB}{source.repo} names no file, and the repository has {len(files)} GGUF files",
                      f"name one as {named.HUB}{source.repo}:FILE; {listed}")

@@ -38,7 +38,11 @@ def child(module: str) -> dict[str, Any]:
 
 
 def die_with(parent: int, exit_code: int = 1) -> None:
-    """Let the kernel kill this process when the thread that started it is gone. parent: the process of that thread."""
+    """Let the kernel kill this process when the thread that started it is gone. parent: the process of that thread,
+    which also decides what a closed terminal ends: this one ignores its SIGHUP.
+    """
+    with suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:

@@ -77,7 +77,7 @@ CHAT = Endpoint("/v1/chat/completions", {"messages": [{"role": "user", "content"
     Field("messages", SUPPORTED, [{"role": "developer", "content": "the"}, {"role": "user", "content": "turn"}],
           "of text; images and sound are refused"),
     *GENERATION, Field("max_completion_tokens", SUPPORTED, 2), Field("tools", SUPPORTED, [TOOL], "functions"),
-    Field("tool_choice", SUPPORTED, "required", "auto, none, required, or a function", {"tools": [TOOL]}),
+    Field("tool_choice", SUPPORTED, "required", "auto, none, required, a function, allowed_tools", {"tools": [TOOL]}),
     Field("logprobs", SUPPORTED, True), Field("top_logprobs", SUPPORTED, 2, "up to 20", {"logprobs": True}),
     Field("parallel_tool_calls", IGNORED, False), Field("modalities", REFUSED, ["audio"], "but text"),
     Field("audio", REFUSED, {}), Field("functions", REFUSED, [FUNCTION], "the older name of tools"),
@@ -102,7 +102,7 @@ RESPONSES = Endpoint("/v1/responses", {"input": "turn", "max_output_tokens": 3},
     *_supported(model="tiny", instructions="the light", max_output_tokens=2, temperature=0.5, top_p=0.9, top_k=20,
                 min_p=0.1, seed=7, stream=True, metadata={"a": "b"}),
     Field("tools", SUPPORTED, [{"type": "function", **FUNCTION}], "functions"),
-    Field("tool_choice", SUPPORTED, "required", "auto, none, required, or a function",
+    Field("tool_choice", SUPPORTED, "required", "auto, none, required, a function, or allowed_tools",
           {"tools": [{"type": "function", **FUNCTION}]}),
     Field("text", SUPPORTED, {"format": {"type": "json_schema", "name": "lamp", "schema": PARAMETERS}},
           "format: text, json_object, json_schema; verbosity: medium alone"),
@@ -114,7 +114,8 @@ RESPONSES = Endpoint("/v1/responses", {"input": "turn", "max_output_tokens": 3},
     Field("include", REFUSED, ["message.output_text.logprobs"], "but reasoning.encrypted_content: there is none"),
     Field("top_logprobs", REFUSED, 2, "but 0"), Field("conversation", REFUSED, "conv_1"),
     Field("previous_response_id", REFUSED, "resp_1", "responses are not stored"),
-    Field("reasoning", REFUSED, {"effort": "low"}), Field("prompt", REFUSED, {"id": "p"}),
+    Field("reasoning", SUPPORTED, {"effort": "none"}, "effort none alone, of a model that does not think"),
+    Field("prompt", REFUSED, {"id": "p"}),
     Field("max_tool_calls", REFUSED, 1), Field("context_management", REFUSED, []),
 ], ("output", 0, "content", 0, "text"))
 
@@ -125,7 +126,7 @@ EMBEDDINGS = Endpoint("/v1/embeddings", {"input": "turn"}, [
 ], ("data", 0, "embedding"))
 
 OLLAMA_OPTIONS = [
-    *SAMPLING, Field("num_predict", SUPPORTED, -1, "-1 and -2: what the context holds, the default"),
+    *SAMPLING, Field("num_predict", SUPPORTED, -1, "-1 and -2: what the context holds, the default; 1,024 with format"),
     Field("num_ctx", IGNORED, 8192, "--context decides"),
     *_ignored(num_keep=4, num_batch=8, num_gpu=1, main_gpu=0, num_thread=2, low_vram=True, f16_kv=True, logits_all=True,
               vocab_only=False, use_mmap=True, use_mlock=True, numa=True, mirostat_tau=5.0, mirostat_eta=0.1),
@@ -138,8 +139,7 @@ OLLAMA = [
     Field("stream", SUPPORTED, True, "true unless given"), Field("format", SUPPORTED, PARAMETERS, "json, or a schema"),
     Field("options", SUPPORTED, {"seed": 1}, "below"), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
     Field("think", SUPPORTED, False, "false alone, of a model that does not think"),
-    Field("logprobs", REFUSED, True, "but false"),
-    Field("top_logprobs", REFUSED, 2, "but 0"),
+    Field("logprobs", SUPPORTED, True), Field("top_logprobs", SUPPORTED, 2, "up to 20", {"logprobs": True}),
 ]
 CALLED = [{"role": "user", "content": "turn"},
           {"role": "assistant", "content": "",
@@ -154,9 +154,15 @@ OLLAMA_CHAT = Endpoint("/api/chat", {**LEAST, "messages": [{"role": "user", "con
 
 OLLAMA_GENERATE = Endpoint("/api/generate", {**LEAST, "prompt": "turn"}, [
     *_supported(prompt="the light", system="the light", raw=True), *OLLAMA,
-    Field("suffix", REFUSED, "off"), Field("template", REFUSED, "{{ .Prompt }}"),
-    Field("context", REFUSED, [1, 2], "/api/chat takes earlier turns"), Field("images", REFUSED, ["eA=="]),
+    Field("suffix", REFUSED, "off"), Field("template", REFUSED, "{{ .Prompt }}", "but the model's own"),
+    Field("context", SUPPORTED, [5, 6], "that of an earlier answer"), Field("images", REFUSED, ["eA=="]),
 ], ("response",), "options", OLLAMA_OPTIONS)
+
+OLLAMA_EMBEDDINGS = Endpoint("/api/embeddings", {"model": "tiny:base", "prompt": "turn"}, [
+    Field("model", SUPPORTED, "tiny", "with or without :latest; adapters make no vectors"),
+    Field("prompt", SUPPORTED, "the light"),
+    Field("options", IGNORED, {"num_ctx": 512}), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
+], ("embedding",))
 
 OLLAMA_EMBED = Endpoint("/api/embed", {"model": "tiny:base", "input": "turn"}, [
     Field("model", SUPPORTED, "tiny", "with or without :latest; adapters make no vectors"),
@@ -165,4 +171,5 @@ OLLAMA_EMBED = Endpoint("/api/embed", {"model": "tiny:base", "input": "turn"}, [
     Field("options", IGNORED, {"num_ctx": 512}), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
 ], ("embeddings", 0))
 
-ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_EMBED)
+ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_EMBED,
+             OLLAMA_EMBEDDINGS)

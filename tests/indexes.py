@@ -54,6 +54,8 @@ def small_index(folder: Path, texts: dict[str, str]) -> Path:
     build(documents, folder / "small.index", encoding, IndexOptions(chunk_tokens=90))
     encoding.close()
     store = Store(folder / "small.index", writes=True)
+    store.begin()
     store.set_facts({"least_evidence": 0.0})
+    store.commit()
     store.close()
     return folder / "small.index"

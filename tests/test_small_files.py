@@ -1,12 +1,9 @@
 """Small files that a command names: a pipe does not block it, and a device without an end does not fill the memory."""
 
 import os
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
+from bounds import bounded_memory
 from click.testing import CliRunner
 from tiny import write_tiny
 
@@ -14,7 +11,6 @@ from edgetune.cli import cli
 from edgetune.disk import MIB, read_small
 from edgetune.errors import UsageError
 from edgetune.formats.signature import private_key
-from edgetune.machine.procfs import kib
 
 pytestmark = pytest.mark.timeout(60)  # for a pipe that is waited for
 ADDRESSES = 1 << 30  # bytes that a command may take: reading /dev/zero to its end runs into this, and says so
@@ -53,16 +49,6 @@ def special(path, kind):
     return path
 
 
-@contextmanager
-def bounded() -> Iterator[None]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (kib(Path("/proc/self/status"), "VmSize") + ADDRESSES, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "schema"])
 def test_a_named_file_without_end(place, tmp_path, name, kind):
@@ -85,7 +71,7 @@ def test_an_adapters_schema_without_end(place, tmp_path, kind):
 def refused(command, names, says=("it is a pipe", "it is a device", "larger than", "no measured speed")):
     """The command ends in a sentence that names the file and the limit."""
     words = [word.format(**names) for word in command]
-    with bounded():
+    with bounded_memory(ADDRESSES):
         done = CliRunner().invoke(cli, words)
     assert done.exit_code in (1, 2), done.output
     assert done.stderr.count("\n") == 1, done.stderr

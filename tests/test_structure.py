@@ -13,7 +13,7 @@ ALLOWED = {"numpy", "gguf", "llama_cpp", "jinja2", "rich", "click", "psutil", "t
            "typing_extensions"}  # the last for type checkers alone
 COMPRESS = {"torch", "transformers", "tokenizers", "optimum", "onnx", "onnxruntime", "huggingface_hub",
             "cryptography"}  # extra: host
-OPTIONAL = {"onnxruntime", "scipy", "cryptography", "huggingface_hub", "rapidfuzz", "rouge_score", "nltk", "sacrebleu",
+OPTIONAL = {"onnxruntime", "cryptography", "huggingface_hub", "rapidfuzz", "rouge_score", "nltk", "sacrebleu",
             "jsonschema", "referencing", "cuda", "pyarrow", "yaml", "apsw", "sqlite_vec",
             "pypdf"}  # a device's extras, imported where they are used
 DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",

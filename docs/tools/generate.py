@@ -17,6 +17,7 @@ import method_tables as methods
 import option_tables as options
 import page_list
 import python_page
+import track_record
 
 from edgetune.formats.named import CONVERTED, KNOWN, PACKAGED
 from edgetune.objectives.base import objectives
@@ -80,6 +81,10 @@ def files_page() -> str:
                                               "environment": file_tables.environment()})
 
 
+def record_page() -> str:
+    return with_tables("development/track-record.md", {"defects": track_record.lines()})
+
+
 def list_page() -> str:
     return "\n".join(page_list.lines())
 
@@ -87,6 +92,7 @@ def list_page() -> str:
 PAGES = {"reference/http-api.md": http_page, "reference/cli.md": cli_page, "reference/methods.md": methods_page,
          "reference/families.md": families_page,
          "reference/files.md": files_page, "reference/python.md": names_page, "how-to/choose-a-model.md": models_page,
+         "development/track-record.md": record_page,
          "../llms.txt": list_page}  # the last one reads the others
 
 

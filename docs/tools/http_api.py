@@ -28,8 +28,9 @@ METHODS = ("post", "get", "patch", "put", "delete", "head")
 OPAQUE = ("Method", "Hyperparameters")  # objects with the options of other pages
 HEAD = """\
 The routes of `edgetune daemon`, generated from its schema, `/openapi.json`. In the examples
-`URL=http://127.0.0.1:8642`. Where the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`; `/` and
-`/healthz` need none. A test puts each example to a daemon. Answers are shortened; [objects](#objects) have all fields.
+`URL=http://127.0.0.1:8642`. Where the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`; `/`,
+`/healthz` and `/health` need none. A test puts each example to a daemon. Answers are shortened; [objects](#objects)
+have all fields.
 
 A field that is not listed is refused with 400, and null is as good as absent. An ignored field has no effect on the
 answer, and is named once in the log. Lists begin with the newest item; `after` takes the last id of a part."""
@@ -51,10 +52,11 @@ default, an exact repeat of a corrected question is answered as corrected until 
 in `--embeddings` also one in other words (`--recall-like`). What has `expires_in` is never learned, and `counted`."""
 GROUPS = {  # the heading of the routes that begin with a path; the longest path counts
     "/v1/chat": "Answers", "/v1/completions": "Answers", "/v1/responses": "Answers", "/v1/embeddings": "Answers",
-    "/v1/classify": "Answers",
+    "/v1/classify": "Answers", "/v1/rerank": "Answers", "/tokenize": "Answers", "/detokenize": "Answers",
     "/v1/models": "Models", "/v1/files": "Files", "/v1/fine_tuning/jobs": "Jobs",
     "/v1/fine_tuning/alpha/graders": "Graders", "/v1/adapters": "Adapters", "/v1/feedback": "Feedback",
     "/v1/learn": "Feedback", "/v1/proposals": "Feedback", "/v1/prompts": "Prompts",
+    "/v1/drawn": "Feedback",
     "/v1/fleet": "Fleet", "/v1/base": "Fleet",
     "/api": "Ollama's API", "/": "The daemon and its device"}
 

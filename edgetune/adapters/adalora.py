@@ -1,5 +1,5 @@
 """AdaLoRA (Zhang et al. 2023, arXiv:2303.10512): W x + scale * P (E * (Q x)), where training moves ranks to the
-projections that need them most.
+projections that need them most. Its product begins small and needs eight times LoRA's rate, which `--lr auto` gives.
 
 A triplet is a rank of a projection: a row of Q, a value of E, a column of P. Its importance is a smoothed |w dL/dw| of
 its values, times a smoothed distance of that from its mean. The budget of ranks falls by a cubic schedule, and E of the
@@ -34,6 +34,7 @@ class AdaLora(Scaled):
 
     name: ClassVar[str] = "adalora"
     prunes: ClassVar[bool] = True
+    rate: ClassVar[float] = 8.0  # P and E begin small, and their product grows slowly: docs/results/families.md
     rank: int = option(12, "Rank of every projection at the start.", low=1, common=True)
     target_rank: int = option(8, "Mean rank of a projection that is left at the end.", low=1, common=True)
     prune_from: float = option(0.15, "Share of the steps after which the budget of ranks begins to fall.", low=0.0,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import shell_word
 from ..formats.gguf import Gguf
 from ..version import __version__
 from .store import FILE, RUN, base_name, read_run
@@ -37,9 +38,10 @@ def public_files(folder: Path, base: Gguf, name: str) -> dict[str, Path | bytes]
     name: of the folder that they will be in. Raises FormatError for a run.json that is damaged.
     """
     run = read_run(folder)
+    model = shell_word(base_name(base))
     use = f"""```sh
-edgetune chat {base_name(base)} --adapter {name}
-llama-cli -m {base_name(base)} --lora {name}/{FILE}
+edgetune chat {model} --adapter {shell_word(name)}
+llama-cli -m {model} --lora {shell_word(f'{name}/{FILE}')}
 ```"""
     files: dict[str, Path | bytes] = {
         FILE: folder / FILE,

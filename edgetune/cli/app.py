@@ -19,13 +19,15 @@ from click.core import ParameterSource
 from rich.text import Text
 
 from ..console import Terminal
-from ..errors import EdgetuneError, UsageError, install_hint
+from ..errors import EdgetuneError, UsageError, install_hint, lacking
 from ..machine.policy import Policy, read_policy
+from ..machine.signals import stop_requests
 from ..options import AUTO, declared, groups_of, kind_of, seconds_of, share_of, takes_auto
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of
 from .grouped import Deferred, GroupedCommand, GroupedOption, family_flags
+from .output import refusal, to_the_end
 
 if TYPE_CHECKING:
     from ..progress import JsonProgress, StepProgress, TrainProgress
@@ -37,11 +39,12 @@ GROUPS = {
     "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "prompt": "prompt", "plan": "plan",
               "train": "learn", "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
               "home": "home",
-              "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_secret fleet_status rollout"},
+              "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
     "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
     "Documents": {"index": "index", "search": "index"},
     "Serve": {"daemon": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
-              "adapters": "remote evaluated", "feedback": "feedback proposed", "prompts": "kept", "rebase": "rebase"},
+              "adapters": "remote evaluated", "feedback": "feedback proposed checked", "prompts": "kept",
+              "rebase": "rebase"},
     "Share": {"export": "files", "import": "files", "merge": "files", "merge-adapters": "joined",
               "compile-prompt": "compiled", "compress": "compress"},
     "This machine": {"pull": "models", "models": "models", "info": "files", "device": "files", "doctor": "files",
@@ -148,16 +151,15 @@ class Commands(click.Group):
             else:
                 complain(error)
             sys.exit(error.exit_code)
-        except MemoryError:
-            complain("there is not enough memory; lower --micro-batch or --max-length")
-            sys.exit(1)
         except KeyboardInterrupt:
             sys.exit(130)
 
     def _invoke(self, ctx: click.Context) -> Any:
-        """Raises EdgetuneError, with the extra to install, where a package of one is missing."""
+        """Raises EdgetuneError where the disk or the system refuses and, with the extra to install, where a package is
+        missing.
+        """
         try:
-            return super().invoke(ctx)
+            return self._within_limits(ctx)
         except ModuleNotFoundError as error:
             name = (error.name or "").split(".")[0]
             extra = extra_of(name)
@@ -165,6 +167,14 @@ class Commands(click.Group):
                 raise
             raise EdgetuneError(f"edgetune {ctx.invoked_subcommand} needs the package {name}, which is not installed",
                                 install_hint(extra.name)) from None
+
+    def _within_limits(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (OSError, ImportError, MemoryError) as error:
+            if found := lacking(error) or (refusal(error) if isinstance(error, OSError) else None):
+                raise found from None
+            raise
 
 
 def complain(error: object) -> None:
@@ -187,7 +197,7 @@ class Lines(logging.Handler):
 @contextmanager
 def told() -> Iterator[None]:
     """Shows, within it, the messages of the backends, which steps take long among them, and of downloads."""
-    logs = [logging.getLogger(f"edgetune.{name}") for name in ("backends", "hub")]
+    logs = [logging.getLogger(f"edgetune.{name}") for name in ("backends", "home", "hub")]
     lines = Lines()
     before = [log.level for log in logs]
     for log in logs:
@@ -214,7 +224,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    cli()
+    to_the_end(cli, complain)
 
 
 class NumberOrAuto(click.ParamType):  # type: ignore[type-arg]  # older versions of click are not generic
@@ -382,16 +392,15 @@ def step_progress(console: Terminal, as_json: bool) -> StepProgress | JsonProgre
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether Ctrl-C or SIGTERM came; a second one stops at once."""
+    """Yields a function that says whether Ctrl-C, SIGTERM or SIGHUP came. A second one stops at once, but for SIGHUP:
+    shell and kernel send one each when a terminal is closed.
+    """
     asked: list[int] = []
 
-    def ask(number: int, _frame: object) -> None:
+    def ask(number: int) -> None:
         asked.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        if number != signal.SIGHUP:
+            signal.signal(number, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_requests(ask):
         yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import DataError, size_text
+from ..errors import DataError, shell_word, size_text
 from .app import MODEL, command, out, show, threads_option
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def compile_prompt_command(model: Path, prompt: Path, folder: Path, threads: int
         tokens = compile_prompt(bundle, _prompt(prompt), folder, threads)
     size = (folder / FILE).stat().st_size
     show(as_json, {"out": str(folder), "tokens": tokens, "bytes": size},
-         f"{tokens} tokens in {folder}, {size_text(size)}; try: edgetune chat {name_of(model)} --adapter {folder}")
+         f"{tokens} tokens in {folder}, {size_text(size)}; try: "
+         f"edgetune chat {shell_word(name_of(model))} --adapter {shell_word(folder)}")
 
 
 def _prompt(path: Path) -> Prompt:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..compress.options import CompressConfig
-from ..errors import UsageError, install_hint, named
+from ..errors import UsageError, install_hint, lacking, named
 from .app import command, config_options, out, show, step_progress, stop_on_signals
 from .configured import config_option
 
@@ -41,8 +41,9 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
         from ..compress.pipeline import compress
         from ..compress.report import report
     except ImportError as error:
-        raise UsageError(f"compress cannot be used with the packages that are installed ({named(error)})",
-                         f"{install_hint('host')}, into a fresh environment") from None
+        raise lacking(error) or UsageError(
+            f"compress cannot be used with the packages that are installed ({named(error)})",
+            f"{install_hint('host')}, into a fresh environment") from None
     from ..console import note, say
     with stop_on_signals() as should_stop, step_progress(out, as_json) as progress:
         def tell(steps: list[Step]) -> None:

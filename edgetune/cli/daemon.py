@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from ..daemon.options import DaemonConfig
-from ..errors import EdgetuneError, install_hint
+from ..errors import EdgetuneError, install_hint, shell_word
 from ..machine.policy import Policy
 from .app import MODEL, F, cli, command, config_options, policy_file_option, policy_of, show
 from .configured import config_option, from_environment
@@ -43,8 +43,8 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
     MODEL is a GGUF or a bundle. Training has OpenAI's calls too, and a page is shown at /.
 
     It listens on this machine alone until --host says otherwise, which needs keys. Training yields to answers; a new
-    adapter takes over only if it answers held-out rows no worse. SIGTERM and Ctrl-C finish the answers in progress,
-    save what is trained and end with 0; started again, the daemon continues.
+    adapter takes over only if it answers held-out rows no worse. SIGTERM, Ctrl-C and a closed terminal finish the
+    answers in progress, save what is trained and end with 0; started again, the daemon continues.
 
     Each option can come from an environment variable: EDGETUNE_DAEMON_ and its name, as EDGETUNE_DAEMON_MEMORY=500M.
     MODEL can be EDGETUNE_DAEMON_MODEL.
@@ -131,4 +131,4 @@ def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
     key = add_key(path, name)
     show(as_json, {"key": key, "name": name, "key_file": str(path)}, Copied(key),
          f"that is the key of {name}, shown this once; the file keeps its hash:",
-         Copied(f"edgetune daemon MODEL --key-file {path}"))
+         Copied(f"edgetune daemon MODEL --key-file {shell_word(path)}"))

@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import UsageError
+from ..errors import DataError, UsageError
 from ..training.config import FILE_OPTIONS
 from .app import DATA, ModelPath, cli, command, config_options, explicit, out, show
 from .objective import ObjectiveCommand, take_objective
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..data.facts import Inspection, Part, Tokens
     from ..formats.bundle import Bundle
     from ..formats.gguf import Gguf
+    from ..objectives.base import Objective
 
 TOKENIZING = ("max_length", "overflow", "system", "markup", "thinking")  # options that need a model
 SAMPLE = 1500  # characters of the row that is shown
@@ -60,7 +61,7 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     from ..training.length import reading_limit
     from ..training.sized import context_of
     bundle = open_bundle(model) if model else None
-    parser = take_objective(options, bundle.gguf if bundle else None).rows
+    objective = take_objective(options, bundle.gguf if bundle else None)
     given = {"max_length": max_length, "overflow": overflow, "system": system, "markup": markup,
              "thinking": thinking}
     if model is None and (named := list(explicit(given))):
@@ -71,11 +72,13 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     if bundle:
         tokens = Tokens(tokenizer_of(bundle, markup, thinking), reading_limit(max_length, context_of(bundle.gguf)),
                         system or None, overflow)
-    found = [inspect(title_of(path), read_rows(path), tokens, parser, columns)
+    found = [inspect(title_of(path), read_rows(path), tokens, objective.rows, columns)
              for path in (data, held_out) if path]
     is_encoder = tokens is not None and not isinstance(tokens.tokenizer, Tokenizer)
     vectors = vectors_of(bundle.gguf) if bundle and is_encoder else None
     problems = findings(found[0], found[1] if held_out else None, tokens, vectors, thinking)
+    if is_encoder and not any(finding.fatal for finding in problems):
+        problems = [*refused_together(objective, *found), *problems]
     facts = [facts_of(each) for each in found]
     result = {"data": facts[0], "held_out": facts[1] if held_out else None,
               "max_length": tokens.max_length if tokens else None,
@@ -102,6 +105,18 @@ def tokenizer_of(bundle: Bundle, markup: str, thinking: str) -> Any:
     return open_tokenizer(bundle.gguf, markup, thinking)
 
 
+def refused_together(objective: Objective, data: Inspection, held_out: Inspection | None = None) -> list[Finding]:
+    """What training refuses of rows of which each can be learned: that all have one label, for instance."""
+    from ..data.check import Finding
+    from ..data.facts import learned_sets
+    from ..training.sized import prepared
+    try:
+        prepared(objective, learned_sets(data, held_out))
+    except DataError as error:
+        return [Finding("refused", error.what, error.hint, [], fatal=True)]
+    return []
+
+
 def vectors_of(encoder: Gguf) -> VectorsOf:
     """Vectors of questions by an encoder. It is opened where labels are compared, and not for other rows."""
     def vectors(texts: Sequence[Sequence[int]]) -> NDArray[np.float32]:
@@ -112,15 +127,10 @@ def vectors_of(encoder: Gguf) -> VectorsOf:
 
 
 def facts_of(found: Inspection) -> dict[str, Any]:
+    from ..data.facts import shape_of
     return {"name": found.name, "rows": found.count, "shape": shape_of(found), "usable": len(found.rows),
             "tokens": spread(found.lengths), "cut": sum(row.is_cut for row in found.rows),
             "left_out": sum(row.is_lost for row in found.rows), "thinking": sum(row.thinks for row in found.rows)}
-
-
-def shape_of(found: Inspection) -> str:
-    """The shape of all rows, or the first that is not text."""
-    shapes = {row.shape: None for row in found.rows}
-    return next((shape for shape in shapes if shape != "text"), next(iter(shapes), ""))
 
 
 def spread(lengths: list[int]) -> dict[str, int] | None:
@@ -134,6 +144,7 @@ def described(found: list[Inspection], tokens: Tokens | None) -> list[str | Tabl
     """The shape of each file, a line each, and the lengths of their rows."""
     from ..console import table
     from ..data.check import SHAPES
+    from ..data.facts import shape_of
     lines: list[str | Table] = []
     for each in found:
         shape = shape_of(each)

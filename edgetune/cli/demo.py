@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.text import Text
 
-from ..errors import size_text
+from ..errors import shell_word, size_text
 from .app import command, out, show, stop_on_signals, threads_option, train_progress
 from .learn import verdict_line
 
@@ -43,4 +43,4 @@ def demo_lines(result: Result, seconds: float) -> list[str | Text]:
     peak = size_text(result.record["peak_rss_mib"] * 2**20)
     return [verdict_line(result), *pair_lines(result.pairs, out),
             f"\n{duration(seconds)} in all, peak memory {peak}",
-            Copied(f"talk to it: edgetune chat smollm2 --adapter {result.folder}")]
+            Copied(f"talk to it: edgetune chat smollm2 --adapter {shell_word(result.folder)}")]

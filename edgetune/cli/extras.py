@@ -25,7 +25,6 @@ EXTRAS = (
           ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")),
     Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx")),
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
-    Extra("encoders", "training of encoders, such as minilm", ("scipy",)),
     Extra("prompts", "prompt files in YAML", ("yaml",)),
     Extra("home", "edgetune home", ("hassil", "home_assistant_intents", "yaml", "websockets")),
     Extra("rows", "edgetune mix, and edgetune data make", ("yaml", "rapidfuzz")),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import shell_word
 from ..fleet.options import LOCAL, USUAL_ROUNDS, FleetOptions
 from ..options import declared
 from ..training.config import FILE_OPTIONS, CommonOptions, TrainConfig
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ..fleet.rounds.next_task import Ended
     from ..fleet.rounds.noise import Noise
     from ..fleet.rounds.spent import Spent
-    from ..fleet.rounds.task import RoundRecord, Secret
+    from ..fleet.rounds.task import RoundRecord
 
 OWN = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt_column", "completion_column")
 NOT_HERE = (*LOCAL, *FILE_OPTIONS, "eval_every", "patience")
@@ -44,25 +45,6 @@ KEY = click.option("--sign", "key", type=click.Path(path_type=Path), metavar="KE
                    help="Private Ed25519 key that signs the folder.")
 BASE = click.option("--model", type=ModelPath(), default="smollm2", show_default=True,
                     help="The model that the task is about, as this device has it.")
-
-
-class DeviceKey(click.ParamType):  # type: ignore[type-arg]
-    """The file of a device's X25519 key; at a URL that it has joined, the one of that fleet."""
-
-    name = "KEY"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        if isinstance(value, Path) or not value.startswith(URLS):
-            return Path(value)
-        from ..errors import EdgetuneError
-        from ..fleet.joining.device import SECRET, joined
-        try:
-            found = joined(value)
-        except EdgetuneError as error:
-            self.fail(str(error), param, ctx)
-        if found is None:
-            self.fail(f"this device has not joined {value}; name the file of its key", param, ctx)
-        return found.folder / SECRET
 
 
 DEVICE_OPTIONS = (
@@ -95,17 +77,12 @@ def fleet() -> None:
          click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from [none]."),
          click.option("--least-rows", type=click.IntRange(1), default=1, show_default=True,
                       help="Rows without which a device does not answer."),
-         click.option("--secret", type=click.Path(path_type=Path), metavar="KEYS",
-                      help="Sum in secret, among the devices whose public keys are in this file, one a line, or of "
-                      "those that joined this folder or follow it."),
-         click.option("--threshold", type=click.IntRange(2), help="With --secret: devices that must answer and reveal "
-                      "[two thirds, and one more]."),
          KEY, config_options(*(spec.name for spec in fields(FleetOptions)), of=FleetOptions),
          click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Rank of the adapter."),
          click.option("--alpha", type=click.FloatRange(0.0, min_open=True), default=16.0, show_default=True,
                       help="The adapter is scaled by alpha / rank."), config_options(*TRAINING), group=fleet)
-def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, secret: Path | None, threshold: int | None,
-               key: Path | None, as_json: bool, **options: Any) -> None:
+def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, key: Path | None, as_json: bool,
+               **options: Any) -> None:
     """Write the task of the first round of MODEL.
 
     It says what each device trains and how: an epoch of its rows, one at a time, unless told otherwise. The options
@@ -117,15 +94,13 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, secre
     asked = FleetOptions(**{spec.name: options.pop(spec.name) for spec in fields(FleetOptions)}).check()
     begun = {name: value for name, value in recorded_size(start).items() if name not in ("family", "rslora")}
     config = TrainConfig(**{**options, **DEFAULTS, **begun, **explicit(options)})
-    devices = secret_of(secret, threshold, explicit({name: getattr(asked, name) for name in ("clip", "refuse")}))
-    pairs = make_task(open_bundle(model), to, config, asked, start=start, least_rows=least_rows, secret=devices,
-                      key=key)
+    pairs = make_task(open_bundle(model), to, config, asked, start=start, least_rows=least_rows, key=key)
     values = sum(pair.a.size + pair.b.size for pair in pairs.values())
     show(as_json, {"out": str(to), "aggregation": asked.aggregation, "pairs": len(pairs), "values": values,
                    "rounds": asked.planned_rounds or USUAL_ROUNDS},
          f"{to} is the task of round 1: {asked.aggregation}, {len(pairs)} projections, {values:,} values",
          rounds_line(asked.planned_rounds),
-         f"on each device: edgetune fleet train-round {to} ROWS -o ANSWER")
+         f"on each device: edgetune fleet train-round {shell_word(to)} ROWS -o ANSWER")
 
 
 def rounds_line(planned: int) -> str:
@@ -138,38 +113,11 @@ def rounds_line(planned: int) -> str:
     return f"about {USUAL_ROUNDS} rounds: {why}; with --planned-rounds {USUAL_ROUNDS} the last ones take smaller steps"
 
 
-def secret_of(keys: Path | None, threshold: int | None, screening: dict[str, Any]) -> Secret | None:
-    """The devices of a task that is summed in secret. screening: options that were given and need open updates."""
-    from ..errors import UsageError
-    from ..fleet.joining.cards import cards_of
-    from ..fleet.rounds.task import Secret
-    from ..fleet.secret.key import public_keys
-    from ..fleet.secret.masks import Circle, least_threshold
-    if keys is None:
-        if threshold is not None:
-            raise UsageError(f"--threshold {threshold} is given without --secret", "give both, or neither")
-        return None
-    for name in screening:
-        raise UsageError(f"--{name} is given with --secret, where nobody sees the update of a device",
-                         "leave one of them out")
-    if keys.is_dir():
-        cards, against = cards_of(keys)
-        if not cards:
-            raise UsageError("; ".join([f"no device has published its key in {keys}, or joined it and was approved",
-                                        *against.values()]), f"on each: edgetune fleet follow {keys} ROWS --secret KEY")
-        return Secret.of(cards, threshold)
-    found = public_keys(keys)
-    circle = Circle(found, bytes(32), threshold or least_threshold(len(found)))
-    return Secret([key.hex() for key in found], circle.threshold)
-
-
 @command("train-round", TASK, click.argument("rows", type=RowsPath()), out_option("New folder of the answer."), BASE,
-         click.option("--secret", type=DeviceKey(), help="This device's key (edgetune fleet key), or the URL that it "
-                      "joined: masks its answer."),
          *DEVICE_OPTIONS, group=fleet)
 def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: str | None, device: str, rank: int,
-                      noise: float | None, noise_norm: float, secret: Path | None, key: Path | None,
-                      policy_file: Path | None, as_json: bool, **options: Any) -> None:
+                      noise: float | None, noise_norm: float, key: Path | None, policy_file: Path | None, as_json: bool,
+                      **options: Any) -> None:
     """Learn ROWS for the round of TASK.
 
     The answer has what was learned, counts and losses; no row is in it. Ctrl-C stops; the same command continues.
@@ -185,8 +133,7 @@ def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: s
     found = open_task(task, bundle)
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         facts = train_round(found, bundle, rows, to, device or device_name(), held_out=held_out, rank=rank, noise=asked,
-                            key=key, secret=secret, callbacks=RunCallbacks(progress.event, should_stop, governor),
-                            **options)
+                            key=key, callbacks=RunCallbacks(progress.event, should_stop, governor), **options)
     show(as_json, {"out": str(to), **vars(facts)}, answer_line(to, found.number, facts))
 
 
@@ -206,7 +153,7 @@ def fleet_aggregate(task: Path, answers: tuple[Path, ...], to: Path, model: Path
     ended = write_next(open_task(task, bundle), bundle, answers, to, key)
     show(as_json, {"out": str(to), **round_json(ended)}, *round_lines(ended),
          f"{to} is the task of round {ended.record.round + 1}; ask its adapter: edgetune chat MODEL --adapter "
-         f"{to / 'adapter'}")
+         f"{shell_word(to / 'adapter')}")
 
 
 def noise_of(noise: float | None, norm: float) -> Noise | None:

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .app import RowsPath, command, governor_of, show, stop_on_signals, train_progress
-from .fleet import BASE, DEVICE_OPTIONS, KEY, URLS, DeviceKey, answer_line, fleet, noise_of, round_json, round_lines
-from .fleet_secret import sum_json, sum_lines
+from .fleet import BASE, DEVICE_OPTIONS, KEY, URLS, answer_line, fleet, noise_of, round_json, round_lines
 
 if TYPE_CHECKING:
-    from ..fleet.carriers.folder import Member, Part
+    from ..fleet.carriers.folder import Member
     from ..fleet.carriers.http import HttpMember
-    from ..fleet.carriers.secret_part import SecretPart
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 FOLDER_SECONDS, URL_SECONDS = 60.0, 300.0
@@ -33,15 +31,10 @@ EVERY = click.option("--every", type=click.FloatRange(0.1), default=FOLDER_SECON
                       help="At a URL that this device has not joined: file with a key."),
          JOINED_AT,
          click.option("--rounds", type=click.IntRange(0), default=0, help="Stop after this many answers; 0: never."),
-         click.option("--secret", type=DeviceKey(), help="This device's key, or the URL that it joined: answer only "
-                      "rounds that are summed in secret."),
-         click.option("--peers", type=click.Path(path_type=Path), metavar="FILE", help="Keys of devices that you know, "
-                      "one a line: sum in secret only where enough of them take part."),
          *DEVICE_OPTIONS, group=fleet)
 def fleet_follow(folder: str, rows: Path, model: Path, every: float | None, lead_key_file: Path | None, joined_at: str,
-                 rounds: int, secret: Path | None, peers: Path | None, held_out: str | None, device: str, rank: int,
-                 noise: float | None, noise_norm: float, key: Path | None, policy_file: Path | None, as_json: bool,
-                 **options: Any) -> None:
+                 rounds: int, held_out: str | None, device: str, rank: int, noise: float | None, noise_norm: float,
+                 key: Path | None, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Answer each round in a FOLDER with ROWS.
 
     FOLDER is carried by anything, such as a sync, or is the URL of a daemon that serves one with --fleet. ROWS are read
@@ -59,15 +52,15 @@ def fleet_follow(folder: str, rows: Path, model: Path, every: float | None, lead
     with ExitStack() as opened, stop_on_signals() as should_stop, train_progress(as_json) as progress:
         if joined_at:
             device, key = member_at(joined_at, folder, device, key)
-        copy, name, carried, joined_key = _opened(folder, device, lead_key_file, key, opened)
-        part = secret_part(secret, joined_key, peers, key, tell(as_json))
-        own = Member(copy, bundle, rows, name, state_folder() / "fleet", held_out, rank, asked, key, options, part)
+        copy, name, carried = _opened(folder, device, lead_key_file, key, opened)
+        own = Member(copy, bundle, rows, name, state_folder() / "fleet", held_out, rank, asked, key, options)
         member = carried(own) if carried else own
 
         def look() -> bool:
             while found := member.answer(RunCallbacks(progress.event, should_stop, governor)):
-                tell(as_json)(part_line(found, name))
-                answered.extend([found.place.number] if found.is_over else [])
+                number = found.place.number
+                tell(as_json)(answer_line(found.place.answers / name, number, found.facts))
+                answered.append(number)
                 if len(answered) == rounds > 0:
                     return True
             return False
@@ -76,55 +69,20 @@ def fleet_follow(folder: str, rows: Path, model: Path, every: float | None, lead
     show(as_json, {"device": name, "answered": answered}, f"{len(answered)} rounds answered")
 
 
-def secret_part(secret: Path | None, joined_key: Path | None, peers: Path | None, sign: Path | None,
-                say: Callable[[str], object]) -> SecretPart | None:
-    """A device's part of rounds that are summed in secret; None: it has no key. joined_key: of the fleet that it has
-    joined. Raises UsageError for files that hold none.
-    """
-    from ..errors import UsageError
-    from ..fleet.carriers.secret_part import SecretPart
-    if secret or joined_key:
-        key = secret or joined_key
-        assert key
-        if not key.is_file():
-            raise UsageError(f"there is no key {key}", "make one with edgetune fleet key -o KEY")
-        if peers and not peers.is_file():
-            raise UsageError(f"there is no file {peers}", "write one with a key a line")
-        return SecretPart(key, secret is not None, peers, sign, say)
-    if peers:
-        raise UsageError("--peers is given without a key of this device", "give --secret KEY, too")
-    return None
-
-
-def part_line(part: Part, device: str) -> str:
-    """What a person is told of what a device did."""
-    number = part.place.number
-    out = part.place.answers / device
-    if part.facts:
-        return f"{answer_line(out, number, part.facts)}{'' if part.is_over else '; masked'}"
-    if not part.is_over:
-        return f"{out} answers round {number}; masked"
-    revealed = (part.place.revealed / device).exists()
-    return f"{part.place.revealed / device} reveals the shares of round {number}" if revealed else (
-        f"round {number} has ended")
-
-
 @command("lead", FOLDER, BASE, EVERY,
          click.option("--rounds", type=click.IntRange(1), default=10, show_default=True,
                       help="Rounds to end; the task after the last one has the adapter."),
-         click.option("--devices", type=click.IntRange(1),
-                      help="Answers that end a round [1; where it is summed in secret, all]."),
+         click.option("--devices", type=click.IntRange(1), default=1, show_default=True,
+                      help="Answers that end a round."),
          click.option("--wait", type=click.FloatRange(0.0), default=86400.0, show_default=True,
                       help="Seconds after which the quorum of the task is enough."), KEY, group=fleet)
-def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: int | None, wait: float, key: Path | None,
+def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: int, wait: float, key: Path | None,
                as_json: bool) -> None:
     """End the rounds in a FOLDER and write their next tasks.
 
-    One device of the fleet does it; it may also follow. A round that is summed in secret waits twice, for the answers
-    and for the shares of their sum; too few of either drop it. Ctrl-C stops; the same command continues.
+    One device of the fleet does it; it may also follow. Ctrl-C stops; the same command continues.
     """
     from ..fleet.carriers.folder import Lead, again
-    from ..fleet.carriers.secret_lead import Summed
     from ..formats.bundle import open_bundle
     leader = Lead(folder, open_bundle(model), devices, wait, key)
     ended: list[dict[str, Any]] = []
@@ -132,11 +90,9 @@ def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: in
     def look() -> bool:
         found = leader.end_round()
         if found is not None:
-            told, lines = ((sum_json(found), sum_lines(found)) if isinstance(found, Summed) else
-                           (round_json(found), round_lines(found)))
-            ended.append(told)
+            ended.append(round_json(found))
             if not as_json:
-                show(False, {}, *lines)
+                show(False, {}, *round_lines(found))
         return len(ended) == rounds
 
     with stop_on_signals() as should_stop:
@@ -158,29 +114,26 @@ def member_at(url: str, folder: str, device: str, key: Path | None) -> tuple[str
 
 
 def _opened(folder: str, device: str, lead_key_file: Path | None, key: Path | None,
-            opened: ExitStack) -> tuple[Path, str, Callable[[Member], HttpMember] | None, Path | None]:
-    """(the folder on this device, the device's name, what carries it from a daemon: None: it is the folder itself, the
-    key for sums in secret of the fleet that it joined)
-    """
+            opened: ExitStack) -> tuple[Path, str, Callable[[Member], HttpMember] | None]:
+    """(the folder on this device, the device's name, what carries it from a daemon: None: it is the folder itself)"""
     from ..errors import UsageError
     from ..fleet.device import device_name
     if not folder.startswith(URLS):
         if lead_key_file:
             raise UsageError(f"--lead-key-file is given, and {folder} is no URL", "leave it out")
-        return Path(folder), device or device_name(), None, None
+        return Path(folder), device or device_name(), None
     from functools import partial
 
     from ..daemon.carrying import RoundsInChild
     from ..fleet.carriers.http import HttpMember
-    from ..fleet.joining.device import SECRET, name_at
+    from ..fleet.joining.device import name_at
     from ..fleet.rollout.http import copy_of
     name, joined = name_at(folder, lead_key_file, device)
     if joined and key:
         raise UsageError(f"--sign is given, and this device signs by the key with which it joined {folder}",
                          "leave --sign out")
     server = opened.enter_context(RoundsInChild(folder, lead_key_file, name))
-    key = joined.folder / SECRET if joined else None
-    return copy_of(folder, name), name, partial(HttpMember, server), key
+    return copy_of(folder, name), name, partial(HttpMember, server)
 
 
 def tell(as_json: bool) -> Callable[[str], object]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..errors import shell_word
 from .app import Time, command, show, stop_on_signals
 from .fleet import fleet
 from .remote import format_time
@@ -33,7 +34,7 @@ def fleet_invite(folder: Path, expires: int, as_json: bool) -> None:
     now = int(time.time())
     code = invite(folder, now, expires)
     show(as_json, {"code": code, "expires_at": now + expires}, code,
-         f"on the device, until {format_time(now + expires)}: edgetune fleet join URL --code {code}")
+         f"on the device, until {format_time(now + expires)}: edgetune fleet join URL --code {shell_word(code)}")
 
 
 @command("members", FOLDER, group=fleet)
@@ -84,7 +85,7 @@ def _say(found: Any, as_json: bool) -> None:
 def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) -> None:
     """Join the fleet that the daemon at URL serves.
 
-    This device makes its keys, sends the public ones, and waits until the fleet's owner approves it. Ctrl-C stops;
+    This device makes its key, sends the public one, and waits until the fleet's owner approves it. Ctrl-C stops;
     without --code, the same command continues.
     """
     from ..daemon.lead import ask_to_join, state_of
@@ -97,7 +98,7 @@ def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) ->
     own = ask_to_join(url, code, device or device_name()) if code else joined(url)
     if own is None:
         raise UsageError(f"this device has not asked to join {url}", "give the code that its owner made with --code")
-    tell(as_json)(f"{own.device} waits for its approval; its key begins with {shown_key(own.public()[0])}")
+    tell(as_json)(f"{own.device} waits for its approval; its key begins with {shown_key(own.public())}")
     states: list[dict[str, Any]] = []
 
     def look() -> bool:
@@ -108,7 +109,7 @@ def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) ->
 
     with stop_on_signals() as should_stop:
         again(look, every, should_stop, tell(as_json))
-    show(as_json, states[0], f"{own.device} is approved; take part: edgetune fleet follow {url} ROWS")
+    show(as_json, states[0], f"{own.device} is approved; take part: edgetune fleet follow {shell_word(url)} ROWS")
 
 
 @command("rotate", URL, group=fleet)

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..console import Copied
+from ..errors import shell_word
 from ..home.recipe import Recipe
 from ..training.config import CommonOptions
+from .answer import new_file
 from .app import ModelPath, cli, command, config_options, out, show, stop_on_signals, threads_option, train_progress
 from .daemon import NICE
 from .feedback import FEEDBACK
@@ -54,7 +57,7 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
     domains = Counter(entity.domain for entity in read.entities)
     show(as_json, {"out": str(to), "entities": len(read.entities), "areas": len(read.areas), "domains": domains},
          f"{len(read.entities)} entities in {len(read.areas)} areas: {counts(domains)}",
-         f"next: edgetune home train {to} -o house")
+         Copied(f"next: edgetune home train {shell_word(to)} -o house"))
 
 
 @command("rows", ENTITIES, OUT, config_options(*DRAWN, of=Recipe, grouped=False),
@@ -105,7 +108,7 @@ def home_train(entities: Path, to: Path, memory: str, threads: int, as_json: boo
     facts = house.facts
     show(as_json, {"out": str(to), "rows": facts.rows, "right": facts.right, "asked": facts.asked, "seconds": seconds},
          f"{facts.right} of {facts.asked} other sentences right, {duration(seconds)} in all",
-         f"ask it: edgetune home eval {to} SENTENCES.jsonl")
+         Copied(f"ask it: edgetune home eval {shell_word(to)} SENTENCES.jsonl"))
 
 
 @command("update", HOUSE, click.argument("entities", type=click.Path(path_type=Path), required=False),
@@ -115,7 +118,8 @@ def home_update(house: Path, entities: Path | None, own: str, memory: str, threa
 
     It learns other ENTITIES, further sentences of yours, or both.
     The new house takes the place of the old one, which stays as HOUSE.before, unless it is worse on sentences about
-    entities that stayed. Then it stays as HOUSE.new, and the command exits with 3.
+    entities that stayed or on yours, or no better on what is new. Then it stays as HOUSE.new, and the command exits
+    with 3.
     """
     from ..errors import WORSE
     from ..home.updating import update_house
@@ -125,11 +129,13 @@ def home_update(house: Path, entities: Path | None, own: str, memory: str, threa
                              callbacks=RunCallbacks(progress.event, should_stop),
                              on_step=lambda step: None if as_json else out.print(step))
     changed = {name: list(getattr(found.change, name)) for name in ("added", "renamed", "removed")}
-    stayed = found.stayed
-    others = f"; {found.right} of {found.asked} about the others right" if found.change else ""
-    yours = f"; {found.own_right} of {found.own} of yours right" if found.own else ""
+    stayed = found.stayed.right
+    asked = found.changed.right.rows
+    of_own = found.own.right.rows
+    others = f"; {found.right} of {asked} about the others right" if found.change else ""
+    yours = f"; {found.own_right} of {of_own} of yours right" if of_own else ""
     show(as_json, {**changed, "replaced": found.replaced, "better": stayed.wins, "worse": stayed.losses,
-                   "right": found.right, "asked": found.asked, "own_right": found.own_right, "own": found.own},
+                   "right": found.right, "asked": asked, "own_right": found.own_right, "own": of_own},
          *(f"{name}: {', '.join(names)}" for name, names in changed.items() if names),
          f"of sentences about what stayed {stayed.wins} better, {stayed.losses} worse, {stayed.ties} equal"
          f"{others}{yours}",
@@ -150,11 +156,12 @@ def home_corrections(client: Any, to: Path, as_json: bool) -> None:
     with replaced(to) as beside:
         beside.write_text(json_lines(rows), encoding="utf-8")
     show(as_json, {"out": str(to), "rows": len(rows)}, f"{len(rows)} sentences in {to}",
-         f"learn them: edgetune home update HOUSE --own {to}")
+         Copied(f"learn them: edgetune home update HOUSE --own {shell_word(to)}"))
 
 
 @command("eval", HOUSE, click.argument("data", type=click.Path(path_type=Path)),
-         click.option("--save", type=click.Path(path_type=Path), help="File for the calls, a line for each sentence."),
+         click.option("--save", type=click.Path(path_type=Path), callback=new_file,
+                      help="New file for the calls, a line for each sentence."),
          click.option("--show-wrong", type=click.IntRange(0), default=0, help="Print this many wrong answers."),
          threads_option, group=home)
 def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threads: int, as_json: bool) -> None:
@@ -162,11 +169,10 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
 
     Each row of DATA has a `sentence`, and, to be counted, `accepted`: lists of calls, each {"name", "arguments"}.
     """
-    from ..home.asking import ask, median_milliseconds, save_answers
+    from ..home.asking import ask, median_milliseconds, read_asked, save_answers
     from ..home.house import House
     from ..home.opening import understanding_of
-    from ..home.sentences import read_sentences
-    rows = [row for _, row in read_sentences(data)]
+    rows = read_asked(data)
     with understanding_of(House.open(house), threads) as understanding:
         answers = ask(understanding, rows)
     if save:
@@ -196,7 +202,6 @@ def home_install(house: Path, model: Path, key_file: Path | None, memory: str, p
     """
     import socket
 
-    from ..console import Copied
     from ..daemon import unit
     from ..daemon.options import DaemonConfig
     from ..home.house import House

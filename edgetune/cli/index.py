@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import size_text
+from ..errors import shell_word, size_text
 from .app import ModelPath, command, config_options, out, show, step_progress, threads_option
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _reported(report: Report) -> list[Any]:
     lines += [f"left out: {skipped['file']}: {skipped['reason']}" for skipped in report.skipped[:LISTED]]
     if (more := len(report.skipped) - LISTED) > 0:
         lines.append(f"left out: {more} more; --json lists all")
-    return [*lines, Copied(f"edgetune search {report.index} \"your question\"")]
+    return [*lines, Copied(f"edgetune search {shell_word(report.index)} \"your question\"")]
 
 
 @command("search", click.argument("index", type=click.Path(path_type=Path)), click.argument("query"),

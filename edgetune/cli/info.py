@@ -25,13 +25,13 @@ from ..machine import device
 from ..machine.sensors import Readings, Sensors, gpu_mhz
 from ..models.networks import open_network
 from ..objectives.classify import Classify
-from ..serving.sureness import KINDS, sureness_of
+from ..serving.sureness import ANSWERS, KINDS, Sureness, sureness_of
 from ..training.config import LORA, TrainConfig
 from ..training.planned import make_plan
 from ..version import __version__
 from .extras import EXTRAS
 
-SHARE = 0.99  # of right answers, from which on an encoder's answers count as sure
+SHARES = (0.99, 0.95, 0.9, 0.8)  # of right answers, for which an encoder's answers count as sure
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -155,15 +155,20 @@ def _adapter(path: Path) -> dict[str, Any]:
         facts["tokens_compiled"] = len(tokens)
     if labels := found.objective.get("labels"):
         facts["labels"] = len(labels)
-    if sureness := sureness_of(found, str(path)):
-        facts[f"sure_at_{SHARE:.0%}"] = f"{sureness.answered(SHARE):.0%} of {sureness.rows} rows"
-    if kinds := sureness_of(found, str(path), KINDS):
-        facts[f"kinds_sure_at_{SHARE:.0%}"] = f"{kinds.answered(SHARE):.0%} of {kinds.rows} rows"
+    for prefix, name in (("", ANSWERS), ("kinds_", KINDS)):
+        if sureness := sureness_of(found, str(path), name):
+            facts |= {f"{prefix}sure_at_{share:.0%}": _sure(sureness, share) for share in SHARES}
     if schema is not None:
         facts["schema"] = schema
     if isinstance(held, dict):
         facts |= {f"held_out_{name}": held[name] for name in ("loss_before", "loss_after") if name in held}
     return facts
+
+
+def _sure(sureness: Sureness, share: float) -> str:
+    if answered := sureness.answered(share):
+        return f"{answered:.0%} of {sureness.rows} rows"
+    return f"none: {sureness.missing(share)}"
 
 
 def _machine(here: device.Device) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..console import Copied
 from ..disk import MIB, json_lines, private_folder, read_small, replaced, state_folder
-from ..errors import DataError, DiskError
+from ..errors import DataError, DiskError, shell_word
 
 if TYPE_CHECKING:
     from ..daemon.client import Client
@@ -69,7 +69,7 @@ class JudgedInFile:
 
     def learn(self, model: str) -> str:
         count = len(self._read()) if self.changed else 0
-        return f"to learn: edgetune train {model} {self.path} -o NEW" if count else ""
+        return f"to learn: edgetune train {shell_word(model)} {shell_word(self.path)} -o NEW" if count else ""
 
     def _read(self) -> list[dict[str, Any]]:
         """Reads the rows of the file. Raises DataError for any other content, which is not overwritten."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from ..errors import WORSE, UsageError, size_text
+from ..errors import WORSE, UsageError, shell_word, size_text
 from ..machine.policy import Policy
 from .app import (
     DATA,
@@ -71,9 +71,9 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
       {"text": "..."}
 
     The loss counts answers only (every assistant turn, the completion), and all of a text. The output folder contains
-    adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C and SIGTERM save and exit with 75; --resume
-    continues. Several numbers, as in --lr 1e-4,5e-4, make a run each, and a table. Exits with 3 if the adapter is worse
-    than no training.
+    adapter.gguf for llama.cpp, run.json and metrics.jsonl. Ctrl-C, SIGTERM and a closed terminal save and exit with 75;
+    --resume continues. Several numbers, as in --lr 1e-4,5e-4, make a run each, and a table. Exits with 3 if the adapter
+    is worse than no training.
     """
     from ..formats.bundle import open_bundle
     from ..runs.train import train
@@ -178,9 +178,10 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     if result.is_worse:
         return [f"adapter in {folder}"]
     if result.record.get("objective", {}).get("name") == "embed":
-        merge = f"edgetune merge {name_of(model)} {folder} -o NEW.gguf"
+        merge = f"edgetune merge {shell_word(name_of(model))} {shell_word(folder)} -o NEW.gguf"
         return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
-    return [Copied(f"adapter in {folder}; try: edgetune chat {name_of(model)} --adapter {folder}")]
+    ask = f"edgetune chat {shell_word(name_of(model))} --adapter {shell_word(folder)}"
+    return [Copied(f"adapter in {folder}; try: {ask}")]
 
 
 def exit_if_worse(result: Result) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import shell_word
 from ..making.options import DocumentOptions, LogOptions, OpenWebuiOptions, PassageOptions, TemplateOptions
 from ..options import declared
 from .app import DATA, ModelPath, command, config_options, out, show, step_progress, threads_option
@@ -121,7 +122,7 @@ def write(made: Made, to: Path, test: Path | None, as_json: bool) -> None:
     held_out = [f"{len(made.held_out)} test rows in {test}"] if test else []
     show(as_json, {"out": str(to), "test": str(test) if test else None, **made.as_json()},
          f"{len(made.rows)} rows in {to}, of {made.read} read", *held_out, *dropped(made),
-         *(f"note: {note}" for note in made.notes), f"next: edgetune data check {to} MODEL")
+         *(f"note: {note}" for note in made.notes), f"next: edgetune data check {shell_word(to)} MODEL")
 
 
 def dropped(made: Made) -> list[str | Table]:

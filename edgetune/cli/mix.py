@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..errors import shell_word
 from .app import command, show
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def mix_command(spec: Path, to: Path, seed: int, as_json: bool) -> None:
     with replaced(to) as beside:
         beside.write_text(json_lines(rows), encoding="utf-8")
     show(as_json, {"out": str(to), **report.as_json()}, f"{report.rows} rows in {to}, {report.digest[:19]}", "",
-         table_of(report), "", f"next: edgetune data check {to} MODEL")
+         table_of(report), "", f"next: edgetune data check {shell_word(to)} MODEL")
 
 
 def table_of(report: MixReport) -> Table:

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import click
 from rich.text import Text
 
-from ..errors import DataError, NotFoundError, UsageError, size_text
+from ..errors import DataError, NotFoundError, UsageError, shell_word, size_text
 from .app import DATA, F, cli, column_options, command, explicit, job_options, out, show, train_progress
 from .files import shown
 from .grouped import GroupedCommand
@@ -123,8 +123,13 @@ def jobs() -> None:
 def jobs_list(client: Any, as_json: bool) -> None:
     """List all jobs, the newest first."""
     found = list(client.all(JOBS))
-    rows = [([job["id"], job["status"], format_time(job["created_at"])], _outcome(job)) for job in found]
+    rows = [([job["id"], state_of(job), format_time(job["created_at"])], _outcome(job)) for job in found]
     show(as_json, {"object": "list", "data": found}, *(entries(rows) if rows else ["there are no jobs"]))
+
+
+def state_of(job: dict[str, Any]) -> str:
+    """Returns where a job is, also if it is set aside. A daemon of an older version says that as its status."""
+    return str(job.get("state", job["status"]))
 
 
 def _outcome(job: dict[str, Any]) -> str:
@@ -178,7 +183,7 @@ def _method(objective: Objective, asked: dict[str, Any]) -> dict[str, Any]:
 
 def begun_lines(job: dict[str, Any]) -> list[str]:
     from ..console import Copied
-    return [f"{job['id']} is {job['status']}; to follow it:", Copied(f"edgetune jobs follow {job['id']}")]
+    return [f"{job['id']} is {state_of(job)}; to follow it:", Copied(f"edgetune jobs follow {shell_word(job['id'])}")]
 
 
 def _file_id(client: Any, data: str, columns: Columns) -> str:
@@ -282,7 +287,7 @@ def _add_action(action: str, text: str) -> None:
     @request(action, click.argument("job"), group=jobs)
     def act(client: Any, job: str, as_json: bool) -> None:
         found = client.post(url_path(JOBS, job, action))
-        show(as_json, found, f"{found['id']} is {found['status']}")
+        show(as_json, found, f"{found['id']} is {state_of(found)}")
 
     jobs.commands[action].help = text
 
@@ -347,7 +352,7 @@ def adapters_add(client: Any, adapter: Path, suffix: str, as_json: bool) -> None
     from ..console import Copied
     found = client.add_adapter(adapter, suffix)
     show(as_json, found, f"{found['id']} is a candidate",
-         Copied(f"edgetune adapters evaluate {found['id']} --promote"))
+         Copied(f"edgetune adapters evaluate {shell_word(found['id'])} --promote"))
 
 
 @request("route", click.argument("adapter"), click.argument("data", type=click.Path(path_type=Path), required=False),

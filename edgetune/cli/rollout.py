@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import shell_word
 from ..version import __version__
 from .app import MODEL, ModelPath, Share, Time, command, show
 from .fleet import KEY, URLS, fleet
@@ -92,7 +93,7 @@ def fleet_slot(model: Path, path: Path, as_json: bool) -> None:
     from ..fleet.rollout.slots import make_slot
     found = make_slot(model, path)
     show(as_json, {"path": str(found.path), "side": found.side}, f"{model} is in the slot {path}",
-         f"start edgetune daemon {path}")
+         f"start edgetune daemon {shell_word(path)}")
 
 
 @request("apply", click.argument("fleet_", metavar="FOLDER"),

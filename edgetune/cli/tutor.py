@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.text import Text
 
-from ..errors import WORSE, printable
+from ..errors import WORSE, printable, shell_word
 from ..training.config import FILE_OPTIONS, TrainConfig
 from ..tutor.options import STEPS, TutorOptions
 from .app import (
@@ -121,8 +121,8 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
     found = summary(folder)
     show(as_json, {"out": str(folder), "stopped": state.stopped, **found}, _headline(found["rounds"]),
          *_rounds(found["rounds"]), f"stopped: {state.stopped}",
-         f"adapter in {folder}; edgetune tutor inspect {folder} shows the rounds" if state.published else
-         f"nothing was published; edgetune tutor inspect {folder} shows the rounds")
+         f"adapter in {folder}; edgetune tutor inspect {shell_word(folder)} shows the rounds" if state.published else
+         f"nothing was published; edgetune tutor inspect {shell_word(folder)} shows the rounds")
     if not state.published and not until:
         click.get_current_context().exit(WORSE)
 

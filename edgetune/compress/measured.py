@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..disk import new_folder, replaced
+from ..disk import make_folder, new_folder, replaced
 
 Arrays = dict[str, NDArray[Any]]
 FACTS = "facts.json"  # in a folder of files that were made
@@ -27,7 +27,7 @@ class Measured:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for path in folder.glob(f"*{HALF}"):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

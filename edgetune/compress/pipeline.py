@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..disk import new_folder, refuse_existing
-from ..errors import UsageError, install_hint, named
+from ..errors import UsageError, install_hint, lacking, named
 from ..formats import bundle as bundles
 from ..formats import signature
 from ..formats.gguf import open_gguf
@@ -95,8 +95,9 @@ def exporter() -> ModuleType:
     try:
         from .onnx import export
     except ImportError as error:
-        raise UsageError(f"--format onnx cannot be used with the packages that are installed ({named(error)})",
-                         f"{install_hint('host')}, into a fresh environment, or leave --format out") from None
+        raise lacking(error) or UsageError(
+            f"--format onnx cannot be used with the packages that are installed ({named(error)})",
+            f"{install_hint('host')}, into a fresh environment, or leave --format out") from None
     return export
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..disk import alone, replaced
+from ..disk import alone, make_folder, replaced
 from ..errors import Interrupted, UsageError
 from ..formats.bundle import sha256
 from ..machine.device import thread_count
@@ -33,7 +33,7 @@ def work_folder(out: Path, config: CompressConfig, source: Source, resume: bool)
     folder = out.with_name(f"{out.name}.work")
     if resume and not (folder / RUN).exists():
         raise UsageError(f"{folder} holds no run to continue", "leave out --resume")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with alone(folder):
         run = _identity(config, source)
         if _is_begun(folder):

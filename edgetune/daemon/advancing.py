@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,12 @@ class Advancing:
         self.stopping.set()
         if self.thread.ident:
             self.thread.join()
+
+    def threads(self) -> Sequence[threading.Thread]:
+        return [self.thread]
+
+    def reasons(self) -> Sequence[str]:
+        return [f"the roll-out does not advance: {self.failure}"] if self.failure else []
 
     def change(self, folder: Path, change: str) -> tuple[Order, dict[str, DeviceFile]]:
         """Does what a person asks for, one of rings.CHANGES; returns the order that counts then, and the devices.

@@ -31,11 +31,11 @@ class RoundsInChild:
         found = self._ask(call="round", device=device, known=known)
         return None if found is None else (found[0], found[1])
 
-    def load(self, number: int, file: str, target: Path, most: int, of: str = "task") -> None:
-        self._ask(call="load", number=number, file=file, target=str(target), most=most, of=of)
+    def load(self, number: int, file: str, target: Path, most: int) -> None:
+        self._ask(call="load", number=number, file=file, target=str(target), most=most)
 
-    def send(self, number: int, device: str, folder: Path, to: str = "answers") -> None:
-        self._ask(call="send", number=number, device=device, folder=str(folder), to=to)
+    def send(self, number: int, device: str, folder: Path) -> None:
+        self._ask(call="send", number=number, device=device, folder=str(folder))
 
     def rest(self) -> None:
         """Ends the process; the next call starts another."""

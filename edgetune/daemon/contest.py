@@ -1,7 +1,7 @@
 """Whether the model answers better than the encoder before it, where the encoder is sure of a question's kind alone.
 
 While nobody asks, the model answers such questions among the rows that the encoder's training held out, once for each
-active adapter. It is better if fewer right answers of the encoder would be no chance (sign test). Until that is known,
+active adapter. It is better if it answers more of them right, not by chance. Until that is known,
 and where the rows are gone, the encoder answers. Rows that the model learned make it look better than it is: with a
 file of rows in common both trainings hold the same ones out.
 """
@@ -18,7 +18,7 @@ from typing import Any
 from ..adapters import store
 from ..data.labelled import question_and_answer
 from ..errors import EdgetuneError, Interrupted
-from ..evaluation.acceptance import Paired
+from ..evaluation.acceptance import Decision, HeldOut, Paired, Value, decide
 from ..evaluation.judge import same
 from ..formats.bundle import Bundle
 from ..objectives.base import read_objective
@@ -28,10 +28,10 @@ from ..training.origin import TENTH, read_origin
 from ..training.sized import load_run
 from .first import FirstEncoder
 from .sources import AskedQuestion, ModelSource
+from .threads import Background
 
 log = logging.getLogger("edgetune.daemon")
 MOST = 40  # questions
-ALPHA = 0.05
 CHECK_SECONDS = 5.0
 SPARE_TOKENS = 16  # of an answer, above twice the right one's
 
@@ -43,43 +43,52 @@ class Contest:
         self._encoder = encoder
         self._model = model
         self._stopping = stopping
-        self._known: dict[str | None, Paired] = {}  # by adapter: wins of the model
-        self.thread = threading.Thread(target=self._loop, name="first", daemon=True)
+        self._known: dict[str | None, Decision] = {}  # by adapter: whether the model is better
+        self._pairs: list[tuple[str, str]] | None = None  # None: not looked for yet
+        self._thread = Background("first", self._look, stopping, "compare the encoder and the model")
 
     def start(self) -> None:
         if self._encoder.has_kinds:
-            self.thread.start()
+            self._thread.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self.thread.ident:
-            self.thread.join()
+        self._thread.stop()
+
+    def threads(self) -> Sequence[threading.Thread]:
+        return [self._thread]
+
+    def reasons(self) -> Sequence[str]:
+        return [self._thread.failure] if self._thread.failure else []
 
     def is_better(self) -> bool:
         """Whether the model is known to be better with its active adapter. For any thread."""
         found = self._known.get(self._model.adapters.serving)
-        return found is not None and found.p_better <= ALPHA
+        return found is not None and found.is_better
 
     def facts(self) -> dict[str, Any]:
         """compared: the questions that both answered; encoder, model: right answers of one alone; unsure: who answers
         questions of a sure kind where the answer is not sure.
         """
-        found = self._known.get(self._model.adapters.serving, Paired(0, 0))
+        known = self._known.get(self._model.adapters.serving)
+        found = known.right if known else Paired(0, 0)
         return {"compared": found.rows, "encoder": found.losses, "model": found.wins,
                 "unsure": "model" if self.is_better() else "encoder"}
 
-    def _loop(self) -> None:
-        pairs = unsure(self._encoder)
-        while pairs and not self._stopping.wait(CHECK_SECONDS):
-            adapter = self._model.adapters.serving
-            if adapter not in self._known and (found := self.compare(pairs, adapter)):
-                self._known[adapter] = found
-                log.info("of %d questions the encoder alone has %d right and the model alone %d: unsure answers are "
-                         "the %s's", found.rows, found.losses, found.wins, self.facts()["unsure"])
+    def _look(self) -> None:
+        """Compares them on the active adapter, once."""
+        if self._pairs is None:
+            self._pairs = unsure(self._encoder)
+        if self._stopping.wait(CHECK_SECONDS if self._pairs else None):
+            return
+        adapter = self._model.adapters.serving
+        if adapter not in self._known and (found := self.compare(self._pairs, adapter)):
+            self._known[adapter] = found
+            log.info("of %d questions the encoder alone has %d right and the model alone %d: unsure answers are "
+                     "the %s's", found.right.rows, found.right.losses, found.right.wins, self.facts()["unsure"])
 
-    def compare(self, pairs: Sequence[tuple[str, str]], adapter: str | None) -> Paired | None:
+    def compare(self, pairs: Sequence[tuple[str, str]], adapter: str | None) -> Decision | None:
         """Answers of both to (question, right answer); None where it was stopped, or another adapter became active."""
-        found = Paired(0, 0)
+        said: list[tuple[Value, Value]] = []
         for question, right in pairs:
             while self._model.batcher.busy and not self._stopping.wait(CHECK_SECONDS):
                 pass
@@ -88,8 +97,9 @@ class Contest:
             answer = self._encoder.answer(question)
             assert answer
             with suppress(Interrupted):
-                found += Paired.of([same(right, answer.text)], [same(right, self._says(question, right))])
-        return found
+                says = self._says(question, right)
+                said.append(((float(same(right, answer.text)), 0.0), (float(same(right, says)), 0.0)))
+        return decide([old for old, _ in said], [new for _, new in said], HeldOut())
 
     def _says(self, question: str, right: str) -> str:
         """The model's answer; "" where it cannot be asked."""

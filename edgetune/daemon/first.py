@@ -65,8 +65,9 @@ class FirstEncoder:
         self.threshold = known.sureness.threshold(config.first_share)
         self.of_kinds = kinds.threshold(config.first_share)
         if kinds.surest < config.first_share:
-            raise UsageError(f"first-share is {config.first_share:g}, and of the surest answers of {config.first} "
-                             f"{kinds.surest:.1%} are right", "give less, or train it on more rows")
+            less = f"give a first-share of at most {kinds.surest:g}, or " if kinds.levels else ""
+            raise UsageError(f"no answer of {config.first} is sure: {kinds.missing(config.first_share)}",
+                             f"{less}train it on more rows")
         self.has_kinds = known.kinds is not None
 
     def answer(self, question: str) -> FirstAnswer | None:

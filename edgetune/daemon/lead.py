@@ -11,9 +11,8 @@ from urllib.parse import quote
 
 from ..errors import UsageError
 from ..fleet.joining.device import Joined, begin, joined, name_at, public_of
-from ..fleet.joining.members import REVOKED, STATES
+from ..fleet.joining.members import PUBLIC, REVOKED, STATES
 from ..fleet.joining.requests import signed
-from ..fleet.secret.cards import PUBLIC, make_card
 from .client import Client, read_key
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def open_lead(url: str, key_file: Path | None, device: str) -> tuple[Client, str
 
 
 def ask_to_join(url: str, code: str, device: str) -> Joined:
-    """Sends the device's public keys with a code. A device that was revoked gets new keys. Raises UsageError where it
+    """Sends the device's public key with a code. A device that was revoked gets a new key. Raises UsageError where it
     has joined, and errors of the client.
     """
     own = joined(url)
@@ -63,12 +62,10 @@ def ask_to_join(url: str, code: str, device: str) -> Joined:
     if own and is_new:
         own.forget()
     own = begin(url, device) if own is None or is_new else own
-    key, secret = own.public()
     try:
-        card = make_card(device, secret, own.key())
+        key = own.public()
         with Client(url) as client:
-            _member(client, client.post("/v1/fleet/join", {"code": code, "device": device, "key": key, "secret": secret,
-                                                           "signature": card.signature}), key)
+            _member(client, client.post("/v1/fleet/join", {"code": code, "device": device, "key": key}), key)
     except BaseException:
         if is_new:
             own.forget()
@@ -110,8 +107,6 @@ def rotate(url: str, own: Joined) -> dict[str, Any]:
             found = None
     if found is None:
         with Client(url, sign=Signing(own.device, own.key)) as client:
-            card = make_card(own.device, own.public()[1], own.next_key())
-            found = _member(client, client.post(f"{MEMBERS}{quote(own.device)}/rotate",
-                                                {"key": card.key, "signature": card.signature}), next_key)
+            found = _member(client, client.post(f"{MEMBERS}{quote(own.device)}/rotate", {"key": next_key}), next_key)
     own.replace_key()
     return found

@@ -29,6 +29,7 @@ from ..errors import (
     NotFoundError,
     UnsupportedError,
     UsageError,
+    shell_word,
     size_text,
 )
 from ..formats.gguf import fingerprint
@@ -113,7 +114,8 @@ class Library:
         if len(loras) > 1:
             both = most_similar(loras)
             rank = max(pair.rank for path in both for pair in loras[path].values())
-            way += f", or merge the two most similar: edgetune merge-adapters {' '.join(both)} -o NEW --rank {rank}"
+            named = " ".join(map(shell_word, both))
+            way += f", or merge the two most similar: edgetune merge-adapters {named} -o NEW --rank {rank}"
         raise UsageError(f"the library would take {size_text(nbytes)}, --library-size allows {size_text(self._most)}",
                          way)
 

@@ -61,6 +61,8 @@ class DaemonConfig:
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
                                "first; 0: none, and those that were kept leave.", low=0, high=100_000)
+    drawn_days: int = option(90, "Days for which one in five questions is kept, without its answer, to test new "
+                             "adapters by; 0: none, and the test promises less.", low=0, high=3650)
     propose: bool = option(True, "Propose corrections that people made in the chat itself; they are learned only if "
                            "somebody accepts them.")
     keep: int = option(3, "Adapters kept with the active one: the previous one, and the latest.",
@@ -76,8 +78,9 @@ class DaemonConfig:
     passages: int = option(3, "Passages of a question at most.", low=1, high=50)
     first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
                         "[the model answers all].", common=True)
-    first_share: float = option(0.99, "Share of those answers that shall be right, of JSON in the fields of few "
-                                "values, by questions that the encoder did not learn.", low=0.5, high=1.0)
+    first_share: float = option(0.9, "Share of those answers that is right at least, of JSON in the fields of few "
+                                "values, with a certainty of 95 % over the draw of the encoder's held-out questions.",
+                                low=0.5, high=0.999)
     home: str = option("", "House (of edgetune home train) that answers Home Assistant; the model answers the rest "
                        "[the model answers all].", common=True)
     # resources that it may use

@@ -128,9 +128,10 @@ def _begin(work: Path, state: Path, asked: dict[str, Any]) -> None:
 
 def _copy(state: Path, beside: Path) -> None:
     """Copies feedback and the key of held-out questions; all that belongs to the old base is left out."""
+    disk.private_folder(beside)  # it holds what people wrote, and the key that nobody else may know
     for name in COPIED:
         if (state / name).exists():
-            shutil.copyfile(state / name, beside / name)
+            disk.copy_private(state / name, beside / name)
     copied = Store(beside)
     try:
         active = copied.read("SELECT folder FROM adapters WHERE id = "

@@ -18,7 +18,6 @@ from urllib.parse import quote
 
 from ..errors import told
 from ..fleet.rounds import answer as answers
-from ..fleet.secret.files import ARRAYS, MASKED, REVEALED
 from ..formats import signature
 from ..python_child import begin_replies, reply
 from .client import Client
@@ -26,8 +25,7 @@ from .lead import Signing, open_lead
 
 FACTS = "answer"
 SIGNED = "signed"
-PARTS = {FACTS: (answers.FACTS, MASKED, REVEALED), "update": (answers.UPDATE, ARRAYS[MASKED], ARRAYS[REVEALED]),
-         SIGNED: (signature.FILE,)}
+PARTS = {FACTS: answers.FACTS, "update": answers.UPDATE, SIGNED: signature.FILE}
 
 
 class RoundsByHttp:
@@ -41,17 +39,17 @@ class RoundsByHttp:
     def round(self, device: str, known: str) -> tuple[Mapping[str, Any], str] | None:
         return self.client.get_changed(f"/v1/fleet/round/{quote(device)}", known)
 
-    def load(self, number: int, file: str, target: Path, most: int, of: str = "task") -> None:
-        self.client.download(f"/v1/fleet/rounds/{number}/{of}/{quote(file)}", target, most)
+    def load(self, number: int, file: str, target: Path, most: int) -> None:
+        self.client.download(f"/v1/fleet/rounds/{number}/task/{quote(file)}", target, most)
 
-    def send(self, number: int, device: str, folder: Path, to: str = "answers") -> None:
-        files = {part: folder / name for part, names in PARTS.items() for name in names if (folder / name).exists()}
+    def send(self, number: int, device: str, folder: Path) -> None:
+        files = {part: folder / name for part, name in PARTS.items() if (folder / name).exists()}
         with TemporaryDirectory(prefix="edgetune-") as place:
             if isinstance(self.client.sign, Signing) and FACTS in files:  # takes memory: not where it trains
                 copy = shutil.copyfile(files[FACTS], Path(place) / files[FACTS].name)
                 signature.sign(copy, self.client.sign.key())
                 files[SIGNED] = copy.with_name(signature.FILE)
-            self.client.put_files(f"/v1/fleet/rounds/{number}/{to}/{quote(device)}", files)
+            self.client.put_files(f"/v1/fleet/rounds/{number}/answers/{quote(device)}", files)
 
     def rest(self) -> None:
         """A client that waits takes nothing that could be given back."""

@@ -12,21 +12,26 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import sdnotify
 import uvicorn
 
 from .. import disk
 from ..errors import UsageError
+from ..machine.signals import stop_requests
 from .api.app import app
 from .api.connections import KEEP_ALIVE, WATCH_SECONDS, Connection, watch
 from .memory import give_back
 from .options import DaemonConfig
 from .service import Service
+from .threads import RETRY_SECONDS, told
 
+log = logging.getLogger("edgetune.daemon")
 _DRAIN = 30  # seconds that answers may still take, of systemd's 90 until it kills
 _LAST = 10  # more that uvicorn waits for requests to end with an error, once answers are broken off
 _BACKLOG = 128  # connections that the kernel holds until they are accepted
@@ -43,8 +48,8 @@ def log_formatter() -> logging.Formatter:
 
 def run(service: Service, on_ready: Callable[[str], None] | None = None,
         on_interrupt: Callable[[], None] | None = None) -> None:
-    """Serves until SIGTERM, SIGINT or service.stopping, then lets answers end and training save; a second signal breaks
-    answers off.
+    """Serves until SIGTERM, SIGINT, SIGHUP or service.stopping, then lets answers end and training save; a second
+    signal breaks answers off.
 
     on_ready gets the address (a URL, or unix:PATH) when the daemon answers; on_interrupt is called in the handler of
     SIGINT. Raises UsageError where it cannot listen, and errors that Service.start raises.
@@ -97,6 +102,7 @@ class _Server(uvicorn.Server):
         self._on_interrupt = on_interrupt
         self._hurried = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._failures: dict[str, str] = {}  # of what is done between requests: by its name, a sentence
         self._systemd = sdnotify.SystemdNotifier() if "NOTIFY_SOCKET" in os.environ else None
 
     def notify(self, state: str) -> None:
@@ -111,18 +117,15 @@ class _Server(uvicorn.Server):
             yield
             return
 
-        def asked(number: int, _frame: object) -> None:
-            self._hurried = self.service.stopping.is_set()
+        def asked(number: int) -> None:
+            if number != signal.SIGHUP:  # of which a closed terminal sends two
+                self._hurried = self.service.stopping.is_set()
             self.service.stopping.set()
             if number == signal.SIGINT and self._on_interrupt:
                 self._on_interrupt()
 
-        before = {number: signal.signal(number, asked) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
+        with stop_requests(asked):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -131,7 +134,9 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._tasks = [asyncio.create_task(work) for work in (watch(self.server_state), self._trim())]
+        self.service.parts = [*self.service.parts, self]
+        self._tasks = [asyncio.create_task(self._repeated(name, work)) for name, work in (
+            ("close silent connections", partial(watch, self.server_state)), ("give back memory", self._trim))]
         if not self.service.stopping.is_set():
             self.notify(f"READY=1\nSTATUS=answering on {self.address}")
             if self._on_ready:
@@ -153,6 +158,24 @@ class _Server(uvicorn.Server):
         while not self._hurried and time.monotonic() - start < _DRAIN:
             await asyncio.sleep(0.1)
         self.service.batcher.break_off()
+
+    def threads(self) -> Sequence[threading.Thread]:
+        """Always empty: without its thread nobody would be answered."""
+        return ()
+
+    def reasons(self) -> Sequence[str]:
+        return [*self._failures.values()]
+
+    async def _repeated(self, doing: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Does what never ends between requests, and after an error again in a minute."""
+        while True:
+            self._failures.pop(doing, None)
+            try:
+                await work()
+            except Exception as error:  # any one: the work is needed as long as the daemon runs
+                log.exception("the daemon does not %s now", doing)
+                self._failures[doing] = f"the daemon did not {doing}, and tries again each minute: {told(error)}"
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _trim(self) -> None:
         """Returns the memory of requests to the kernel once they are answered."""

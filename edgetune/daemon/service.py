@@ -33,7 +33,7 @@ from ..machine.sensors import Sensors
 from ..models.networks import network_of
 from ..objectives.base import objectives
 from ..serving.around import opened_around
-from ..serving.completion import Completion, OnPiece
+from ..serving.completion import MODEL, Completion, OnPiece
 from ..serving.llama import LlamaModel
 from ..serving.question import Question
 from ..serving.served import Served
@@ -62,6 +62,7 @@ from .learning.method import learn_method
 from .learning.prompts import Prompts
 from .learning.proposals import Proposals
 from .learning.recall import Recall
+from .learning.traffic import Traffic
 from .library import Library
 from .opening import open_answering
 from .options import DaemonConfig, model_name
@@ -74,6 +75,8 @@ from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 from .thinking import thinking_of
+from .threads import Part, health_of
+from .turns import EARLIER, continued
 
 if TYPE_CHECKING:
     from .house import HouseReplies
@@ -151,6 +154,9 @@ class Service:
             self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
+            self.traffic = Traffic(self.store, self.holdout, self.config.drawn_days,
+                                   lambda: self.adapters.serving or self.adapters.base)
+            self.feedback.on_deleted.append(self.traffic.forget)
             self.prompts = Prompts(self.store, self.config.keep_prompts)
             self.proposals = Proposals(self.store, self.feedback, self.config.keep_prompts > 0)
             self.sources = self._sources()
@@ -172,6 +178,8 @@ class Service:
             if self.first:
                 self.contest.start()
                 opened.callback(self.contest.stop)
+            self.parts: Sequence[Part] = (self.batcher, self.jobs, self.learner, self.advancing, self.documents.stores,
+                                          *([self.contest] if self.first else []))
             self._opened = opened.pop_all()
         return self
 
@@ -198,6 +206,8 @@ class Service:
 
     def _answer(self, asked: AskedQuestion) -> Completion:
         found = first_answer(self.sources, asked)
+        if found.source == MODEL and asked.may_be_kept and self.recall.serves(asked):
+            self.traffic.see(asked.content)
         with self._counting:
             self.answered[found.source] += 1
         return found
@@ -288,13 +298,16 @@ class Service:
             options["logprobs"] = question.logprobs
         prompt = question.prompt or ""
         if question.messages is not None:
-            messages = instructed([dict(message) for message in question.messages], question.around)
+            earlier = EARLIER if question.after else ()
+            messages = instructed([dict(message) for message in (*earlier, *question.messages)], question.around)
             thinks = thinking_of(question, self.served, self.name, options)
             prompt = self._rendered(messages, question.shown_tools, model, thinks)
-        content = question.content if question.is_free and not isinstance(question.prompt, list) else {}
+            if question.after:
+                prompt = continued(question.after, prompt, self.served)
+        content = question.content if question.is_free and isinstance(prompt, str) else {}
         options["on_piece"] = on_piece
         is_free = question.free or bool(question.shown_tools)
-        return self._answer(AskedQuestion(content, prompt, model, is_free, options))
+        return self._answer(AskedQuestion(content, prompt, model, is_free, options, question.may_be_kept))
 
     def chosen(self, model: str, content: Mapping[str, Any]) -> str:
         """Returns the model that answers: of the library the one that it chooses for this question."""
@@ -359,11 +372,8 @@ class Service:
 
     def health(self) -> dict[str, Any]:
         """Returns {"status": "ok" or "degraded", "reasons": a sentence each}. A degraded service still answers."""
-        paused = [*self.jobs.reasons(), *filter(None, [self.learner.paused_reason])]
-        threads = [part.thread for part in (self.batcher, self.jobs, self.learner, self.advancing)]
-        dead = [f"the thread {thread.name} has died: restart the daemon; its log says why"
-                for thread in threads if thread.ident and not thread.is_alive() and not self.stopping.is_set()]
-        reasons = [*dead, *paused, *self.store.reasons(), *self.adapters.reasons(), *self.holdout.reasons()]
+        parts = () if self.stopping.is_set() else self.parts
+        reasons = [*health_of(parts), *self.store.reasons(), *self.adapters.reasons(), *self.holdout.reasons()]
         if lost := lost_things(self.store.folder):
             counted = " and ".join(f"{count} of {kind}" for kind, count in lost.items())
             reasons.append(f"no row of the database names {counted}: set aside in {self.store.folder / LOST}; edgetune "
@@ -403,6 +413,7 @@ class Service:
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
                 "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,
                 "learning": self.learner.state(),
-                "keep_prompts": self.config.keep_prompts, "proposals": self.proposals.count(),
+                "keep_prompts": self.config.keep_prompts, "drawn": self.traffic.facts(),
+                "proposals": self.proposals.count(),
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
                 "governor": self.jobs.governor}

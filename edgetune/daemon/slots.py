@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..disk import alone
-from ..errors import EdgetuneError, UsageError
+from ..errors import EdgetuneError, UsageError, shell_word
 from ..fleet.rollout.base_look import Owner
 from ..fleet.rollout.slots import ADAPTER, read_origin
 from ..formats.slot import slot_of
@@ -71,7 +71,7 @@ def owned(path: Path | None, restart: str, wait: float, links: bool) -> Iterator
         return
     slot = slot_of(path)
     if slot is None:
-        raise UsageError(f"{path} is no slot", f"edgetune fleet slot MODEL {path} makes one")
+        raise UsageError(f"{path} is no slot", f"edgetune fleet slot MODEL {shell_word(path)} makes one")
     if not shlex.split(restart):
         raise UsageError("--base-slot is given without --restart", "give the command that restarts the daemon, such as "
                          "'systemctl restart edgetune'")

@@ -23,6 +23,7 @@ class AskedQuestion:
     """A question as sources read it. content: {messages, tools} or {prompt}; empty where only tokens are known, or
     where the answer has a form that no other source keeps. prompt: the model's input, text or tokens. model: a name of
     `Service.models`. is_free: the answer is not held to the form that an adapter learned. options: of `Batcher.submit`.
+    may_be_kept: the client allows the question to be stored.
     """
 
     content: Mapping[str, Any]
@@ -30,6 +31,7 @@ class AskedQuestion:
     model: str = ""
     is_free: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    may_be_kept: bool = True
 
 
 class AnswerSource(Protocol):
@@ -74,6 +76,7 @@ def whole_answer(text: str, asked: AskedQuestion, served: Served, adapter: str |
     if tokens > request.budget or any(each in text for each in stops):
         return None
     made = Completion(adapter, len(request.tokens), wake=lambda: None, on_piece=on_piece)
+    made.prompt = tuple(request.tokens)
     made.details = details
     made.completion_tokens = tokens
     made.end("stop", text)

@@ -20,5 +20,5 @@ def thinking_of(question: Question, served: Served, name: str, options: dict[str
         return question.thinking != 0
     if question.thinking:
         raise UsageError(f"the answer shall be thought about first, and {name} does not support thinking",
-                         "leave reasoning_effort, reasoning_budget and think out")
+                         "leave reasoning, reasoning_effort, reasoning_budget and think out")
     return None

@@ -6,15 +6,15 @@ One thread reads files, one store after another. Stores share one encoder, which
 from __future__ import annotations
 
 import logging
-import queue
 import secrets
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import EdgetuneError, Interrupted, NotFoundError, UsageError
+from ..errors import DiskError, EdgetuneError, Interrupted, NotFoundError, UsageError
 from ..formats.named import find_model
 from ..retrieval.building import build_of
 from ..retrieval.documents import file_of, require_name
@@ -25,9 +25,12 @@ from .options import DaemonConfig
 from .state.database import now
 from .state.files import DOCUMENT, Files
 from .state.store_records import COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
+from .threads import Background, told
 
 ENCODER = "minilm"
 LIMIT = 1000  # stores, and files of a store
+RETRY_SECONDS = 60.0  # after the disk or memory refused
+LATER = (DiskError, OSError, MemoryError)  # not of a document: another try may succeed
 
 log = logging.getLogger("edgetune.daemon")
 
@@ -42,29 +45,36 @@ class VectorStores:
         self._files = files
         self._threads = config.threads
         self._stores = self._records.load()
-        self._changing = threading.RLock()
+        self._changing = threading.Condition(threading.RLock())
         self._indexes: dict[str, Index] = {}
         self._searching = threading.RLock()
         self._encoding: Encoding | None = None
-        self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._due: set[str] = set()  # the stores in it
-        self._thread: threading.Thread | None = None
+        self._due: dict[str, float] = {}  # stores that wait to be read: from when on, on the monotonic clock
+        self._failures: dict[str, str] = {}  # by store: why it is not as its files are, a sentence
         self._closing = threading.Event()
+        self._thread = Background("documents", self._read_next, self._closing, "read the files of vector stores")
         for store in self._stores.values():
             if store.status == IN_PROGRESS:
                 self._begin(store.id)
 
     def close(self) -> None:
-        self._closing.set()
-        self._waiting.put(None)
-        if self._thread:
-            self._thread.join()
+        with self._changing:
+            self._closing.set()
+            self._changing.notify()
+        self._thread.stop()
         with self._searching:
             for index in self._indexes.values():
                 index.close()
             self._indexes.clear()
             if self._encoding:
                 self._encoding.close()
+
+    def threads(self) -> Sequence[threading.Thread]:
+        return [self._thread]
+
+    def reasons(self) -> Sequence[str]:
+        with self._changing:
+            return [*filter(None, [self._thread.failure]), *self._failures.values()]
 
     # ---- stores -------------------------------------------------------------------------------------------------
 
@@ -104,6 +114,8 @@ class VectorStores:
         with self._changing:
             self.get(id)
             del self._stores[id]
+            self._due.pop(id, None)
+            self._failures.pop(id, None)
         with self._searching:
             if found := self._indexes.pop(id, None):
                 found.close()
@@ -120,14 +132,35 @@ class VectorStores:
 
     def add(self, id: str, file: str, attributes: Mapping[str, Any]) -> Attached:
         """Adds a file, which is read in the background. Errors as in `create`."""
-        found = self._attached(file, attributes)
+        added, = self.add_batch(id, {file: attributes}, "")
+        return added
+
+    def add_batch(self, id: str, files: Mapping[str, Mapping[str, Any]], batch: str) -> Sequence[Attached]:
+        """Adds files, as `add` does. files: their attributes, by their ids. batch: the id of all together."""
+        found = [replace(self._attached(file, attributes), batch=batch) for file, attributes in files.items()]
         with self._changing:
             store = self.get(id)
-            if len(store.files) >= LIMIT:
-                raise UsageError(f"the vector store {id} has {LIMIT} files, the most here", "make another")
-            self._save(replace(store.with_file(found), last_active_at=now()))
+            for each in found:
+                store = store.with_file(each)
+            if len(store.files) > LIMIT:
+                raise UsageError(f"the vector store {id} would have {len(store.files)} files, {LIMIT} is the most here",
+                                 "make another")
+            self._save(replace(store, last_active_at=now()))
         self._begin(id)
         return found
+
+    def batch(self, id: str, batch: str) -> VectorStore:
+        """Returns the store with the files of a batch only. Raises NotFoundError."""
+        found = self.get(id).batch(batch)
+        if not batch or not found.files:
+            raise NotFoundError(f"the vector store {id} has no files of a batch {batch!r:.80}", "list its files")
+        return found
+
+    def cancel(self, id: str, batch: str) -> VectorStore:
+        """Lets the files of a batch that are not read yet be left out. Raises NotFoundError."""
+        with self._changing:
+            self.batch(id, batch)
+            return self._save(self.get(id).without_unread(batch)).batch(batch)
 
     def remove(self, id: str, file: str) -> None:
         """Takes a file out of a store. Raises NotFoundError."""
@@ -171,15 +204,17 @@ class VectorStores:
         path = self._records.index(id)
         with self._searching:
             if id not in self._indexes and path.exists():
-                self._indexes[id] = Index(path, encoding=self._encoder())
+                self._indexes[id] = Index(path, encoding=self.encoder())
             if id not in self._indexes:
                 return Found([], 0.0, 0.0)
             found = self._indexes[id].search(query, min(2 * limit, MOST))
-        here = {file.id for file in store.files}  # of a file that has gone, passages may still be in the index
+        # of a file that has gone, passages may still be in the index
+        here = {file.id for file in store.files if not file.is_cancelled}
         passages = [each for passage in found.passages if (each := _named(passage)).source.id in here]
         return replace(found, passages=passages[:limit])
 
-    def _encoder(self) -> Encoding:
+    def encoder(self) -> Encoding:
+        """The encoder of all stores, opened when it is needed first. Raises NotFoundError where it is not here."""
         with self._searching:
             self._encoding = self._encoding or Encoding(find_model(ENCODER), self._threads)
             return self._encoding
@@ -188,29 +223,67 @@ class VectorStores:
 
     def _begin(self, id: str) -> None:
         with self._changing:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="documents")
+            if not self._thread.ident:
                 self._thread.start()
-            if id not in self._due:
-                self._due.add(id)
-                self._waiting.put(id)
+            self._due[id] = time.monotonic()
+            self._changing.notify()
 
-    def _work(self) -> None:
-        while (id := self._waiting.get()) is not None:
+    def _read_next(self) -> None:
+        """Reads the files of the next store. Where the disk or memory refuses, they remain in progress and are tried
+        again, also at the next start.
+        """
+        if (store := self._next()) is None:
+            return
+        try:
+            self._end(store, *self._indexed(store))
+        except Interrupted:
+            pass
+        except LATER as error:
+            self._note(store.id, f"waits, and is tried again each minute: {told(error)}")
             with self._changing:
-                self._due.discard(id)
-                store = self._stores.get(id)
-            if store is None:
-                continue
-            try:
-                self._index(store)
-            except Interrupted:
-                continue
-            except EdgetuneError as error:
-                log.warning("the vector store %s is not indexed: %s", id, error)
-                self._end(store, dict.fromkeys((file.id for file in store.files), str(error)))
+                self._due.setdefault(store.id, time.monotonic() + RETRY_SECONDS)
 
-    def _index(self, store: VectorStore) -> None:
+    def _next(self) -> VectorStore | None:
+        """Returns the store that waits for longest; None: the daemon stops, and none can be completed before."""
+        with self._changing:
+            while True:
+                ready = next((id for id, since in self._due.items() if since <= time.monotonic()), None)
+                if ready is not None:
+                    del self._due[ready]
+                    if ready in self._stores:
+                        return self._stores[ready]
+                elif self._closing.is_set():
+                    return None
+                else:
+                    self._changing.wait(min(self._due.values()) - time.monotonic() if self._due else None)
+
+    def _indexed(self, store: VectorStore) -> tuple[dict[str, str], int]:
+        """Indexes a store. Returns why files failed, by id, and the bytes of the index; 0: unknown. Raises LATER, and
+        Interrupted.
+        """
+        try:
+            found = self._index(store)
+        except (Interrupted, *LATER):
+            raise
+        except EdgetuneError as error:
+            log.warning("the vector store %s is not indexed: %s", store.id, error)
+            return dict.fromkeys((file.id for file in store.files), str(error)), 0
+        except Exception as error:  # unforeseen: other stores need this thread
+            log.exception("the vector store %s", store.id)
+            self._note(store.id, f"is not indexed: {told(error)}; the daemon's log says more")
+            return dict.fromkeys((file.id for file in store.files), told(error)), 0
+        with self._changing:
+            self._failures.pop(store.id, None)
+        return found
+
+    def _note(self, id: str, why: str) -> None:
+        """Notes for the daemon's health why a store is not as its files are."""
+        with self._changing:
+            if id in self._stores:
+                self._failures[id] = f"the vector store {id} {why}"
+        log.warning("the vector store %s %s", id, why)
+
+    def _index(self, store: VectorStore) -> tuple[dict[str, str], int]:
         """Reads the files of a store that its index does not have yet. Raises Interrupted where that can wait for the
         next start; files that left a store leave its index before the end.
         """
@@ -222,22 +295,25 @@ class VectorStores:
         documents = []
         failed: dict[str, str] = {}
         for file in store.files:
+            if file.is_cancelled:
+                continue
             try:
                 documents.append(file_of(self._files.content(file.id), f"{file.id}/{file.name}"))
             except (NotFoundError, OSError) as error:  # it may be deleted in this moment
                 failed[file.id] = str(error)
-        encoder = self._encoder()
+        encoder = self.encoder()
         options = IndexOptions(chunk_tokens=min(IndexOptions.chunk_tokens, encoder.longest - 2))
         report = build_of(sorted(documents, key=lambda each: each.name), self._records.index(store.id), encoder,
                           options, on_progress=go_on)
-        failed |= {each["file"].partition("/")[0]: each["reason"] for each in report.skipped}
-        self._end(store, failed, report.bytes)
+        return failed | {each["file"].partition("/")[0]: each["reason"] for each in report.skipped}, report.bytes
 
     def _end(self, indexed: VectorStore, failed: Mapping[str, str], usage: int = 0) -> None:
         """Notes what became of the files of a store, but for those that came or went meanwhile. failed: why, by id."""
         known = {file.id for file in indexed.files}
 
         def ended(file: Attached) -> Attached:
+            if file.is_cancelled:
+                return file
             if error := failed.get(file.id, ""):
                 return replace(file, status=FAILED, error=error)
             return replace(file, status=COMPLETED, error="")

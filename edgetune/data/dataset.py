@@ -102,7 +102,7 @@ def load_rows(rows: Sequence[Row], tokenizer: AnyTokenizer, **options: Unpack[Re
 
 
 @dataclass(frozen=True)
-class _TokenizedRow:
+class TokenizedRow:
     """A row with the examples that can be learned of it, whose groups are 1, 2, ... up to `groups`."""
 
     row: Row
@@ -113,14 +113,15 @@ class _TokenizedRow:
 
 
 @dataclass(frozen=True)
-class _Tokenized:
+class Tokenized:
     """All rows of a data set, in their order; the other fields are a Dataset's."""
 
-    rows: list[_TokenizedRow]
+    rows: list[TokenizedRow]
     kind: str
     digest: str = ""
 
     def dataset(self) -> Dataset:
+        """The set of all rows."""
         from .answer_schema import derive  # here: a training's rows are read by another process
         examples: list[Example] = []
         groups = 0
@@ -133,11 +134,12 @@ class _Tokenized:
                        first_tools(rows))
 
     def divided(self) -> tuple[Dataset, Dataset | None]:
+        """(rows to learn, rows held out), as of `load_divided`."""
         learnable = [i for i, made in enumerate(self.rows) if made.examples]
         chosen = {learnable[i] for i in held_out_indices([self.rows[i].row for i in learnable])}
         if not chosen:
             return self.dataset(), None
-        learned, held = (_Tokenized([made for i, made in enumerate(self.rows) if (i in chosen) == side], self.kind)
+        learned, held = (Tokenized([made for i, made in enumerate(self.rows) if (i in chosen) == side], self.kind)
                          .dataset() for side in (False, True))
         return replace(learned, digest=digest_of(learned.rows)), replace(held, digest=digest_of(held.rows))
 
@@ -162,7 +164,7 @@ class _RowReader:
         if self.overflow not in ("truncate", "skip"):
             raise UsageError(f"overflow is {self.overflow!r}", "choose truncate or skip")
 
-    def read_file(self, path: Path) -> _Tokenized:
+    def read_file(self, path: Path) -> Tokenized:
         """Adds the digest of the file's bytes. A MemoryError says which share of them was read."""
         digest = Digest()
         try:
@@ -172,7 +174,7 @@ class _RowReader:
             raise MemoryError(digest.share_of(path)) from None
         return replace(made, digest=f"sha256:{digest.sha256.hexdigest()}")
 
-    def read_all(self, rows: Iterable[tuple[str, Row]], name: str) -> _Tokenized:
+    def read_all(self, rows: Iterable[tuple[str, Row]], name: str) -> Tokenized:
         """rows: (where, row), where a row's errors are said to be; name: of all together. The digest stays empty."""
         made = []
         for where, row in rows:
@@ -185,9 +187,9 @@ class _RowReader:
         if not any(row.examples for row in made):
             what = f"{name} leaves nothing to learn: no row has a supervised token within {self.max_length} tokens"
             raise DataError(what, "raise max-length" + (", or truncate long rows" if self.overflow == "skip" else ""))
-        return _Tokenized(made, self.kind)
+        return Tokenized(made, self.kind)
 
-    def _read(self, where: str, given: Row) -> _TokenizedRow:
+    def _read(self, where: str, given: Row) -> TokenizedRow:
         """Raises DataError for a row that cannot be used."""
         row = recognised(given, [self.parser], self.columns)
         shape = self.parser.shape_of(row)
@@ -201,11 +203,16 @@ class _RowReader:
         if self.kind in ("", "text") and self.kind != shape:
             self.kind = shape
             self.first = where
-        fitted = fitting(made, self.max_length, self.overflow)
-        return _TokenizedRow(
-            row, [fit for _, fit in fitted], groups=max((whole.group for whole in made), default=0),
-            truncated=sum(whole.longest > self.max_length for whole, _ in fitted),
-            skipped=max(len(made), 1) - len(fitted))  # a row whose answers all have weight 0 makes none
+        return tokenized(row, made, self.max_length, self.overflow)
+
+
+def tokenized(row: Row, made: Sequence[Example], max_length: int, overflow: str) -> TokenizedRow:
+    """A row with what can be learned of its examples."""
+    fitted = fitting(made, max_length, overflow)
+    return TokenizedRow(
+        row, [fit for _, fit in fitted], groups=max((whole.group for whole in made), default=0),
+        truncated=sum(whole.longest > max_length for whole, _ in fitted),
+        skipped=max(len(made), 1) - len(fitted))  # a row whose answers all have weight 0 makes none
 
 
 def fitting(made: Sequence[Example], max_length: int, overflow: str) -> list[tuple[Example, Example]]:

@@ -18,7 +18,7 @@ from . import rows as supervised_rows
 from .answer_schema import parsed
 from .around import Instruction
 from .calls import CallError
-from .dataset import fitting
+from .dataset import Dataset, Tokenized, TokenizedRow, fitting, tokenized
 from .formats import BY_KEYS, Columns, recognised
 from .holdout import indices_by_name
 from .packing import Example, is_supervised
@@ -69,7 +69,8 @@ class Part:
 @dataclass
 class Inspection:
     """A file's rows. `refused`: (line, error) of those that cannot be used; `empty`: (line, error) of those that say
-    nothing; `sample`: the first usable row as the model sees it.
+    nothing; `sample`: the first usable row as the model sees it; `tokenized`: the usable rows of an encoder, whose
+    labels only all of them together show.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Inspection:
     empty: list[tuple[int, DataError]] = field(default_factory=list)
     sample: list[Part] = field(default_factory=list)
     sample_line: int = 0
+    tokenized: list[TokenizedRow] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -91,6 +93,19 @@ class Inspection:
     def held_out(self) -> int:
         """The number of rows that are held out where no file is named."""
         return len(indices_by_name([row.question for row in self.rows if not row.is_lost]))
+
+
+def learned_sets(data: Inspection, held_out: Inspection | None) -> list[Dataset | None]:
+    """The rows that an encoder would learn and those held out, as `load` and `load_divided` make them of the files."""
+    learned, held = (Tokenized(found.tokenized, shape_of(found)) if found else None for found in (data, held_out))
+    assert learned
+    return [learned.dataset(), held.dataset()] if held else [*learned.divided()]
+
+
+def shape_of(found: Inspection) -> str:
+    """The shape of all rows, or the first that is not text."""
+    shapes = {row.shape: None for row in found.rows}
+    return next((shape for shape in shapes if shape != "text"), next(iter(shapes), ""))
 
 
 def inspect(name: str, rows: Iterable[tuple[int, Any]], tokens: Tokens | None = None,
@@ -127,6 +142,8 @@ def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowPa
     if tokens is not None:
         made = list(parser.examples_of(row, shape, cast(Tokenizer, tokens.tokenizer), tokens.system, tokens.max_length))
         kept = fitting(made, tokens.max_length, tokens.overflow)
+        if not isinstance(tokens.tokenizer, Tokenizer):
+            found.tokenized.append(tokenized(row, made, tokens.max_length, tokens.overflow))
         said |= {"tokens": tuple(whole.longest for whole in made), "is_lost": not kept,
                  "is_cut": any(whole.longest > tokens.max_length for whole, _ in kept)}
         if parser is labelled:

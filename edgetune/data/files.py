@@ -21,7 +21,7 @@ from . import parquet
 from .parts import STDIN, SUFFIXES, parts_of
 from .rows import Row, json_type
 
-LINE_LIMIT = 16 << 20  # bytes of a line
+LINE_LIMIT = 1 << 20  # bytes of a row's line: more than any context holds, and a row takes 160 times its bytes
 TEXT_LIMIT = 256 << 20  # bytes of a file of plain text, which is tokenized as a whole
 ARRAY_LIMIT = 64 << 20  # bytes of a file that is one array of JSON
 NESTED = 100  # levels of a row: whatever writes or reads it again needs some of Python's stack for each
@@ -101,7 +101,9 @@ def _read_file(path: Path, name: str, digest: Digest) -> Iterator[tuple[int, Row
             elif kind == ".parquet":
                 digest.update_from(file)
                 file.seek(0)
-                yield from parquet.rows_of(file, name)
+                for line, row in parquet.rows_of(file, name):
+                    _check_size(len(json.dumps(row)), line, name)
+                    yield line, row
             elif kind == ".json" and _START.match(file.peek(512)):  # type: ignore[attr-defined]
                 text = _whole(file, name, digest, ARRAY_LIMIT, "write it as JSON Lines, one object a line")
                 yield from _array(text, name)
@@ -125,11 +127,22 @@ def _lines(file: BinaryIO, name: str, digest: Digest) -> Iterator[str]:
     number = 0
     while line := file.readline(LINE_LIMIT + 1):
         number += 1
-        if len(line) > LINE_LIMIT:
-            what = f"line {number} of {name} is longer than {LINE_LIMIT >> 20} MiB"
-            raise DataError(what, "write one row a line, and cut what is longer")
+        size = len(line)
+        while size > LINE_LIMIT and size < ARRAY_LIMIT and (rest := file.readline(PIECE)):
+            size += len(rest)
+            if rest.endswith(b"\n"):
+                break
+        _check_size(size, number, name)
         digest.update(line)
         yield _decoded(line, number, name)
+
+
+def _check_size(size: int, line: int, name: str) -> None:
+    """Raises DataError for a row of more than LINE_LIMIT bytes. line: where it is."""
+    if size > LINE_LIMIT:
+        found = size_text(size) if size < ARRAY_LIMIT else f"more than {size_text(ARRAY_LIMIT)}"
+        raise DataError(f"{place(line, name)} has {found}, the limit is {size_text(LINE_LIMIT)}",
+                        "divide it into several rows, one a line")
 
 
 def _whole(file: BinaryIO, name: str, digest: Digest, limit: int, hint: str) -> str:
@@ -182,6 +195,7 @@ def _array(text: str, name: str) -> Iterator[tuple[int, Row]]:
             row, end = decode(text, at)
         except (ValueError, RecursionError):
             raise _not_json(line, name, text[at : at + 80], hint) from None
+        _check_size(end - at, line, name)
         yield line, _object(row, line, name, hint, text.count("[", at, end) + text.count("{", at, end))
         at = _after_space(text, end)
         more = text.startswith(",", at)

@@ -9,12 +9,11 @@ What a row's objective reads by itself stays as it is. Keys that say nothing of 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import DataError
+from ..errors import DataError, shell_word
 from . import rows as supervised_rows
 from .preferences import is_pair
 from .rows import ROLES, Row, RowParser, as_messages, json_type, keys_of, row_text
@@ -82,7 +81,7 @@ def _named_keys(row: Mapping[str, Any]) -> str:
     question, answer = texts
     if question in ANSWERS or answer in QUESTIONS:
         question, answer = answer, question
-    return f"name its keys: --prompt-column {shlex.quote(question)} --completion-column {shlex.quote(answer)}"
+    return f"name its keys: --prompt-column {shell_word(question)} --completion-column {shell_word(answer)}"
 
 
 def _named(row: Any, columns: Columns) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from ..errors import DataError, install_hint
+from ..errors import DataError, install_hint, lacking
 from .rows import Row
 
 AT_ONCE = 256  # rows
@@ -16,8 +16,8 @@ def rows_of(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
-    except ImportError:
-        raise DataError(f"{name} is Parquet, and pyarrow, which reads it, is not installed",
+    except ImportError as error:
+        raise lacking(error) or DataError(f"{name} is Parquet, and pyarrow, which reads it, is not installed",
                         install_hint("parquet")) from None
     number = 0
     try:

@@ -1,23 +1,27 @@
-"""Tests whether B is better than A: pairs on the same rows, with a bound on the error of a sequence of tests.
+"""Decides whether B is better than A, by their answers to the same rows. Everything that accepts or refuses a model
+calls `decide`: the gates of the daemon and the tutor, the search for a prompt, the update of a house, the contest.
 
-Everything that accepts or refuses a model uses them: the gates of the daemon and the tutor, `compare`, a run's answers.
-Three rules keep the error below alpha, and all three are needed:
+Right answers decide. How likely the right answer is decides nothing in favour of B. It can only refuse B, and only if B
+does not answer more rows right. Four rules keep the error below ALPHA, and all four are needed:
 
-- a row counts by its sign alone. If B is no better than A, B wins each row on which they differ with a probability of
-  at most 1/2. The exact sign test then finds p <= a with a probability of at most a;
-- the k-th test since the last publication may spend alpha / (k (k + 1)), see `alpha_of_test`;
+- the population says how the rows were chosen. If they were chosen by what A answered, as corrections are, A can only
+  lose on them, and nothing is promised about other questions, see `Population`;
+- a row counts by its sign only. If B is no better than A on the population, then B wins a row on which they differ
+  with a probability of at most 1/2. The exact sign test then finds p <= a with a probability of at most a;
+- the k-th test since the last publication may spend ALPHA / (k (k + 1)), see `alpha_of_test`;
 - rows that were used to choose B do not decide about it, see `Split`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar
 
+ALPHA = 0.125  # the level of every decision: four wins of four rows suffice in the first test of a sequence
 LOSS_DIGITS = 3  # of nats a token: a smaller difference is rounding
 Z = 1.959964  # standard deviations on either side that hold 95 % of a normal distribution
 
@@ -89,6 +93,92 @@ def alpha_of_test(alpha: float, tests_before: int) -> float:
     """
     k = tests_before + 1
     return alpha / (k * (k + 1))
+
+
+# ---- the decision ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Population:
+    """Says how the rows that decide were chosen. Every caller of `decide` names one of the three kinds below; rows that
+    were chosen in another way are of none of them, so that nothing can be decided by them.
+
+    tests_before: the number of tests since the last publication. promises: what a published B is, in a sentence.
+    """
+
+    tests_before: int = 0
+    promises: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        if type(self) is Population:
+            raise TypeError("a population is Traffic, HeldOut or Given")
+
+    @property
+    def level(self) -> float:
+        """Returns the greatest p at which B counts as better."""
+        return alpha_of_test(ALPHA, self.tests_before)
+
+
+class Traffic(Population):
+    """A uniform sample of the questions that people asked. It was drawn when they asked, before anybody rated an
+    answer. An answer that nobody rated counts as right.
+    """
+
+    promises = "better on the questions that people ask"
+
+
+class HeldOut(Population):
+    """A random part of a data set. Nothing learned it, and nothing was chosen by it."""
+
+    promises = "better on questions like those of the data set"
+
+
+class Given(Population):
+    """Rows that people sent, such as corrections. A may have been asked first, so it may be wrong on them by choice."""
+
+    promises = "better on questions like those that were corrected; nothing is known about others"
+
+
+Value = tuple[float, float]  # of an answer: how right it is, and of two that are equally right the likelier is greater
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The decision on B. right: rows that one of them answers better than the other. all: the same, where equally right
+    answers count by their likelihood. level: the greatest p at which B is better.
+    """
+
+    right: Paired
+    all: Paired
+    level: float
+
+    @property
+    def is_better(self) -> bool:
+        """Returns whether B answers more rows right, not by chance."""
+        return self.right.p_better <= self.level
+
+    @property
+    def is_worse(self) -> bool:
+        """Returns whether B is worse, not by chance: by right answers, or by likelihood if it has no more of those."""
+        return self.worse.p_worse <= ALPHA
+
+    @property
+    def worse(self) -> Paired:
+        """Returns the counts that say more clearly that B is worse."""
+        if self.right.wins > self.right.losses:
+            return self.right
+        return min(self.right, self.all, key=lambda counts: counts.p_worse)
+
+
+def decide(old: Sequence[Value], new: Sequence[Value], population: Population) -> Decision:
+    """Compares the answers of A (`old`) and B (`new`) to the same rows of a population.
+
+    Raises ValueError for unequal numbers of values, and TypeError if it is not said how the rows were chosen.
+    """
+    if not isinstance(population, Population):
+        raise TypeError("it is not said how the rows were chosen")
+    right = Paired.of([value for value, _ in old], [value for value, _ in new])
+    return Decision(right, Paired.of(old, new), population.level)
 
 
 @dataclass(frozen=True)

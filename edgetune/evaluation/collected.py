@@ -10,13 +10,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from io import FileIO
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..data.around import unlearned
 from ..data.question import asked_messages, digest
-from ..disk import json_lines, json_text, replaced
+from ..disk import cannot_write, json_lines, json_text, replaced
 from ..errors import Interrupted, UsageError
 from .graders.base import Grade
 from .graders.sample import Sample
@@ -78,12 +79,11 @@ def collect(rows: Sequence[Row], ask: Ask, judge: Judge, out: Path, *, samples: 
         return ask(row, turn)
 
     on_progress("answers", len(found), len(rows))
-    with journal.open("a", encoding="utf-8") as file, ThreadPoolExecutor(threads) as pool:
+    with journal.open("ab", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
         try:
             for number, entry in _answered(rows, left, asking, judge, samples, threads, pool):
                 found[number] = entry
-                file.write(json_text({"number": number, **entry}) + "\n")
-                file.flush()
+                _append(file, json_text({"number": number, **entry}) + "\n")
                 on_progress("answers", len(found), len(rows))
         finally:
             pool.shutdown(cancel_futures=True)
@@ -101,13 +101,24 @@ def sum_of(entries: Any) -> Counts:
     return total
 
 
+def _append(file: FileIO, line: str) -> None:
+    """Raises DiskError."""
+    left = line.encode()
+    try:
+        while left:
+            left = left[file.write(left):]
+    except OSError as error:
+        raise cannot_write(Path(str(file.name)), error) from None
+
+
 def _journal(path: Path, of_command: str) -> dict[int, dict[str, Any]]:
     """What is known: of each prompt its counts and its row, None without a right answer."""
-    if not path.exists():
-        path.write_text(json.dumps({"digest": of_command}) + "\n")
-        return {}
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     whole = [line for line in lines if line.endswith(b"\n")]  # the last one may have been cut by a kill
+    if not whole:
+        with replaced(path) as beside:
+            beside.write_text(json.dumps({"digest": of_command}) + "\n")
+        return {}
     try:
         entries = [json.loads(line) for line in whole]
         was = entries[0]["digest"]
@@ -117,7 +128,8 @@ def _journal(path: Path, of_command: str) -> dict[int, dict[str, Any]]:
     if was != of_command:
         raise UsageError(f"{path} was begun with other prompts or options", "give those again, or remove it")
     if len(whole) < len(lines):
-        path.write_bytes(b"".join(whole))
+        with replaced(path) as beside:
+            beside.write_bytes(b"".join(whole))
     return found
 
 

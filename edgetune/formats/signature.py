@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..disk import read_small, replaced
-from ..errors import FormatError, MismatchError, UnsupportedError, UsageError, install_hint
+from ..disk import read_small, refuse_existing, replaced
+from ..errors import FormatError, MismatchError, UnsupportedError, UsageError, install_hint, lacking
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -65,6 +65,21 @@ def private_key(path: Path) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{path} holds a key of another kind than Ed25519", _MAKE)
     return key
+
+
+def make_key(path: Path) -> None:
+    """Writes a new private key as a PEM file, which only its owner may read. Raises UsageError where the file exists,
+    DiskError, and UnsupportedError without cryptography.
+    """
+    _require(path)
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    refuse_existing(path)
+    text = Ed25519PrivateKey.generate().private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                                                      serialization.NoEncryption())
+    with replaced(path) as beside:
+        beside.touch(0o600)  # before the key is in it
+        beside.write_bytes(text)
 
 
 def sign(message: Path, key: Ed25519PrivateKey) -> None:
@@ -209,6 +224,6 @@ def _read(path: Path) -> bytes:
 def _require(what: Path | str) -> None:
     try:
         import cryptography  # noqa: F401
-    except ImportError:
-        raise UnsupportedError(f"{what} cannot be used without the package cryptography",
+    except ImportError as error:
+        raise lacking(error) or UnsupportedError(f"{what} cannot be used without the package cryptography",
                                install_hint("sign")) from None

@@ -28,7 +28,7 @@ class ByEncoder:
         self._names = sorted((name.lower() for entity in home.entities for name in entity.names), key=len, reverse=True)
         self._joined = [name for name in self._names if len(language.parts(name)) > 1]  # they must not be cut
         kinds = self._reader.known.kinds or self._reader.known.sureness
-        self._threshold = kinds.threshold(share) if kinds else 0.0
+        self._threshold = kinds.threshold_up_to(share) if kinds else 0.0
 
     @property
     def busy_bytes(self) -> int:

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
 from .answering import Understood
 from .entities import Home
-from .sentences import read_sentences
+from .sentences import Sentence, read_sentences
 from .tools import TARGET, TOOLS, Target, bare, plain_name
 from .wishes import OTHER, Wish
 
@@ -37,9 +37,14 @@ def plain(sentence: str) -> str:
 
 
 def read_wishes(path: str | Path, home: Home) -> list[tuple[str, tuple[Wish, ...]]]:
-    """The sentences of a file and their wishes. Without calls, none is right. Raises DataError, with the line."""
+    """The sentences of a file and their wishes. Raises DataError, with the line."""
+    return wishes_of(read_sentences(path), home)
+
+
+def wishes_of(rows: Iterable[Sentence], home: Home) -> list[tuple[str, tuple[Wish, ...]]]:
+    """The sentences of rows and their wishes. Without calls, none is right. Raises DataError, with the line."""
     found = []
-    for place, row in read_sentences(path):
+    for place, row in rows:
         calls = row.get("calls")
         if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
             raise DataError(f"{place} has no list of calls", "write one; an empty list means that no call is right")
@@ -54,9 +59,15 @@ def wish_of_call(call: Mapping[str, Any], home: Home, place: str) -> Wish:
     if (tool := TOOLS.get(name)) is None:
         raise DataError(f"{place} calls {name!r:.60}, which is no tool here", f"take one of {', '.join(TOOLS)}")
     keys = {tool.argument(key): key for key in tool.target}
-    arguments = {keys.get(key, key): bare(value) for key, value in (call.get("arguments") or {}).items()}
+    given = call.get("arguments") or {}
+    if not isinstance(given, Mapping):
+        raise DataError(f"{place} calls {name} with the arguments {given!r:.60}", 'write {"name": "Lamp"}')
+    arguments = {keys.get(key, key): bare(value) for key, value in dict[str, Any](given).items()}
+    if odd := [key for key, value in arguments.items() if isinstance(value, list | Mapping)]:
+        raise DataError(f"{place} gives {odd[0]:.60} of {name} as {arguments[odd[0]]!r:.60}",
+                        "write a text or a number")
     if wrong := sorted(arguments.keys() - {*tool.target, *tool.takes}):
-        raise DataError(f"{place} gives {wrong[0]} to {name}, which takes {', '.join((*tool.target, *tool.takes))}",
+        raise DataError(f"{place} gives {wrong[0]:.60} to {name}, which takes {', '.join((*tool.target, *tool.takes))}",
                         "take one of these")
     target = Target(**{key: str(arguments.pop(key)) for key in TARGET if key in arguments})
     if tool.target and not target.entities(home, tool):

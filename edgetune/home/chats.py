@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..disk import json_lines, replaced
 from .entities import Home
 from .language import Language
 from .prompt import Message, Prompt, prompt_of, through_ollama
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 def write_chats(path: Path, rows: Sequence[Row], home: Home, language: Language, version: str,
                 seed: int = 0) -> list[Row]:
-    """Writes a conversation a line; returns the rows whose tools this version has. seed: of the states in results."""
+    """Writes a conversation a line, all or none; returns the rows whose tools this version has. seed: of the states in
+    results. Raises DiskError, and the errors of prompt_of.
+    """
     prompt = prompt_of(home, version)
     rng = random.Random(seed)
     chats = [(row, chat_row(row, home, prompt, language, rng)) for row in rows]
-    lines = [json.dumps(chat, ensure_ascii=False) for _, chat in chats if chat]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with replaced(path) as beside:
+        beside.write_text(json_lines(chat for _, chat in chats if chat), encoding="utf-8")
     return [row for row, chat in chats if chat]
 
 

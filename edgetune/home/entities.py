@@ -12,17 +12,19 @@ An entity may name a device in place of its area, and `attributes.device_class` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..data.yaml_text import read_yaml
 from ..disk import read_small
-from ..errors import DataError
+from ..errors import DataError, NotFoundError
 
 MOST_BYTES = 2 << 20
 MOST_ENTITIES = 500
+WAY_OUT = "name a file as docs/how-to/home-assistant.md shows, or take the entities from Home Assistant by --url"
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,14 @@ class Home:
 
 
 def read_home(path: str | Path) -> Home:
-    """The house of a YAML file. Raises DataError for another form, FileNotFoundError without a file."""
-    import yaml
+    """The house of a YAML file. Raises NotFoundError without a file, DataError for one of another form."""
     try:
-        found = yaml.safe_load(read_small(path, MOST_BYTES).decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no YAML: {' '.join(str(error).split())!s:.120}", "write it as docs/how-to/"
-                        "home-assistant.md shows, or take the entities from Home Assistant by --url") from None
+        content = read_small(path, MOST_BYTES)
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no file {path}", "check the path") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}", WAY_OUT) from None
+    found = read_yaml(content, str(path), MOST_BYTES)
     if not isinstance(found, Mapping):
         raise DataError(f"{path} has no list of entities", "begin it with areas: and entities:")
     return home_of(found, str(path))
@@ -83,9 +86,10 @@ def read_home(path: str | Path) -> Home:
 
 def home_of(found: Mapping[str, Any], name: str) -> Home:
     """The house of a mapping with areas, devices and entities. Raises DataError, which names the file."""
-    areas = {str(one.get("id", one["name"])): Area(one["name"], str(one.get("floor") or ""), texts(one))
+    areas = {text_of(one, "id", name) or one["name"]: Area(one["name"], text_of(one, "floor", name), texts(one, name))
              for one in listed(found, "areas", name)}
-    devices = {str(one.get("id", one["name"])): str(one.get("area") or "") for one in listed(found, "devices", name)}
+    devices = {text_of(one, "id", name) or one["name"]: text_of(one, "area", name)
+               for one in listed(found, "devices", name)}
     entities = [entity_of(one, areas, devices, name) for one in listed(found, "entities", name)]
     if not entities:
         raise DataError(f"{name} has no entities", "add some below entities:, each with a name and an id")
@@ -111,18 +115,36 @@ def entity_of(row: Mapping[str, Any], areas: Mapping[str, Area], devices: Mappin
     if not isinstance(identity, str) or "." not in identity.strip("."):
         raise DataError(f"the entity {row['name']} of {name} has the id {identity!r}",
                         "write its domain, a dot and a name, such as light.kitchen")
-    key = str(row.get("area") or devices.get(str(row.get("device")), "") or "")
+    key = text_of(row, "area", name) or devices.get(text_of(row, "device", name), "")
     area = areas.get(key) or next((one for one in areas.values() if one.name == key), None)
     if key and not area:
         raise DataError(f"the entity {row['name']} of {name} is in the area {key}, which is not there",
                         f"add it below areas:, or take one of {', '.join(areas) or 'none'}")
     attributes = row.get("attributes") or {}
-    kind = str(attributes.get("device_class") or row.get("device_class") or "").rpartition(".")[2].lower()
-    return Entity(identity, row["name"].strip(), area.name if area else "", area.floor if area else "", kind,
-                  texts(row))
+    if not isinstance(attributes, Mapping):
+        raise wrong(row, "attributes", name, "write keys with values below it")
+    kind = text_of(attributes, "device_class", name) or text_of(row, "device_class", name)
+    return Entity(identity, row["name"].strip(), area.name if area else "", area.floor if area else "",
+                  kind.rpartition(".")[2].lower(), texts(row, name))
 
 
-def texts(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """The aliases of a row."""
-    found: Sequence[Any] = row.get("aliases") or []
-    return tuple(str(one).strip() for one in found if str(one).strip())
+def texts(row: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The aliases of a row. Raises DataError, which names the file."""
+    found = row.get("aliases") or []
+    if not isinstance(found, list) or any(isinstance(one, list | Mapping) for one in found):
+        raise wrong(row, "aliases", name, "write a list of texts, such as [big lamp, ceiling light]")
+    return tuple(str(one).strip() for one in found if one is not None and str(one).strip())
+
+
+def text_of(row: Mapping[str, Any], key: str, name: str) -> str:
+    """The text below a key of a row, "" without one. Raises DataError, which names the file."""
+    found = row.get(key)
+    if isinstance(found, list | Mapping):
+        raise wrong(row, key, name, "write a text")
+    return "" if found is None else str(found)
+
+
+def wrong(row: Mapping[str, Any], key: str, name: str, hint: str) -> DataError:
+    """The error to raise for a value of another kind."""
+    owner = f" of {row['name']!r:.60}" if "name" in row else ""
+    return DataError(f"{key}{owner} in {name} is {row[key]!r:.60}", hint)

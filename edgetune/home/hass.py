@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..disk import read_small
+from ..data.yaml_text import write_yaml
+from ..disk import read_key_file
 from ..errors import EdgetuneError, UsageError
 
 TOKEN = "HOME_ASSISTANT_TOKEN"
@@ -30,7 +31,7 @@ Found = dict[str, Any]
 
 def read_token(path: Path | None) -> str:
     """The long-lived token of a file, or of the environment. Raises UsageError without one."""
-    token = read_small(path).decode("utf-8", "replace").strip() if path else os.environ.get(TOKEN, "").strip()
+    token = read_key_file(path) if path else os.environ.get(TOKEN, "").strip()
     if not token:
         raise UsageError(f"{path or TOKEN} holds no token", "create a long-lived access token on your page in "
                          f"Home Assistant, and put it into a file for --token-file, or into {TOKEN}")
@@ -115,5 +116,4 @@ def _texts(one: Mapping[str, Any]) -> list[str]:
 
 def entities_text(found: Found) -> str:
     """A file of entities, in YAML."""
-    import yaml
-    return str(yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
+    return write_yaml(found)

@@ -10,17 +10,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..disk import json_text, read_object
+from ..disk import json_lines, json_text, read_object, replaced
 from ..errors import FormatError, NotFoundError
 from ..persisted import from_json
 from ..version import __version__
 from .entities import Home, read_home
+from .places import put_back
 from .recipe import BOTH, DECODER, ENCODER
 
 if TYPE_CHECKING:
@@ -78,9 +78,11 @@ class House:
 
     @classmethod
     def open(cls, folder: str | Path) -> House:
-        """Raises NotFoundError for a folder that is no house, FormatError for a damaged one, and the errors of
-        read_home."""
+        """Opens the house in a folder. Raises NotFoundError for a folder that is no house, FormatError for a damaged
+        one, and the errors of put_back and read_home.
+        """
         folder = Path(folder)
+        put_back(folder, FACTS)
         found = read_object(folder / FACTS, AGAIN)
         if found is None:
             raise NotFoundError(f"{folder} is no house: it has no {FACTS}", "make one with edgetune home train")
@@ -91,13 +93,15 @@ class House:
 
 
 def write_facts(folder: Path, facts: Facts) -> None:
-    (folder / FACTS).write_text(json_text(asdict(facts), indent=1) + "\n", encoding="utf-8")
+    """Writes house.json, whole or not at all. Raises DiskError."""
+    with replaced(folder / FACTS) as beside:
+        beside.write_text(json_text(asdict(facts), indent=1) + "\n", encoding="utf-8")
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """A line for each row: {"sentence", "calls", "why", "kind"}."""
-    lines = [json.dumps(plain(row), ensure_ascii=False) for row in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    """Writes a line for each row, {"sentence", "calls", "why", "kind"}: all or none. Raises DiskError."""
+    with replaced(path) as beside:
+        beside.write_text(json_lines(map(plain, rows)), encoding="utf-8")
 
 
 def plain(row: Row) -> dict[str, Any]:

@@ -5,7 +5,8 @@ measure it.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..data.loader import NONE
-from ..disk import new_folder
-from ..errors import DataError
+from ..disk import json_lines, new_folder
+from ..errors import DataError, Interrupted
 from ..runs.train import train
 from ..serving.sureness import Sureness
 from ..serving.vectors import vectors
@@ -26,9 +27,10 @@ from .house import ENTITIES, OWN_ROWS, ROWS, Facts, House, write_facts, write_ro
 from .language import Language, language_of
 from .lines import lines_of
 from .opening import by_encoder, decoder_of
-from .own import read_own, with_own
+from .own import rows_of, with_own
 from .recipe import DECODER, ENCODER, LEAST_ROWS, Recipe
 from .rows import Row, Rows
+from .sentences import Sentence, read_sentences
 from .tools import Call
 
 HELD_OUT = 10  # of how many rows one measures the house
@@ -37,25 +39,30 @@ PASSES = 2  # of a model that writes text over the rows
 
 @dataclass(frozen=True)
 class Drawn:
-    """The rows of a house: those to learn, and those that measure it."""
+    """The rows of a house: those to learn, and those that measure it. own: a person's own ones, which are learned."""
 
     home: Home
     language: Language
     learned: list[Row]
     held: list[Row]
+    own: Sequence[Sentence]
 
 
-def draw_rows(entities: str | Path, recipe: Recipe) -> Drawn:
-    """Raises the errors of read_home and language_of, and DataError for a house with too little to say."""
+def draw_rows(entities: str | Path, recipe: Recipe, own: Sequence[Sentence] | None = None) -> Drawn:
+    """Draws the rows of a house. own: in place of the recipe's. Raises the errors of read_home, language_of and
+    rows_of, and DataError for a house with too little to say.
+    """
     home = read_home(entities)
     language = language_of(recipe.language)
+    if own is None:
+        own = list(read_sentences(recipe.own)) if recipe.own else []
+    learned = rows_of(own, home)
     rows = Rows(home, language, recipe.seed, shopping_list(home, language, recipe.encoder)).draw(recipe.count)
-    if recipe.own:
-        rows = with_own(rows, read_own(recipe.own, home))
+    rows = with_own(rows, learned)
     if len(rows) < LEAST_ROWS // 2:
         raise DataError(f"{entities} gives {len(rows)} different sentences, the least is {LEAST_ROWS // 2}",
                         "add entities that can be switched or asked about")
-    return Drawn(home, language, rows[len(rows) // HELD_OUT:], rows[:len(rows) // HELD_OUT])
+    return Drawn(home, language, rows[len(rows) // HELD_OUT:], rows[:len(rows) // HELD_OUT], own)
 
 
 def shopping_list(home: Home, language: Language, encoder: str) -> Entity | None:
@@ -67,17 +74,19 @@ def shopping_list(home: Home, language: Language, encoder: str) -> Entity | None
     return lists[int(np.argmax(np.stack(found) @ wanted))]
 
 
-def make_house(entities: str | Path, out: str | Path, recipe: Recipe, *, memory: str = "", threads: int = 0,
-               callbacks: RunCallbacks | None = None, on_step: Callable[[str], None] = lambda _: None) -> House:
-    """Draws rows, trains, measures, and writes the new folder `out`. memory, threads, callbacks: of train. on_step:
-    told what comes next. Raises the errors of draw_rows and train.
+def make_house(entities: str | Path, out: str | Path, recipe: Recipe, own: Sequence[Sentence] | None = None, *,
+               memory: str = "", threads: int = 0, callbacks: RunCallbacks | None = None,
+               on_step: Callable[[str], None] = lambda _: None) -> House:
+    """Draws rows, trains, measures, and writes the new folder `out`. own: as in draw_rows. memory, threads, callbacks:
+    of train. on_step: told what comes next. Raises the errors of draw_rows and train, and Interrupted, after which
+    nothing is kept.
     """
     on_step("drawing sentences")
-    drawn = draw_rows(entities, recipe)
-    with new_folder(Path(out)) as folder:
+    drawn = draw_rows(entities, recipe, own)
+    with new_folder(Path(out)) as folder, stopped_without_state():
         shutil.copyfile(entities, folder / ENTITIES)
-        if recipe.own:
-            shutil.copyfile(recipe.own, folder / OWN_ROWS)
+        if drawn.own:
+            (folder / OWN_ROWS).write_text(json_lines(row for _, row in drawn.own), encoding="utf-8")
         write_rows(folder / ROWS, [*drawn.held, *drawn.learned])
         learn = {ENCODER: learn_by_encoder, DECODER: learn_by_decoder}
         for kind, model in recipe.models.items():
@@ -89,6 +98,15 @@ def make_house(entities: str | Path, out: str | Path, recipe: Recipe, *, memory:
                       decoder=recipe.models.get(DECODER, ""))
         write_facts(folder, measured(House(folder, facts, drawn.home), drawn.held, threads))
     return House.open(out)
+
+
+@contextmanager
+def stopped_without_state() -> Iterator[None]:
+    """Says so of a training that is stopped: its folder is not kept, and so it cannot be continued."""
+    try:
+        yield
+    except Interrupted as stop:
+        raise Interrupted(stop.what, "nothing is kept of it: the same command begins again") from None
 
 
 def learn_by_encoder(model: str, drawn: Drawn, out: Path, **options: Any) -> None:
@@ -116,7 +134,7 @@ def measured(house: House, held: list[Row], threads: int) -> Facts:
         written = [calls_of(wishes) for wishes, _ in found]
         are_right = [calls == row.calls for calls, row in zip(written, held, strict=True)]
         if sureness := Sureness.of([probability for _, probability in found], are_right):
-            facts = replace(facts, limit=min(sureness.threshold(SURE), 1.0))
+            facts = replace(facts, limit=min(sureness.threshold_up_to(SURE), 1.0))
     if (encoder := by_encoder(house, threads)) is None:
         return replace(facts, right=sum(are_right))
     understood = [encoder.understand(row.sentence) for row in held]

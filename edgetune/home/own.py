@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .by_own import read_wishes
+from .by_own import wishes_of
 from .entities import Home
 from .rows import Row
+from .sentences import Sentence, read_sentences
 
 OWN = "own"  # the kind of such rows
 TIMES = 4  # that each is learned, where a drawn one is learned once
@@ -15,7 +16,12 @@ TIMES = 4  # that each is learned, where a drawn one is learned once
 
 def read_own(path: str | Path, home: Home) -> list[Row]:
     """The rows of a file. Raises the errors of read_wishes."""
-    return [Row(sentence, wishes, OWN) for sentence, wishes in read_wishes(path, home)]
+    return rows_of(read_sentences(path), home)
+
+
+def rows_of(sentences: Iterable[Sentence], home: Home) -> list[Row]:
+    """The rows of sentences with their calls. Raises the errors of wishes_of."""
+    return [Row(sentence, wishes, OWN) for sentence, wishes in wishes_of(sentences, home)]
 
 
 def with_own(drawn: Sequence[Row], own: Sequence[Row]) -> list[Row]:

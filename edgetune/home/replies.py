@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.yaml_text import read_yaml
+from ..errors import DataError
 from .answering import Understanding, Understood
 from .language import Language
 from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, Call, Target, plain_name
@@ -14,6 +16,7 @@ from .wishes import CANNOT, UNFINISHED, Wish
 
 Message = Mapping[str, Any]
 MOST_STATES = 6  # entities whose states one answer says
+MAX_CONTEXT = 1 << 20  # bytes of a result of GetLiveContext: 500 entities take 40,000
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def after_results(wishes: Sequence[Wish], called: Collection[str], results: Sequ
     if GET_ITEMS in called:
         return ", ".join(items_of(results)) or texts["empty"]
     times = times_of(results) if DATE_TIME in called else []
-    return ", ".join(str(value) for value in times) or texts["done"]
+    return ", ".join(times) or texts["done"]
 
 
 def states_text(target: Target, results: Sequence[Any], texts: Mapping[str, str]) -> str:
@@ -74,7 +77,7 @@ def states_text(target: Target, results: Sequence[Any], texts: Mapping[str, str]
     found = [one for one in states_of(results) if is_meant(one, target)]
     if not found:
         return texts["missing"]
-    said = [texts["state"].format(name=one["names"], state=worded(one)) for one in found[:MOST_STATES]]
+    said = [texts["state"].format(name=words(one["names"]), state=worded(one)) for one in found[:MOST_STATES]]
     return "; ".join(said) + "."
 
 
@@ -123,30 +126,37 @@ def inner(result: Any) -> Any:
 
 
 def as_json(text: Any) -> Any:
+    """The value of a text in JSON; the text itself, if it is none."""
     try:
         return json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return text
+
+
+def words(value: Any) -> str:
+    """A value as a part of a sentence; "" for a list or a mapping, which can be larger than any sentence."""
+    return "" if isinstance(value, list | Mapping) else str(value)
 
 
 def error_of(result: Any) -> str:
     """What a result says of a call that failed; "" of one that did not."""
     if not isinstance(result, Mapping):
         return ""
-    return str(result.get("error_text") or result.get("error") or "")
+    said = result.get("error_text") or result.get("error")
+    return words(said) or "error" if said else ""
 
 
-def times_of(results: Sequence[Any]) -> list[Any]:
+def times_of(results: Sequence[Any]) -> list[str]:
     """Date and time out of a result of GetDateTime."""
     for result in results:
         if isinstance(result, Mapping):
-            return [result[key] for key in ("time", "date", "weekday") if key in result]
+            return [words(result[key]) for key in ("time", "date", "weekday") if key in result]
     return []
 
 
 def items_of(results: Sequence[Any]) -> list[str]:
     """What stands on the lists of results of get_items."""
-    return [str(item["summary"]) for result in results if isinstance(result, Sequence)
+    return [words(item["summary"]) for result in results if isinstance(result, Sequence)
             for item in result if isinstance(item, Mapping) and "summary" in item]
 
 
@@ -154,14 +164,15 @@ def items_of(results: Sequence[Any]) -> list[str]:
 
 
 def states_of(results: Sequence[Any]) -> list[Mapping[str, Any]]:
-    """The entities of a result of GetLiveContext: mappings with names, state, domain and areas."""
-    import yaml
+    """The entities of a result of GetLiveContext: mappings with names, state, domain and areas. None of what cannot be
+    read, as the text comes from whoever sends the conversation.
+    """
     for text in results:
         if not isinstance(text, str) or "- names:" not in text:
             continue
         try:
-            found = yaml.safe_load(text[text.index("- names:"):])
-        except yaml.YAMLError:
+            found = read_yaml(text[text.index("- names:"):], "the result", MAX_CONTEXT)
+        except DataError:
             continue
         return [one for one in found if isinstance(one, Mapping) and "names" in one]
     return []
@@ -169,16 +180,21 @@ def states_of(results: Sequence[Any]) -> list[Mapping[str, Any]]:
 
 def is_meant(one: Mapping[str, Any], target: Target) -> bool:
     """Whether an entity of a result belongs to a target."""
-    names = [name.strip() for name in str(one.get("names", "")).split(",")]
-    areas = [area.strip() for area in str(one.get("areas", "")).split(",")]
-    kind = (one.get("attributes") or {}).get("device_class", "")
+    names = [name.strip() for name in words(one.get("names", "")).split(",")]
+    areas = [area.strip() for area in words(one.get("areas", "")).split(",")]
+    kind = attribute(one, "device_class")
     return (target.name in ("", *names) and target.area in ("", *areas) and target.domain in ("", one.get("domain"))
             and target.device_class in ("", kind))
+
+
+def attribute(one: Mapping[str, Any], name: str) -> str:
+    """An attribute of an entity of a result, "" without it."""
+    known = one.get("attributes")
+    return words(known.get(name) or "") if isinstance(known, Mapping) else ""
 
 
 def worded(one: Mapping[str, Any]) -> str:
     """A state with its unit."""
     state = one.get("state")
-    word = {True: "on", False: "off"}.get(state, str(state)) if isinstance(state, bool) else str(state)
-    unit = (one.get("attributes") or {}).get("unit_of_measurement")
-    return f"{word} {unit}" if unit else word
+    word = ("on" if state else "off") if isinstance(state, bool) else words(state)
+    return f"{word} {attribute(one, 'unit_of_measurement')}".strip()

@@ -9,6 +9,8 @@ llama.cpp's kernels round the same product otherwise for other numbers of tokens
 model in Q4_K, and attention by the order of its cells. Results that must repeat whatever was computed before, or is
 computed with them, hold to one number: `feed` to pieces of CUT tokens from the beginning of a text, `greedy` to
 multiples of ROWS. And no cell is given back before the cache is cleared, so that those of a sequence stay in order.
+A token that is computed alone has its attention divided between the threads by cells, from 512 on, and so it rounds by
+where its sequence begins; `decode_anywhere` gives it company.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError, UsageError
+from ..errors import ContextLengthError, EdgetuneError, UsageError
 from ..machine.device import thread_count
 from .kv_state import MAGIC, Prefix
 from .other_engine import OtherEngine
@@ -36,6 +38,7 @@ PARALLEL = 16  # answers that `greedy` works on together
 CUT = 64  # tokens that `feed` computes at once where its results must repeat
 TOGETHER = 56  # tokens that `greedy` computes at once: from 64 on llama.cpp's attention rounds otherwise
 ROWS = 8  # tokens that a kernel of llama.cpp computes alike; it rounds those left over in another way
+FEWEST = 2  # tokens with which llama.cpp divides attention between threads by tokens and heads, and not by cells
 Pick = Callable[[int, "NDArray[np.float32]"], int]
 
 
@@ -127,8 +130,9 @@ class Context:
         options.n_ubatch = batch
         options.n_seq_max = sequences + 2
         options.kv_unified = True  # a shared prefix is held once
-        options.n_threads = thread_count(threads)
-        options.n_threads_batch = options.n_threads
+        self._threads = thread_count(threads)
+        options.n_threads = self._threads
+        options.n_threads_batch = self._threads
         self._handle = llama.llama_init_from_model(model, options)
         if not self._handle:
             raise EdgetuneError(f"llama.cpp cannot make a context of {size} tokens", "choose a smaller one")
@@ -338,9 +342,16 @@ class Context:
                 ready.append(sequence)
         return ready
 
-    def _decode_filled(self, used: int) -> NDArray[np.float32]:
-        """`decode` with rows that nobody wants, up to a multiple of ROWS. used: cells, those of the batch included."""
-        count = min(-self.batch.size % ROWS, self.room - self.batch.size, self.size - used)
+    def decode_anywhere(self, used: int) -> NDArray[np.float32]:
+        """`decode` of one sequence, with logits that do not depend on the cells before its own. It takes one cell more
+        for a moment, if there is one; a sequence that has all cells begins at the first. used: as `_decode_filled`.
+        """
+        divided = self.batch.size == 1 and self._threads > 1 and not (self.other and self.other.computes)
+        return self._decode_filled(used, FEWEST if divided else 1)
+
+    def _decode_filled(self, used: int, rows: int = ROWS) -> NDArray[np.float32]:
+        """`decode` with rows that nobody wants, up to a multiple of `rows`. used: cells, with those of the batch."""
+        count = min(-self.batch.size % rows, self.room - self.batch.size, self.size - used)
         self.batch.add([0] * count, 0, self._filler, np.zeros(count, np.bool_))
         logits = self.decode()
         if count:
@@ -393,8 +404,8 @@ def context_size(asked: int | None, trained: int) -> int:
 def check_tokens(tokens: list[int], room: int, size: int, n_vocab: int) -> None:
     """Checks, as Context.check does, a context of `size` tokens."""
     if len(tokens) + room > size:
-        raise EdgetuneError(f"{len(tokens)} tokens do not fit the context of {size}" + " with an answer" * bool(room),
-                            "shorten the text or choose a larger context")
+        raise ContextLengthError(f"{len(tokens)} tokens do not fit the context of {size}"
+                                 + " with an answer" * bool(room), "shorten the text or choose a larger context")
     if len(tokens) and not 0 <= min(tokens) <= max(tokens) < n_vocab:
         wrong = next(token for token in tokens if not 0 <= token < n_vocab)
         raise UsageError(f"a token id is {wrong}", f"token ids must be from 0 to {n_vocab - 1}")

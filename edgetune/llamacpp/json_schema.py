@@ -1,8 +1,8 @@
 """A JSON schema as a grammar in GBNF: whatever the grammar lets through is valid under the schema.
 
-The reverse does not hold: keys come in the schema's order, without further ones, whitespace is what models write, and
-numbers have a length. What a grammar cannot hold to is refused, so that nobody relies on it. A key of our own,
-"x-any-order", lets an object's keys come in any order, if none is required.
+The reverse does not hold: keys come in the schema's order, without further ones, whitespace is what models write,
+numbers have a length, and so have lists of constants. What a grammar cannot hold to is refused, so that nobody relies
+on it. A key of our own, "x-any-order", lets an object's keys come in any order, if none is required.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from . import json_numbers, json_pattern
+from .json_formats import FORMATS, without_remark
 from .json_pattern import text
 from .json_place import Place
 
@@ -21,6 +22,7 @@ DEEPEST = 48  # schemas within one another
 MAX_RULES = 4000
 MAX_COMPARED = 256  # parts of allOf or oneOf, each of which is compared with all others
 REPEATED = json_pattern.REPEATED
+CONSTANTS = 32  # in a list without maxItems, or as many as there are: small models repeat one of few values for ever
 ANY_ORDER = "x-any-order"
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 REFUSED = ("not", "if", "then", "else", "dependentRequired", "dependentSchemas", "dependencies", "patternProperties",
@@ -36,22 +38,6 @@ OF_TYPE = {
     "null": (),
 }
 ASSERTIONS = {"enum", "const", "anyOf", "oneOf", "allOf", *(name for names in OF_TYPE.values() for name in names)}
-LABEL = "[a-z0-9]{1,20}(-[a-z0-9]{1,20}){0,2}"  # of a host's name, 63 characters at most
-LOCAL = "[a-z0-9]{1,20}([.-][a-z0-9]{1,20}){0,2}"  # of an address, 64 characters at most
-FORMATS = {
-    "date": r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])$",  # a day that every month has
-    "time": r"^([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])$",
-    "uuid": r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
-    "email": rf"^{LOCAL}@{LABEL}(\.[a-z]{{2,12}}){{1,2}}$",
-    "hostname": rf"^{LABEL}(\.{LABEL}){{0,3}}$",
-    "ipv4": r"^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])$",
-    "ipv6": r"^([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}$",
-    "duration": r"^P([0-9]{1,3}W|[0-9]{1,3}D(T[0-9]{1,2}H)?|T([0-9]{1,2}H)?[0-9]{1,2}M([0-9]{1,2}S)?|T[0-9]{1,2}[HS])$",
-    "uri": rf"^https?://{LABEL}(\.{LABEL}){{0,3}}(/[a-zA-Z0-9._~-]*)*$",
-}
-FORMATS["date-time"] = FORMATS["date"][:-1] + "T" + FORMATS["time"][1:]
-OTHER_FORMATS = ("idn-email", "idn-hostname", "uri-reference", "iri", "iri-reference", "uri-template", "json-pointer",
-                 "relative-json-pointer", "regex")  # of the standard too; any other name is a remark
 
 COMMON = {
     "ws": r'(" " | "\n" (" "{0,16} | "\t"{1,4}))?',
@@ -128,7 +114,7 @@ class Rules:
         return name
 
     def _visit(self, schema: Schema, place: Place) -> str:
-        schema = _without_remark(schema)
+        schema = without_remark(schema)
         for word in REFUSED:
             if word in schema and schema[word] not in (False, 0, None):
                 raise _cannot(word, place)
@@ -217,7 +203,7 @@ class Rules:
         part = self._followed(part, place)
         if not isinstance(part, Mapping):
             return {}
-        kinds = {"number" if kind == "integer" else kind for kind in _types(_without_remark(part), place)}
+        kinds = {"number" if kind == "integer" else kind for kind in _types(without_remark(part), place)}
         tags = {"": kinds, "=": _constants_of(part)}
         for key in part.get("required", ()) if kinds == {"object"} else ():
             tags[f".{key}"] = _constants_of(part.get("properties", {}).get(key))
@@ -282,6 +268,8 @@ class Rules:
         if isinstance(items, list):  # as drafts before 2020-12 had it
             firsts, items = items, False
         least, most = _bounds(schema, "minItems", "maxItems", place)
+        if most is None and (count := self._constants(items, place)):
+            most = max(least, count, CONSTANTS)
         firsts = _list(firsts, "prefixItems", place) if firsts else ()
         names = [self.rule(part, place / "prefixItems" / i) for i, part in enumerate(firsts)]
         if items is False:
@@ -300,6 +288,14 @@ class Rules:
             return f'"[" ws {" ".join(_comma(names))} {_repeated(again, least, most)} "]"'
         some = f"{item} {_repeated(again, max(least - 1, 0), None if most is None else most - 1)}"
         return f'"[" ws {some} "]"' if least else f'"[" ws ({some})? "]"'
+
+    def _constants(self, schema: Any, place: Place) -> int:
+        """The number of values, if the schema lists them: constants, or true, false and null; else 0."""
+        schema = self._followed(schema, place)
+        union = schema.get("anyOf", schema.get("oneOf")) if isinstance(schema, Mapping) else None
+        parts = [self._followed(part, place) for part in union] if isinstance(union, list) else [schema]
+        counts = [_count_of(part) for part in parts]
+        return sum(counts) if all(counts) else 0
 
     def _set(self, schema: Schema, place: Place) -> str:
         """Items that differ: some of the constants of an enum, in its order."""
@@ -347,14 +343,6 @@ class Rules:
             raise _cannot("a length with pattern or format", place)
         body = self.named(json_pattern.rule_of(pattern, "char"))
         return rf'"\"" {body} "\""'
-
-
-def _without_remark(schema: Schema) -> Schema:
-    """Drops a format that says nothing of strings, or that the standard does not know: Home Assistant has such."""
-    kinds = schema.get("type") or "string"
-    of_strings = kinds == "string" or (isinstance(kinds, list) and "string" in kinds)
-    holds = of_strings and schema.get("format") in (*FORMATS, *OTHER_FORMATS)
-    return schema if holds or "format" not in schema else {k: v for k, v in schema.items() if k != "format"}
 
 
 def _fitting(schema: Schema, word: str, place: Place) -> list[Any]:
@@ -414,6 +402,15 @@ def _is(value: Any, kind: str) -> bool:
         return not isinstance(value, bool) and (whole or (kind == "number" and isinstance(value, float)))
     of = {"object": dict, "array": list, "string": str, "boolean": bool, "null": type(None)}[kind]
     return isinstance(value, of)
+
+
+def _count_of(schema: Any) -> int:
+    """The number of values that a schema without references lists; 0 where it lists none."""
+    if not isinstance(schema, Mapping):
+        return 0
+    if isinstance(values := schema.get("enum"), list):
+        return len(values)
+    return 1 if "const" in schema else {"boolean": 2, "null": 1}.get(str(schema.get("type")), 0)
 
 
 def _constants_of(schema: Any) -> set[str]:

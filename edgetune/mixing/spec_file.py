@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..data.yaml_text import read_yaml
 from ..disk import MIB, read_small
 from ..errors import DataError, EdgetuneError, FormatError, NotFoundError, install_hint
 from ..persisted import checked_fields
@@ -42,14 +43,10 @@ def _json(text: str, path: Path) -> Any:
 
 def _yaml(text: str, path: Path) -> Any:
     try:
-        import yaml
+        return read_yaml(text, path.name, MOST_BYTES)
     except ModuleNotFoundError:
         raise EdgetuneError(f"{path.name} is YAML, and the package yaml is not installed",
                             f"{install_hint('rows')}, or write JSON in a .json file") from None
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(f"{path.name} is not YAML ({' '.join(str(error).split())})", "mend that line") from None
 
 
 def read_part(kind: type[T], found: Any, place: str) -> T:

@@ -10,13 +10,14 @@ from typing import Any
 from ..data.around import Instruction
 from ..data.dataset import load_rows
 from ..data.rows import Row
-from ..evaluation.acceptance import Paired, wilson, worth
+from ..evaluation.acceptance import Decision as Comparison
+from ..evaluation.acceptance import HeldOut, Paired, wilson, worth
+from ..evaluation.acceptance import decide as compare
 from ..evaluation.served import exact_match
 from ..formats.gguf import Gguf
 from ..serving.llama import LlamaModel
 from .scoring import RowScore
 
-ALPHA = 0.05  # level of the test; a search makes one
 Show = Callable[[str, float, float], None]
 
 
@@ -39,17 +40,22 @@ class Side:
 
 @dataclass(frozen=True)
 class Decision:
-    """before: with the system message that was there, or none. after: with the prompt. paired: rows by exact answers,
-    then by their likelihood. accepted: it is better for certain, and no fewer answers are right.
+    """before: with the system message that was there, or none. after: with the prompt. compared: by right answers, on
+    held-out rows that chose nothing; a search makes one test.
     """
 
     before: Side
     after: Side
-    paired: Paired
+    compared: Comparison
 
     @property
     def accepted(self) -> bool:
-        return self.paired.p_better < ALPHA and self.after.exact >= self.before.exact
+        return self.compared.is_better
+
+    @property
+    def paired(self) -> Paired:
+        """Returns the counts of rows that one prompt alone answers right."""
+        return self.compared.right
 
     def to_json(self) -> dict[str, Any]:
         """What a program reads of it."""
@@ -59,8 +65,8 @@ class Decision:
 
 def decide(before: Sequence[tuple[bool, RowScore]], after: Sequence[tuple[bool, RowScore]]) -> Decision:
     """Compares rows, of each whether it is answered right, and its score, with the old prompt and with the new one."""
-    paired = Paired.of(*([worth(float(right), score.loss) for right, score in side] for side in (before, after)))
-    return Decision(_side(before), _side(after), paired)
+    old, new = ([worth(float(right), score.loss) for right, score in side] for side in (before, after))
+    return Decision(_side(before), _side(after), compare(old, new, HeldOut()))
 
 
 def answered(gguf: Gguf, adapter: Path | None, around: Sequence[Instruction], rows: Sequence[Row], longest: int,

@@ -6,6 +6,7 @@ The result is a function of the folder, the encoder and the options, whatever th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from ..disk import alone, replaced, sha256
-from ..errors import BudgetError, DataError, UsageError, size_text
+from ..errors import BudgetError, DataError, FormatError, UsageError, size_text
 from ..options import check_options
 from .chunks import Chunk, chunks
 from .documents import File, files_of, paragraphs
 from .encoding import Bytes, Encoding
+from .integrity import APPLICATION, header_of
 from .options import IndexOptions
-from .ranking import Ranking
-from .store import PAGE_CACHE, Known, Store
+from .ranking import QUERIES, Ranking
+from .store import PAGE_CACHE, VERSION, Store
 
 AT_ONCE = 64  # chunks of which vectors are made together
 BASE = 96 << 20  # bytes of Python and its libraries
@@ -82,32 +84,35 @@ def require_memory(encoding: Encoding, largest: int, memory: int) -> None:
     """Raises BudgetError where an indexing would take more. largest: bytes of the largest file."""
     needed = BASE + encoding.nbytes + 2 * (PAGE_CACHE << 10) + COPIES * largest
     if memory and needed > memory:
-        raise BudgetError(f"indexing with {encoding.name} needs {size_text(needed)}, memory is {size_text(memory)}",
-                          "raise --memory, divide the largest file, or name a smaller encoder", needed)
+        least = -(-needed >> 20)  # MiB, rounded up
+        raise BudgetError(f"indexing with {encoding.name} needs {least} MiB, memory is {size_text(memory)}",
+                          f"give it --memory {least}M, divide the largest file, or name a smaller encoder", needed)
 
 
 def _check_place(index: Path) -> None:
     """Refuses a place where no file can be, before anything is computed. Raises UsageError."""
-    if index.is_dir():
-        raise UsageError(f"the index {index} is a folder", "name a file")
+    if index.exists() and not index.is_file():
+        raise UsageError(f"the index {index} is {'a folder' if index.is_dir() else 'no file'}", "name a file")
     if not index.parent.is_dir():
         raise UsageError(f"there is no folder {index.parent} for the index", "make it first")
 
 
 def _before(index: Path, facts: dict[str, Any]) -> Store | None:
-    """The index that there is, if it was made by the same encoder and options."""
+    """The index that there is, if it is as it was written, by the same encoder and options. Raises FormatError for a
+    file that is no index: it stays as it is.
+    """
     if not index.exists():
         return None
-    store = Store(index)
-    try:
-        found = store.facts()
-    except Exception:
-        store.close()
-        raise
-    if any(found.get(name) != value for name, value in facts.items()):
-        store.close()
-        return None
-    return store
+    with ExitStack() as opened:
+        try:
+            store = opened.enter_context(closing(Store(index)))
+            if facts.items() <= store.facts().items() and store.is_as_written():
+                opened.pop_all()
+                return store
+        except FormatError:
+            if header_of(index) != (APPLICATION, VERSION):
+                raise
+    return None
 
 
 class _Building:
@@ -121,6 +126,7 @@ class _Building:
         self._known = before.files() if before else {}
         self._tell = on_progress or (lambda *_: None)
         self._report = Report(str(index))
+        self._done = self._total = 0  # bytes
 
     def run(self, files: Sequence[File]) -> Report:
         report = self._report
@@ -134,8 +140,9 @@ class _Building:
                 store.begin()
                 store.create(self._facts, self._encoding.width)
                 self._add_all(store, files)
-                report.least_evidence = Ranking(store, self._encoding).limit()
-                store.set_facts({"least_evidence": report.least_evidence})
+                report.least_evidence = Ranking(store, self._encoding).limit(
+                    lambda number: self._tell("trying questions", number, QUERIES))
+                store.set_facts({"least_evidence": report.least_evidence, "chunks": report.chunks})
                 store.commit()
             finally:
                 store.close()
@@ -144,9 +151,10 @@ class _Building:
 
     def _is_current(self, files: Sequence[File]) -> bool:
         """Whether nothing changed since the index was made."""
-        return not self._report.removed and all(
-            file.name in self._known and _digest(file, self._known[file.name]) == self._known[file.name].sha256
-            for file in files)
+        with suppress(DataError):  # a file that cannot be read any more
+            return not self._report.removed and all(
+                file.name in self._known and _digest(file) == self._known[file.name].sha256 for file in files)
+        return False
 
     def _of_before(self, before: Store) -> Report:
         report = self._report
@@ -157,20 +165,23 @@ class _Building:
         return report
 
     def _add_all(self, store: Store, files: Sequence[File]) -> None:
-        total = sum(file.size for file in files)
-        done = 0
+        self._total = sum(file.size for file in files)
         for file in files:
-            self._tell("indexing", done, total)
+            self._go_on()
             try:
                 self._add(store, file)
             except DataError as error:
                 self._report.skipped.append({"file": file.name, "reason": error.what})
-            done += file.size
-        self._tell("indexing", total, total)
+            self._done += file.size
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Tells how far it is, before each piece of work: the caller may end it by an exception."""
+        self._tell("indexing", self._done, self._total)
 
     def _add(self, store: Store, file: File) -> None:
         known = self._known.get(file.name)
-        digest = _digest(file, known)
+        digest = _digest(file)
         report = self._report
         if known and self._before and known.sha256 == digest:
             pairs = self._before.chunks_of(known.id)
@@ -188,19 +199,22 @@ class _Building:
     def _read(self, file: File) -> Iterator[tuple[Chunk, Bytes]]:
         """The chunks of a file with their vectors. The file is read to its end before the first."""
         options = self._options
-        whole = paragraphs(file.path, file.name)
-        return self._encoded(list(chunks(whole, self._encoding.count, options.chunk_tokens, options.overlap)))
+        found = []
+        for chunk in chunks(paragraphs(file.path, file.name), self._encoding.count, options.chunk_tokens,
+                            options.overlap):
+            self._go_on()
+            found.append(chunk)
+        return self._encoded(found)
 
     def _encoded(self, found: list[Chunk]) -> Iterator[tuple[Chunk, Bytes]]:
         for begin in range(0, len(found), AT_ONCE):
+            self._go_on()
             part = found[begin:begin + AT_ONCE]
             yield from zip(part, self._encoding.vectors([chunk.whole for chunk in part]), strict=True)
 
 
-def _digest(file: File, known: Known | None) -> str:
-    """The SHA-256 of a file; of one with the size and time that are known it is not computed again."""
-    if known and (known.size, known.changed) == (file.size, file.changed):
-        return known.sha256
+def _digest(file: File) -> str:
+    """The SHA-256 of a file: a file can change and keep its size and time."""
     try:
         return sha256(file.path)
     except OSError as error:

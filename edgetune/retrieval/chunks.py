@@ -1,11 +1,15 @@
 """Paragraphs to chunks: as many whole paragraphs, or sentences, as a number of tokens allows, with an overlap.
 
 A heading begins a new chunk once the one before is at least half full, so that short sections share one.
+
+The time is linear in the text, whatever it holds: `count` gets no more at once than a chunk may have, and each
+character a bounded number of times.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -13,6 +17,7 @@ from .documents import Paragraph
 
 HALF = 2  # a heading ends a chunk that has 1/HALF of its tokens
 HEADING_SHARE = 4  # 1/HEADING_SHARE of a chunk's tokens at most are its heading's
+LETTERS = 32  # characters that count as a token at least: some vocabularies have one for a word of any length
 _SENTENCE = re.compile(r".+?(?:[.!?]['\")\]]*\s+|\n|$)", re.DOTALL)
 _WORDS = re.compile(r"\S+\s*")
 Count = Callable[[str], int]
@@ -106,59 +111,82 @@ def _repeated(taken: list[_Piece], following: _Piece, most: float) -> list[_Piec
 def _pieces(paragraphs: Iterable[Paragraph], count: Count, size: int) -> Iterator[_Piece]:
     """Paragraphs, or the sentences of one that has more than half of a chunk, or words of such a sentence."""
     room = size - size // HEADING_SHARE
+    whole = heading = ""
     for paragraph in paragraphs:
-        heading = _shortened(paragraph.heading, count, size // HEADING_SHARE)
-        tokens = count(paragraph.text)
+        if paragraph.heading != whole:
+            whole = paragraph.heading
+            heading = _shortened(whole, count, size // HEADING_SHARE)
+        text = paragraph.text
+        tokens = _tokens(text, count, room)
         if tokens * HALF <= room:
-            yield _Piece(f"{paragraph.text}\n\n", heading, paragraph.page, paragraph.line, paragraph.record, tokens)
+            yield _Piece(f"{text}\n\n", heading, paragraph.page, paragraph.line, paragraph.record, tokens)
             continue
-        for place, text, number in _parts(paragraph.text, count, room):
-            line = paragraph.line + paragraph.text.count("\n", 0, place) if paragraph.line else 0
-            is_last = place + len(text) >= len(paragraph.text)
-            yield _Piece(text + "\n\n" * is_last, heading, paragraph.page, line, paragraph.record, number)
+        line = paragraph.line
+        before = 0
+        for place, part, number in _parts(text, count, room):
+            line += text.count("\n", before, place) if line else 0
+            before = place
+            is_last = place + len(part) >= len(text)
+            yield _Piece(part + "\n\n" * is_last, heading, paragraph.page, line, paragraph.record, number)
+
+
+def _tokens(text: str, count: Count, most: int) -> int:
+    """The tokens of a text, one at least for LETTERS of its characters. A text that has more than `most` by its length
+    is not read, so that each costs what a chunk costs.
+    """
+    least = -(-len(text) // LETTERS)
+    return least if least > most else max(least, count(text))
 
 
 def _shortened(heading: str, count: Count, most: int) -> str:
     """A heading of at most that many tokens: its outer parts go first, then what is too long of the last."""
+    def fits(text: str) -> bool:
+        return _tokens(text, count, most) <= most
+
     parts = heading.split(" > ")
-    while len(parts) > 1 and count(" > ".join(parts)) > most:
-        parts.pop(0)
-    words = " > ".join(parts).split(" ")
-    while len(words) > 1 and count(" ".join(words)) > most:
-        words.pop()
-    shortened = " ".join(words)
-    return shortened if not shortened or count(shortened) <= most else ""
+    first = bisect_left(range(len(parts) - 1), True, key=lambda at: fits(" > ".join(parts[at:])))
+    words = " > ".join(parts[first:]).split(" ")
+    end = bisect_left(range(1, len(words) + 1), True, key=lambda at: not fits(" ".join(words[:at])))
+    return " ".join(words[:end])
 
 
 def _parts(text: str, count: Count, most: int) -> Iterator[tuple[int, str, int]]:
     """(place, text, tokens) of sentences, and of parts of those that are too long."""
     for found in _SENTENCE.finditer(text):
-        tokens = count(found[0])
+        tokens = _tokens(found[0], count, most)
         if tokens <= most:
-            if found[0]:
-                yield found.start(), found[0], tokens
+            yield found.start(), found[0], tokens
             continue
         yield from ((found.start() + place, part, number) for place, part, number in _cut(found[0], count, most))
 
 
 def _cut(text: str, count: Count, most: int) -> Iterator[tuple[int, str, int]]:
-    """A long sentence, cut at words; a word that is too long alone is cut into equal parts."""
+    """A long sentence, cut at words; a word that is too long by itself is cut into parts."""
     begin = 0
     taken = 0
     end = 0
     for word in _WORDS.finditer(text):
-        tokens = count(word[0])
+        tokens = _tokens(word[0], count, most)
         if taken and taken + tokens > most:
             yield begin, text[begin:end], taken
             begin, taken = end, 0
         if tokens > most:
-            width = max(1, len(word[0]) * most // tokens // 2)
-            for place in range(word.start(), word.end(), width):
-                part = text[place:min(place + width, word.end())]
-                yield place, part, count(part)
+            for place in range(word.start(), word.end(), most * LETTERS):
+                yield from _halved(text, place, min(place + most * LETTERS, word.end()), count, most)
             begin = end = word.end()
             continue
         taken += tokens
         end = word.end()
     if taken:
         yield begin, text[begin:end], taken
+
+
+def _halved(text: str, begin: int, end: int, count: Count, most: int) -> Iterator[tuple[int, str, int]]:
+    """A part of a text, divided in the middle until no part has more than `most` tokens."""
+    tokens = _tokens(text[begin:end], count, most)
+    if tokens <= most or end - begin < 2:
+        yield begin, text[begin:end], tokens
+        return
+    middle = (begin + end) // 2
+    yield from _halved(text, begin, middle, count, most)
+    yield from _halved(text, middle, end, count, most)

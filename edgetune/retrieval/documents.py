@@ -16,12 +16,13 @@ from typing import Any
 
 from ..data.files import read_rows
 from ..disk import MIB, read_small
-from ..errors import DataError, EdgetuneError, UsageError, install_hint, named, size_text
+from ..errors import DataError, EdgetuneError, UsageError, install_hint, lacking, named, size_text
 
 TEXT_LIMIT = 64 * MIB  # bytes of a file of text
 PDF_LIMIT = 256 * MIB
 TITLES = ("title", "heading", "name")  # fields of a row that name it
 TEXTS = ("text", "content", "body")  # fields of a row of which one holds all its text
+LONGEST_HEADING = 400  # characters of a line; a longer one is text
 _HEADING = re.compile(r"(#{1,6})\s+(.+?)\s*#*$")
 _WIKI = re.compile(r"\s*((?:= ?){1,6})([^=].*?[^=\s])\s*((?:= ?){1,6})$")
 _UNDERLINE = re.compile(r"(=|-|~|\^|\*|#)\1{2,}\s*$")
@@ -171,7 +172,8 @@ def _divided(lines: list[str], heading_at: Callable[[list[str], int, bool], Foun
             continue
         if mark:
             fence = fence or mark[1]
-        found = None if fence or mark else heading_at(lines, at, at == begin)
+        is_text = fence or mark or len(lines[at]) > LONGEST_HEADING
+        found = None if is_text else heading_at(lines, at, at == begin)
         if found or (not fence and not lines[at].strip()):
             yield from _whole(lines, begin, at, headings)
             begin = at = at + (found[2] if found else 1)
@@ -214,8 +216,9 @@ def _pdf(path: Path) -> Iterator[Paragraph]:
 def _library() -> Any:
     try:
         import pypdf
-    except ImportError:
-        raise EdgetuneError("pypdf, which reads PDF files, is not installed", install_hint("retrieval")) from None
+    except ImportError as error:
+        raise lacking(error) or EdgetuneError("pypdf, which reads PDF files, is not installed",
+                                              install_hint("retrieval")) from None
     return pypdf
 
 

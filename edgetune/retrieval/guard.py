@@ -19,7 +19,7 @@ _TURNS = re.compile(r"<\|[^<>|\n]{1,40}\|>|<｜[^<>｜\n]{1,40}｜>|<(?:start|en
                     r"|\[/?(?:INST|SYS|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
                     r"|</?passages?\b[^<>\n]{0,80}>", re.IGNORECASE)  # what opens or ends a turn, or our quotation
 _MARKS = re.compile(r"</?(?:s|bos|eos|pad|unk|think|tool_call|tool_response)>", re.IGNORECASE)  # harmless alone
-_SENTENCE = re.compile(r".+?(?:[.!?…。！？]+['\")\]]*\s+|$)")
+_SENTENCE = re.compile(r".+?(?:[.!?…。！？](?![.!?…。！？])['\")\]]*\s+|$)")
 
 _REPLY = r"(?:answers?|repl(?:y|ies)|responses?)"
 _REPLYING = r"(?:answer|reply|respond|say|print|output|repeat|translate|speak)"

@@ -14,12 +14,13 @@ import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .encoding import Encoding
 from .store import Store
 
+LONGEST_QUERY = 2000  # characters of a query that count
 FUSED = 60  # of the paper
 DEPTH = 50  # of each ranking
 COMMON = 0.25  # share of the chunks above which a word says too little to be looked for
@@ -82,10 +83,14 @@ class Ranking:
         held = self._store.terms_of(f"{source.heading} {text}")
         return sum(weight for term, weight in weights.items() if term in held) / (sum(weights.values()) or 1)
 
-    def limit(self) -> float:
-        """The evidence below which nothing was found."""
+    def limit(self, on_query: Callable[[int], object]) -> float:
+        """The evidence below which nothing was found. on_query gets the number of each of QUERIES before it begins."""
         drawn = random.Random(0)
-        found = sorted(self.ranked(self._query(drawn)).evidence for _ in range(QUERIES if self._chunks else 0))
+        found = []
+        for number in range(QUERIES if self._chunks else 0):
+            on_query(number)
+            found.append(self.ranked(self._query(drawn)).evidence)
+        found.sort()
         return found[int(REFUSED * QUERIES)] if found else 0.0
 
     def _query(self, drawn: random.Random) -> str:
@@ -94,7 +99,7 @@ class Ranking:
         sentences = [sentence for sentence in _END.split(text) if len(sentence.split()) > LEAST_WORDS] or [text]
         words = drawn.choice(sentences).split()[:MOST_WORDS]
         count = min(len(words), max(LEAST_WORDS, round(WORDS * len(words))))
-        return " ".join(words[place] for place in sorted(drawn.sample(range(len(words)), count)))
+        return " ".join(words[place] for place in sorted(drawn.sample(range(len(words)), count)))[:LONGEST_QUERY]
 
 
 def fused(rankings: Iterable[Sequence[int]]) -> list[tuple[int, float]]:

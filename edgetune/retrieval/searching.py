@@ -5,17 +5,18 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import EdgetuneError, FormatError, UsageError
 from .encoding import Encoding
-from .ranking import Ranking
+from .ranking import LONGEST_QUERY, Ranking
 from .store import Source, Store
 
-LONGEST_QUERY = 2000  # characters of a query that count
 MOST = 50  # passages of a search
+Fact = TypeVar("Fact", str, float)
 
 
 @dataclass(frozen=True)
@@ -65,26 +66,29 @@ class Index:
         self._file = identity(self.path)
         with ExitStack() as opened:
             self._store = opened.enter_context(closing(Store(self.path)))
-            try:
-                self._encoding = encoding or opened.enter_context(
-                    closing(Encoding(self._store.facts()["encoder"], threads)))
-                self._read(self._store)
-            except KeyError as error:
-                raise FormatError(f"{path} is no whole index: it does not say its {error}", "make it again") from None
+            self._encoding = encoding or opened.enter_context(
+                closing(Encoding(self._fact(self._store, "encoder", str), threads)))
+            self._read(self._store)
             opened.pop_all()
 
+    def _fact(self, store: Store, name: str, kind: type[Fact]) -> Fact:
+        """What an index says of itself. Raises FormatError for one that does not say it."""
+        found = store.facts().get(name)
+        if not isinstance(found, kind) or (isinstance(found, float) and not isfinite(found)):
+            raise FormatError(f"{self.path} is no whole index: its {name} is {found!r:.80}", "make it again")
+        return found
+
     def _read(self, store: Store) -> None:
-        """Raises KeyError for an index that is not whole, MismatchError for that of another encoder."""
-        facts = store.facts()
-        self._encoding.check(facts["encoder_sha256"], str(self.path))
-        self.least = float(facts["least_evidence"])
+        """Raises FormatError for an index that is not whole, MismatchError for that of another encoder."""
+        self._encoding.check(self._fact(store, "encoder_sha256", str), str(self.path))
+        self.least = self._fact(store, "least_evidence", float)
         self._ranking = Ranking(store, self._encoding)
 
     def refresh(self) -> int:
         """Opens the file again where another index has its name now, and returns a number that changes with it. Where
         it cannot be opened, the earlier one stays.
         """
-        with self._lock, suppress(EdgetuneError, OSError, KeyError):
+        with self._lock, suppress(EdgetuneError, OSError):
             if (now := identity(self.path)) != self._file:
                 store = Store(self.path)
                 try:

@@ -1,7 +1,7 @@
 """An index on disk: one SQLite file with the files read, their chunks, their words (FTS5) and vectors (sqlite-vec).
 
 Python's own sqlite3 often comes without extensions, so apsw opens the file: SQLite with FTS5, and sqlite-vec loaded.
-Texts lie compressed, and the words without them.
+Texts lie compressed, and the words without them. A file that is opened for reading is checked first: see integrity.py.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from ..disk import cannot_write
-from ..errors import DiskFullError, EdgetuneError, FormatError, install_hint
+from ..errors import DiskFullError, EdgetuneError, FormatError, install_hint, lacking
 from .chunks import Chunk
 from .encoding import Bytes
+from .integrity import AGAIN, APPLICATION, Steps, check_schema, content_digest, header_of, limit_values, unpacked
 
 VERSION = 1
-APPLICATION = 0x45645478  # in the file's header: what wrote it
+CONTENT = "content_sha256"  # the fact that says what the others, and all tables, are
 PAGE_CACHE = 8192  # KiB
 SCHEMA = """
 create table facts(name text primary key, value text not null) without rowid;
@@ -82,32 +83,74 @@ class Store:
     def __init__(self, path: Path, writes: bool = False) -> None:
         self.path = path
         self._apsw, extension = _libraries()
+        self._writes = writes
+        self._steps: Steps | None = None
+        if not writes:
+            self._check_header()
         with self._errors():
             flags = self._apsw.SQLITE_OPEN_READWRITE | self._apsw.SQLITE_OPEN_CREATE if writes \
                 else self._apsw.SQLITE_OPEN_READONLY
             self._db = self._apsw.Connection(str(path), flags=flags)
+        try:
+            self._prepare(extension)
+        except BaseException:
+            self.close()
+            raise
+
+    def _check_header(self) -> None:
+        application, version = header_of(self.path)
+        if application != APPLICATION:
+            raise FormatError(f"{self.path} is no index", "name a file that edgetune index made")
+        if version != VERSION:
+            raise FormatError(f"{self.path} is an index of version {version}, not {VERSION}", AGAIN)
+
+    def _prepare(self, extension: str) -> None:
+        with self._errors():
             self._db.enable_load_extension(True)
             self._db.load_extension(extension)
             self._db.enable_load_extension(False)
+            limit_values(self._db, self._apsw)
             self._db.execute(f"pragma cache_size = -{PAGE_CACHE}").fetchall()
-            self._db.execute("pragma trusted_schema = off")
+            if not self._writes:
+                self._steps = Steps(self._db, self.path.stat().st_size)
+                check_schema(self._db, self.path, SCHEMA.replace("{tokenizer}", " ".join(TOKENIZER)))
+                self._check_counts()
+
+    def _check_counts(self) -> None:
+        """Each chunk has its words and its vector, and none is missing. Raises FormatError."""
+        [(count, last)] = self._db.execute("select count(*), coalesce(max(id), 0) from chunks").fetchall()
+        [(words, vectors)] = self._db.execute(
+            "select (select count(*) from words_docsize), (select count(*) from vectors_rowids)").fetchall()
+        written = self.facts().get("chunks", count)
+        if not count == last == words == vectors == written:
+            raise FormatError(f"{self.path} is damaged: it has {count} of {written} chunks, the words of {words} and "
+                              f"{vectors} vectors", AGAIN)
 
     def close(self) -> None:
         self._db.close()
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """SQLite's errors as ours."""
+        """SQLite's errors as ours, and values that are not of an index."""
         apsw = self._apsw
+        if self._steps:
+            self._steps.begin()
         try:
             yield
         except apsw.FullError:
             raise DiskFullError(f"cannot write {self.path}: its disk is full", "make room, and index again") from None
-        except apsw.IOError as error:
-            raise cannot_write(self.path, OSError(0, str(error))) from None
+        except apsw.InterruptError:
+            raise FormatError(f"{self.path} is damaged: reading it takes more steps than one of its size needs",
+                              AGAIN) from None
         except apsw.Error as error:
+            if found := lacking(error):
+                raise found from None
+            if self._writes and isinstance(error, apsw.IOError | apsw.CantOpenError | apsw.ReadOnlyError):
+                raise cannot_write(self.path, OSError(0, str(error))) from None
             raise FormatError(f"{self.path} is no index that can be read ({error})",
-                              "name one that edgetune index made, or make it again") from None
+                              f"name one that edgetune index made, or {AGAIN}") from None
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{self.path} is damaged: {error}", AGAIN) from None
 
     # ---- writing ------------------------------------------------------------------------------------------------
 
@@ -125,7 +168,9 @@ class Store:
 
     def commit(self) -> None:
         with self._errors():
-            self._db.execute("insert into words(words) values('optimize'); commit").fetchall()
+            self._db.execute("insert into words(words) values('optimize')").fetchall()
+            self.set_facts({CONTENT: content_digest(self._db, CONTENT)})
+            self._db.execute("commit").fetchall()
 
     def set_facts(self, facts: dict[str, Any]) -> None:
         with self._errors():
@@ -152,21 +197,21 @@ class Store:
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
-    def facts(self) -> dict[str, Any]:
-        """What the index says of itself. Raises FormatError for a file that is no index of this version."""
+    def is_as_written(self) -> bool:
+        """Whether nothing has changed since `commit`. All of the file is read."""
         with self._errors():
-            application = self._db.pragma("application_id")
-            version = self._db.pragma("user_version")
-            if application != APPLICATION:
-                raise FormatError(f"{self.path} is no index", "name a file that edgetune index made")
-            if version != VERSION:
-                raise FormatError(f"{self.path} is an index of version {version}, not {VERSION}", "make it again")
-            return {name: json.loads(value) for name, value in self._db.execute("select name, value from facts")}
+            return bool(self.facts().get(CONTENT) == content_digest(self._db, CONTENT))
+
+    def facts(self) -> dict[str, Any]:
+        """What the index says of itself."""
+        with self._errors():
+            rows = self._db.execute("select name, value from facts").fetchall()
+            return {name: json.loads(value) for name, value in (_typed(row, str, str) for row in rows)}
 
     def files(self) -> dict[str, Known]:
         with self._errors():
             rows = self._db.execute("select id, name, size, changed, sha256 from files order by name")
-            return {row[1]: Known(*row) for row in rows}
+            return {row[1]: Known(*_typed(row, int, str, int, int, str)) for row in rows}
 
     def totals(self) -> tuple[int, int]:
         """Chunks, and their tokens."""
@@ -179,25 +224,22 @@ class Store:
         with self._errors():
             rows = self._db.execute("select chunks.id, text, heading, page, line, tokens from chunks where file = ? "
                                     "order by id", (file,))
-            for id, text, *place in rows:
-                yield Chunk(self._text(text), *place), self.vector(id)
-
-    def _text(self, compressed: bytes) -> str:
-        try:
-            return zlib.decompress(compressed).decode()
-        except (zlib.error, UnicodeDecodeError):
-            raise FormatError(f"{self.path} is damaged: a text cannot be read", "make it again") from None
+            for row in rows:
+                id, text, *place = _typed(row, int, bytes, str, int, int, int)
+                yield Chunk(unpacked(text), *place), self.vector(id)
 
     def passage(self, chunk: int) -> tuple[Source, str]:
         with self._errors():
-            [(name, heading, page, line, text)] = self._db.execute(
+            [row] = self._db.execute(
                 "select name, heading, page, line, text from chunks join files on files.id = file where chunks.id = ?",
                 (chunk,)).fetchall()
-            return Source(name, heading, page, line), self._text(text)
+            *place, text = _typed(row, str, str, int, int, bytes)
+            return Source(*place), unpacked(text)
 
     def vector(self, chunk: int) -> Bytes:
         with self._errors():
-            [(found,)] = self._db.execute("select vector from vectors where rowid = ?", (chunk,)).fetchall()
+            [row] = self._db.execute("select vector from vectors where rowid = ?", (chunk,)).fetchall()
+            [found] = _typed(row, bytes)
         return np.frombuffer(found, np.int8)
 
     def terms_of(self, text: str) -> dict[str, str]:
@@ -230,8 +272,16 @@ class Store:
         with self._errors():
             rows = self._db.execute("select rowid, distance from vectors where vector match vec_int8(?) and k = ? "
                                     "order by distance", (vector.tobytes(), limit))
-            found = [(int(row), 1 - float(distance)) for row, distance in rows]
+            found = [(id, 1 - distance) for id, distance in (_typed(row, int, float) for row in rows)]
         return sorted(found, key=lambda each: (-each[1], each[0]))
+
+
+def _typed(row: tuple[Any, ...], *types: type) -> tuple[Any, ...]:
+    """A row with values of these types, which SQLite does not promise. Raises ValueError."""
+    if [type(value) for value in row] != [*types]:
+        raise ValueError(f"a row has {', '.join(type(value).__name__ for value in row)}, not "
+                         f"{', '.join(each.__name__ for each in types)}")
+    return row
 
 
 def _libraries() -> tuple[Any, str]:
@@ -240,6 +290,6 @@ def _libraries() -> tuple[Any, str]:
         import apsw
         import sqlite_vec
     except ImportError as error:
-        raise EdgetuneError(f"{error.name}, which an index needs, is not installed", install_hint("retrieval")
-                            ) from None
+        raise lacking(error) or EdgetuneError(f"{error.name}, which an index needs, is not installed",
+                                              install_hint("retrieval")) from None
     return apsw, sqlite_vec.loadable_path()

@@ -14,20 +14,21 @@ from typing import Any
 
 from ..data.dataset import load_rows
 from ..data.rows import Row
-from ..errors import DataError, Interrupted
-from ..evaluation.acceptance import Paired
+from ..errors import BudgetError, DataError, Interrupted, size_text
+from ..evaluation.acceptance import ALPHA, Paired
 from ..evaluation.labels import grade_labels
 from ..evaluation.served import Answer, exact_match, exact_share, parsed_share
 from ..formats.gguf import ENCODERS, Gguf
+from ..machine import device
 from ..serving.classifier import Classifier
 from ..serving.llama import LlamaModel
-from ..serving.memory import context_of, repack_within
+from ..serving.memory import bytes_to_read, context_of, repack_within
 from ..serving.own_engine import own_memory
 from ..training.config import TrainConfig
+from ..training.plan import GROWTH
 
 MOST = 64  # questions
 SHOWN = 3  # of them, in run.json
-WORSE = 0.05  # level of significance at which fewer right answers are no chance
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,20 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
 def _labels(exam: Exam, begin: Callable[[int], object]) -> dict[str, Any]:
     """`compare` of an encoder, which has no answer before a head is trained."""
     rows = exam.rows[:MOST]
+    adapters = [path for path in (exam.start, exam.adapter) if path]
+    budget = exam.config.memory_here()
+    needed = device.rss() + exam.base.data.nbytes + sum(map(bytes_to_read, adapters)) + GROWTH
+    if needed > budget:
+        raise BudgetError(f"answers need {size_text(needed)}, the budget is {size_text(budget)}",
+                          "edgetune eval compares them where there is more memory", needed)
     begin(len(rows))
     with ExitStack() as opened:
-        before, after = (opened.enter_context(Classifier(exam.base, path, exam.config.threads)) if path else None
-                         for path in (exam.start, exam.adapter))
-        assert after
+        *before, after = [opened.enter_context(Classifier(exam.base, path, exam.config.threads)) for path in adapters]
+        exam.base.release()
+        for served in (*before, after):
+            served.keep_within(budget, exam.longest)
         said = grade_labels(after, rows).answers
-        was = grade_labels(before, rows).answers if before else [
+        was = grade_labels(before[0], rows).answers if before else [
             replace(answer, answer="", correct=False) for answer in said]
     return summary(was, said)
 
@@ -118,7 +126,7 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any], was: str = "befor
     before, after = (round(answers[when] * rows) for when in ("before", "after"))
     than = "fewer than the " if after < before else ""
     said = f"{after} of {rows} held-out rows are answered exactly, {than}{before} {was}"
-    if after < before and Paired(answers["wins"], answers["losses"]).p_worse < WORSE:
+    if after < before and Paired(answers["wins"], answers["losses"]).p_worse <= ALPHA:
         return {**verdict, "kind": "worse", "sentence": f"Worse than before, although the held-out loss fell: {said}; "
                 "lower --lr or --epochs, and look at the rows with edgetune data check."}
     kind = verdict["kind"]

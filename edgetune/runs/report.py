@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..console import ACTIONS, duration
-from ..errors import size_text
+from ..errors import shell_word, size_text
 from ..training.config import defaults_of
 from ..training.metrics import REPORT
 from ..version import __version__
@@ -243,7 +242,7 @@ def _facts(history: History) -> Iterator[tuple[str, str]]:
         yield "yields", ", ".join(f"{shown_name(name)} {shown(value)}" for name, value in policy.items()
                                   if value and name != "govern")
     if isinstance(command := origin.get("command"), list) and command:
-        yield "command", shlex.join(map(str, command))
+        yield "command", " ".join(map(shell_word, command))
 
 
 def _data(data: dict[str, Any]) -> Iterator[str]:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
 from ..data.loader import NONE
 from ..data.parts import absolute
-from ..errors import DataError, EdgetuneError, UsageError
+from ..errors import DataError, EdgetuneError, UsageError, shell_word
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
 from ..objectives.base import Objective, read_objective
@@ -103,13 +102,19 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
                 config.family.served_by == LLAMA_CPP)
             begun = _foretold(show, bundle.gguf, held) if is_asked and is_answering and held else show
             calls = replace(calls, on_event=begun, resume_by=resume_by(out, calls.command))
+            if more and _is_labelling(objective):
+                from .held_out import forget
+                forget(bundle.gguf, out)
             record = record or run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
                                    allow_changed=allow_changed, origin=origin, callbacks=calls, objective=objective,
                                    rewards=rewards)
             exam = _exam(bundle, record, out, held, config) if is_asked and "answers" not in record else None
+            all_rows = (rows, held) if eval is None and held and _is_labelling(objective) else None
             del rows, held
             if exam:
                 record = _judge(exam, record, show, calls.should_stop)
+            if all_rows:
+                record = _with_held_out(bundle, out, record, *all_rows, objective, config)
     return Result(out, record)
 
 
@@ -140,7 +145,7 @@ def resume(out: str | Path, *, more: float = 0.0, allow_changed: Collection[str]
 def resume_by(out: Path, command: Sequence[str]) -> str:
     """The way to continue a run, for whoever typed a command, or for a program."""
     if command:
-        return f"continue with edgetune resume {shlex.quote(str(out))}, or the same command and --resume"
+        return f"continue with edgetune resume {shell_word(out)}, or the same command and --resume"
     return f"continue with edgetune.resume({str(out)!r})"
 
 
@@ -257,6 +262,16 @@ def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Calla
     record["peak_rss_mib"] = device.peak_rss() / 2**20
     store.save_record(exam.adapter, record)
     return record
+
+
+def _with_held_out(bundle: Bundle, out: Path, record: dict[str, Any], rows: Dataset, held: Dataset,
+                   objective: Objective, config: TrainConfig) -> dict[str, Any]:
+    """run.json's content after the heads of an encoder learned few held-out rows too."""
+    from ..objectives.labelling import Labelling  # here: few trainings learn labels
+    from . import held_out
+    if not isinstance(objective, Labelling) or not held_out.is_due(record, objective, held):
+        return record
+    return held_out.learn(bundle.gguf, out, record, rows, held, objective, config.threads)
 
 
 @contextmanager

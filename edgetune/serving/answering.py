@@ -81,6 +81,13 @@ class Answering(ABC, Generic[A]):
         if self.thread.ident:
             self.thread.join()
 
+    def threads(self) -> Sequence[threading.Thread]:
+        return [self.thread]
+
+    def reasons(self) -> Sequence[str]:
+        """Always empty: it answers as long as its thread lives."""
+        return ()
+
     def break_off(self) -> None:
         """Cancel all answers in progress and all that wait; others may come."""
         with self._wake:

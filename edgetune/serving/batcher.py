@@ -4,7 +4,8 @@ Each decode takes one token of every running answer and some tokens of prompts t
 continue while others begin. It computes with one adapter; adapters take turns. The cache of a finished answer stays for
 the next request with the same beginning (kv_cache.py). The number of tokens computed at once changes the rounding of
 sums, and so, rarely, a token. Therefore an answer with a seed, which must repeat, is computed alone, its prompt in
-pieces of equal size; it takes turns with the others. One thread does this; `submit` and completions are for any thread.
+pieces of equal size; it takes turns with the others. With several threads its tokens have company that nobody wants
+(`Context.decode_anywhere`). One thread does this; `submit` and completions are for any thread.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import UsageError
+from ..llamacpp.context import FEWEST
 from ..llamacpp.sampling import SEED_LIMIT, log_softmax
 from . import kv_cache
 from .answer import Answer
@@ -66,6 +68,7 @@ class Batcher(Answering[Answer]):
         request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, among, seed=drawn, **sampling)
         request.repeats = seed is not None
         completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
+        completion.prompt = tuple(request.tokens)
         if request.sampler.thinking:
             completion.inside_thinking = request.sampler.thinking.inside
         return self._take_in(Answer(completion, request))
@@ -112,7 +115,7 @@ class Batcher(Answering[Answer]):
         """
         count = sum(self._cells.needed(each.completion.adapter, each.pending + each.left)
                     for each in (answer, *self._working))
-        if self._cells.can_stay_in_order(count):
+        if self._cells.can_stay_in_order(count + FEWEST - 1):
             return True
         if self._working:
             return False
@@ -128,7 +131,7 @@ class Batcher(Answering[Answer]):
         self._turns[plan[0][0].lane] = time.monotonic()
         self.served.switch(plan[0][0].completion.adapter)
         ends = self._fill(plan)
-        logits = self.served.cache.decode()
+        logits = self._decode(plan)
         for answer, count in plan:
             start = len(answer.sequence.tokens)
             self._cells.extend(answer.sequence, answer.request.tokens[start : start + count],
@@ -137,6 +140,12 @@ class Batcher(Answering[Answer]):
             self._measure(answer, rows)
             if not answer.pending:
                 self._continue(answer, rows[-1])
+
+    def _decode(self, plan: list[tuple[Answer, int]]) -> NDArray[np.float32]:
+        context = self.served.cache
+        if plan[0][0].request.repeats:
+            return context.decode_anywhere(self._cells.used + context.batch.size)
+        return context.decode()
 
     def _measure(self, answer: Answer, logits: NDArray[np.float32]) -> None:
         """Note the log-probabilities of a prompt's tokens by the logits [n, V] before each."""

@@ -10,9 +10,12 @@ from typing import Any
 from ..errors import UsageError
 from ..formats.bundle import open_bundle
 from ..formats.gguf import Gguf
+from ..machine import device
 from ..objectives.labelling import Classified as Classified
 from ..objectives.labelling import Floats
 from .encoder import Encoder, Reader
+
+GROWTH = 2 << 20  # bytes of Python and of threads while questions are answered
 
 
 class Classifier:
@@ -60,6 +63,13 @@ class Classifier:
         """
         reader = self._reader
         return reader.graded([reader.encoder.read(question) for question, _ in pairs], [answer for _, answer in pairs])
+
+    def keep_within(self, budget: int, longest: int) -> None:
+        """Lets this process take `budget` bytes at most while it answers questions of at most `longest` tokens: fewer
+        are computed together then. Raises BudgetError where not even one fits.
+        """
+        reader = self._reader
+        reader.keep_within(budget - device.rss() - reader.encoder.gguf.data.nbytes - GROWTH, longest)
 
     @property
     def _reader(self) -> Reader:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,14 +42,16 @@ class Completion:
 
     finish: None while it lasts. "stop": the model ended it, or a stop string. "length": max_tokens are there, or the
     context is full. "cancelled". "error": `error` says why, and waiting for text raises it.
-    cached_tokens: of the prompt's, those that were in the cache. among: log-probabilities of the tokens that were asked
-    for, instead of text. source: who answered; details: what that source says of the answer, by names for the API.
+    prompt: token ids, of a model that writes text. cached_tokens: of the prompt's, those that were in the cache.
+    among: log-probabilities of the tokens that were asked for, instead of text. source: who answered; details: what
+    that source says of the answer, by names for the API.
     """
 
     def __init__(self, adapter: str | None, prompt_tokens: int, wake: Callable[[], None],
                  on_piece: OnPiece | None) -> None:
         self.id = uuid.uuid4().hex
         self.adapter = adapter
+        self.prompt: Sequence[int] = ()
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = 0
         self.cached_tokens = 0

@@ -22,7 +22,7 @@ from ..backends.opening import open_backend
 from ..data import labelled
 from ..data.labelled import Read
 from ..data.packing import Example, collate
-from ..errors import UsageError
+from ..errors import BudgetError, UsageError, size_text
 from ..formats.gguf import Gguf
 from ..llamacpp.tokenizers import open_encoder_tokenizer
 from ..machine.device import thread_count
@@ -103,6 +103,15 @@ class Encoder:
         """
         return passes.arena.nbytes * min(self._at_once, passes.run.max_tokens) // passes.run.max_tokens
 
+    def keep_within(self, passes: EncoderPasses, room: int, longest: int) -> None:
+        """See Reader.keep_within."""
+        while self._at_once > longest and self.busy_bytes_of(passes) > room:
+            self._at_once = max(longest, self._at_once // 2)
+        if (needed := self.busy_bytes_of(passes)) > room:
+            left = size_text(max(room, 0))
+            raise BudgetError(f"a question of {longest} tokens takes {size_text(needed)}, of memory {left} are left",
+                              "edgetune eval answers where there is more memory", needed)
+
     def use(self, passes: EncoderPasses) -> EncoderPasses:
         """Gives these passes the memory that the last ones computed in."""
         if self._active is not passes:
@@ -160,6 +169,12 @@ class Reader:
     def busy_bytes(self) -> int:
         """Bytes of the activations of answers."""
         return self.encoder.busy_bytes_of(self._passes)
+
+    def keep_within(self, room: int, longest: int) -> None:
+        """Computes fewer questions together where their activations would not fit in `room` bytes. longest: tokens of a
+        question. Raises BudgetError where not even one question fits.
+        """
+        self.encoder.keep_within(self._passes, room, longest)
 
     def classify(self, questions: Sequence[Read]) -> list[Classified]:
         """The answer to each question, which `Encoder.read` has read."""

@@ -8,7 +8,7 @@ either have a greater likeness.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..errors import FormatError
 
 NAME = "likeness"  # among an adapter's facts
 UNLIKE = 0.02  # share of questions that were not learned, the least alike, by which the limit is set
+AT_ONCE = 64  # questions that are compared together
 TINY = 1e-12  # the least length that a vector is divided by
 Floats = NDArray[np.float32]
 
@@ -45,17 +46,15 @@ class Likeness:
             np.add.at(total, own, vectors)
         labels = tuple(map(_normed, sums))
         if len(others):
-            found = _nearest([others @ each.T for each in labels])
+            found = _nearest(others, labels)
         else:
-            cosines = [vectors @ each.T for each in labels]
-            for cosine, total, own in zip(cosines, sums, fields, strict=True):
-                cosine[np.arange(len(own)), own] = (vectors * _normed(total[own] - vectors)).sum(1)
-            found = _nearest(cosines)
+            found = np.concatenate([_nearest_of_the_rest(vectors[part], labels, sums, [own[part] for own in fields])
+                                    for part in _blocks(vectors)])
         return cls(labels, float(np.sort(found)[int(len(found) * UNLIKE)]))
 
     def likeness(self, vectors: Floats) -> Floats:
         """The likeness [n] of questions with these vectors [n, D]."""
-        return _nearest([vectors @ each.T for each in self.labels])
+        return _nearest(vectors, self.labels)
 
     def to_json(self) -> dict[str, Any]:
         return {"limit": self.limit, "width": self.labels[0].shape[1],
@@ -86,7 +85,21 @@ def _normed(vectors: Floats) -> Floats:
     return found
 
 
-def _nearest(cosines: Sequence[Floats]) -> Floats:
-    """The likeness [n], by cosines [n, labels] of every field."""
+def _blocks(vectors: Floats) -> Iterator[slice]:
+    return (slice(begin, begin + AT_ONCE) for begin in range(0, len(vectors), AT_ONCE))
+
+
+def _nearest(vectors: Floats, labels: Sequence[Floats]) -> Floats:
+    """The likeness [n] to the labels of every field."""
+    found = [np.mean([(vectors[part] @ each.T).max(1) for each in labels], axis=0) for part in _blocks(vectors)]
+    return np.concatenate([np.empty(0, np.float32), *found])
+
+
+def _nearest_of_the_rest(vectors: Floats, labels: Sequence[Floats], sums: Sequence[Floats],
+                         fields: Sequence[NDArray[np.int32]]) -> Floats:
+    """The same of learned questions, each without its own part in its labels, which are the sums, normed."""
+    cosines = [vectors @ each.T for each in labels]
+    for cosine, total, own in zip(cosines, sums, fields, strict=True):
+        cosine[np.arange(len(own)), own] = (vectors * _normed(total[own] - vectors)).sum(1)
     found: Floats = np.mean([cosine.max(1) for cosine in cosines], axis=0)
     return found

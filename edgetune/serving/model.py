@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from ..data.around import Instruction, instructed
-from ..errors import EdgetuneError, UsageError
+from ..errors import ContextLengthError, UsageError
 from ..llamacpp import library as llamacpp
 from ..llamacpp.sampling import Sampler, Sampling, TextStream
 from ..llamacpp.thinking import ANY, Thinking, ThinkingBudget, thinking_of
@@ -152,8 +152,8 @@ class ServedModel(ABC):
         if isinstance(prompt, str):
             # a prompt that is surely too long is not tokenized: of 1 MB that may take llama.cpp a minute
             if len(prompt) > self.context and len(prompt) > self.context * self.tokenizer.longest:
-                raise EdgetuneError(f"{len(prompt)} characters do not fit the context of {self.context} tokens",
-                                    "shorten the text or choose a larger context")
+                raise ContextLengthError(f"{len(prompt)} characters do not fit the context of {self.context} tokens",
+                                         "shorten the text or choose a larger context")
             tokens = self.tokenizer.encode(prompt, bos=True)
         else:
             tokens = list(map(int, prompt))

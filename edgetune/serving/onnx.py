@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError, MismatchError, UnsupportedError, install_hint
+from ..errors import EdgetuneError, MismatchError, UnsupportedError, install_hint, lacking
 from ..formats import bundle
 from ..formats.gguf import check_vocabulary, open_gguf
 from ..llamacpp.context import BATCH, check_tokens, common, context_size
@@ -30,8 +30,8 @@ def load() -> ModuleType:
     """The `onnxruntime` module; EdgetuneError where it is not installed."""
     try:
         import onnxruntime
-    except ImportError:
-        raise EdgetuneError("this bundle needs ONNX Runtime, which is not installed",
+    except ImportError as error:
+        raise lacking(error) or EdgetuneError("this bundle needs ONNX Runtime, which is not installed",
                             install_hint("onnx")) from None
     return onnxruntime  # type: ignore[no-any-return]
 

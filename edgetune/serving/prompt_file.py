@@ -15,6 +15,7 @@ Each key may be left out, but not all. An example is a row of prompt and complet
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import threading
@@ -31,6 +32,7 @@ from ..data.hub_rows import is_name
 from ..data.parts import STDIN, names_of
 from ..data.question import content_text, question_text
 from ..data.rows import Row, answered_messages, check_row
+from ..data.yaml_text import read_yaml, write_yaml
 from ..disk import json_lines, json_text, read_small, refuse_existing, replaced
 from ..errors import DataError, EdgetuneError, FormatError, install_hint
 from ..formats.named import find_model
@@ -208,7 +210,8 @@ def prompt_text(prompt: Prompt, path: Path) -> str:
     content = prompt.to_json()
     if path.suffix.lower() not in YAML:
         return json_text(content, indent=2) + "\n"
-    return str(_yaml().safe_dump(content, sort_keys=False, allow_unicode=True, width=110))
+    _require_yaml()
+    return write_yaml(content)
 
 
 def turns_of(row: Row) -> list[Message]:
@@ -231,19 +234,16 @@ def _loaded(path: Path) -> Any:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{path} is no JSON: {error}", "mend it, or name a file in YAML .yaml") from None
-    yaml = _yaml()
+    _require_yaml()
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise FormatError(f"{path} is no YAML: {' '.join(str(error).split())}", "mend it") from None
+        return read_yaml(text, str(path), LIMIT)
+    except DataError as error:
+        raise FormatError(error.what, error.hint) from None
 
 
-def _yaml() -> Any:
-    try:
-        import yaml
-    except ModuleNotFoundError:
-        raise EdgetuneError("prompt files in YAML need pyyaml", f"{install_hint('prompts')}, or write JSON") from None
-    return yaml
+def _require_yaml() -> None:
+    if importlib.util.find_spec("yaml") is None:
+        raise EdgetuneError("prompt files in YAML need pyyaml", f"{install_hint('prompts')}, or write JSON")
 
 
 def _prompt(found: Mapping[str, Any], folder: Path) -> Prompt:

@@ -26,6 +26,7 @@ class Question:
     echo: answers begin with the prompt, and may be nothing else (max_tokens 0).
     thinking: tokens of thinking at most, 0: none; None: as the model likes. Only of a model that thinks.
     options: max_tokens, stop, seed and the fields of Sampling; what is absent has its default.
+    after: token ids of earlier turns, which the messages continue.
     around: what is put around the messages for the model, such as passages of documents.
     may_be_kept: whether the client allows the question to be stored, if questions are stored.
     """
@@ -45,6 +46,7 @@ class Question:
     logprobs: int | None = None
     thinking: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    after: Sequence[int] = ()
     around: Instruction = None
     may_be_kept: bool = True
 

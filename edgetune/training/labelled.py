@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..adapters.heads import CLASSES, MULTILABEL
 from ..data.lengths import Lengths
 from ..data.packing import Batch, Example
 from ..errors import DataError, UsageError
@@ -40,11 +41,18 @@ class Labelled(Rows):
         self.objective = parts.objective
 
     @classmethod
-    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> Room:
+    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths,  # noqa: ARG003
+             structure: Structure) -> Room:
         assert isinstance(objective, Labelling)
         if not objective.is_fitted:
             raise UsageError(f"the labels that {objective.name} learns are not known", "name the rows, or give labels")
-        return super().room(objective, config, lengths, structure)
+        rows = len(lengths.units)
+        first, *_ = structure.head_groups(objective.heads)
+        width = first.size // objective.heads[0].size - 1  # besides them each label has a bias
+        regressions = {head: rows * (head.size if head.name == MULTILABEL.name else 1)
+                       for head in objective.heads if head.name in (CLASSES.name, MULTILABEL.name)}
+        fit = max((logistic.fit_bytes(width, head.size) for head in regressions), default=0)
+        return Room(known=fit + 4 * (width * rows + sum(regressions.values())))
 
     def of_step(self, step: int, batches: Batches) -> Learned:
         if step > HEAD:
@@ -59,8 +67,17 @@ class Labelled(Rows):
     def vectors(self, examples: Sequence[Example]) -> np.ndarray:
         """The vectors [n, D] of examples, each of length 1."""
         micros = self.parts.micros
-        return np.concatenate([self.parts.decoder.pooled(batch)
-                               for batch in micros.one_by_one(micros.cut(examples)) if isinstance(batch, Batch)])
+        found = None
+        done = 0
+        for batch in micros.one_by_one(micros.cut(examples)):
+            assert isinstance(batch, Batch)
+            pooled = self.parts.decoder.pooled(batch)
+            if found is None:
+                found = np.empty((len(examples), pooled.shape[1]), pooled.dtype)
+            found[done:done + len(pooled)] = pooled
+            done += len(pooled)
+        assert found is not None
+        return found
 
     def measure(self, examples: Sequence[Example]) -> Measurement:
         """The loss, and the share of rows whose labels are all right."""
@@ -114,9 +131,9 @@ class Labelled(Rows):
         probability = np.ones(len(vectors))
         right = np.ones(len(vectors), bool)
         for classes, (_, bias) in zip(targets, self.parts.decoder.label_heads(), strict=False):
-            p = logistic.out_of_fold(vectors, classes, len(bias))
-            probability *= p.max(1)
-            right &= p.argmax(1) == classes
+            for rows, p in logistic.folds(vectors, classes, len(bias)):
+                probability[rows] *= p.max(1)
+                right[rows] &= p.argmax(1) == classes[rows]
         return Sureness.of(probability, right)
 
     def _held_out(self, examples: Sequence[Example]) -> dict[str, Sureness | None]:

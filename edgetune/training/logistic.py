@@ -2,73 +2,82 @@
 
 L = sum of -log p of what is right + |W|^2 / (2 C), p by the soft-max or the sigmoids of W x + b, whose minimum L-BFGS
 finds from 0. For vectors of length 1 any C from 3 to 100 gives the same share of right answers within half a point
-(docs/results/encoders.md).
+(docs/results/encoders.md). Rows are computed in blocks of BLOCK bytes, so that a fit takes no memory that grows with
+them.
 Letters: n rows, D the width of a vector, k classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError, install_hint
+from . import lbfgs
 
 C = 10.0
 MOST_ITERATIONS = 200
 FOLDS = 5
+BLOCK = 2 << 20  # bytes of what is computed of the rows together, about
 Floats = NDArray[np.float32]
-Loss = Callable[[NDArray[np.float64]], tuple[float, NDArray[np.float64]]]
-"""From outputs z [n, k], which it may change, to the sum of -log p and its derivative by z."""
+Loss = Callable[[NDArray[np.float64], NDArray[Any]], tuple[float, NDArray[np.float64]]]
+"""From outputs z [b, k], which it may change, and targets [b] or [b, k] to the sum of -log p and its derivative by z.
+"""
 
 
-def fit(vectors: Floats, targets: NDArray[Any], k: int) -> tuple[Floats, Floats]:
+def fit(vectors: Floats, targets: NDArray[Any], k: int, rows: NDArray[np.intp] | None = None) -> tuple[Floats, Floats]:
     """W [k, D] and b [k] for vectors [n, D] of length 1 and their targets: the class [n] of each, below k, or 1 where
-    it has a label, [n, k], each of which then has its own regression. Raises EdgetuneError without scipy.
+    it has a label, [n, k], each of which then has its own regression. rows: those that count; None: all.
     """
-    return _fitted(vectors, k, _of_classes(targets) if targets.ndim == 1 else _of_each(targets))
-
-
-def _of_classes(classes: NDArray[np.int32]) -> Loss:
-    rows = np.arange(len(classes))
-
-    def loss(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        z -= z.max(1, keepdims=True)
-        lse = np.log(np.exp(z).sum(1))
-        dz = np.exp(z - lse[:, None])
-        dz[rows, classes] -= 1
-        return float((lse - z[rows, classes]).sum()), dz
-
-    return loss
-
-
-def _of_each(present: Floats) -> Loss:
-    def loss(z: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        soft = np.logaddexp(0, z)  # -log of 1 - p
-        return float((soft - present * z).sum()), np.exp(z - soft) - present
-
-    return loss
-
-
-def _fitted(vectors: Floats, k: int, loss: Loss) -> tuple[Floats, Floats]:
-    try:
-        from scipy.optimize import minimize
-    except ImportError:
-        raise EdgetuneError("scipy, which fits the head of an encoder, is not installed",
-                            install_hint("encoders")) from None
-    x = vectors.astype(np.float64)
-    width = x.shape[1]
+    loss = _of_classes if targets.ndim == 1 else _of_each
+    chosen = np.arange(len(vectors)) if rows is None else rows
+    width = vectors.shape[1]
 
     def penalized(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         w = parameters[:k * width].reshape(k, width)
-        value, dz = loss(x @ w.T + parameters[k * width:])
-        return value + (w * w).sum() / (2 * C), np.concatenate([(dz.T @ x + w / C).ravel(), dz.sum(0)])
+        value = 0.0
+        gradient = np.zeros(k * width + k)
+        dw = gradient[:k * width].reshape(k, width)
+        db = gradient[k * width:]
+        for part in _blocks(len(chosen), width, k):
+            x = vectors[chosen[part]].astype(np.float64)
+            lost, dz = loss(x @ w.T + parameters[k * width:], targets[chosen[part]])
+            value += lost
+            dw += dz.T @ x
+            db += dz.sum(0)
+        dw += w / C
+        return value + float(np.einsum("ij,ij->", w, w)) / (2 * C), gradient
 
-    start = np.zeros(k * width + k)
-    found = minimize(penalized, start, jac=True, method="L-BFGS-B", options={"maxiter": MOST_ITERATIONS}).x
+    found = lbfgs.minimum(penalized, np.zeros(k * width + k), MOST_ITERATIONS)
     return found[:k * width].reshape(k, width).astype(np.float32), found[k * width:].astype(np.float32)
+
+
+def fit_bytes(width: int, k: int) -> int:
+    """Bytes that a fit of k classes takes at most, besides vectors and targets."""
+    return lbfgs.BYTES * (width + 1) * k + max(2 * BLOCK, 8 * (width + 4 * k))
+
+
+def _blocks(n: int, width: int, k: int) -> Iterator[slice]:
+    size = max(1, BLOCK // (8 * (width + 4 * k)))
+    return (slice(begin, begin + size) for begin in range(0, n, size))
+
+
+def _of_classes(z: NDArray[np.float64], classes: NDArray[np.int32]) -> tuple[float, NDArray[np.float64]]:
+    rows = np.arange(len(classes))
+    z -= z.max(1, keepdims=True)
+    right = z[rows, classes]
+    dz = np.exp(z, out=z)
+    total = dz.sum(1)
+    dz /= total[:, None]
+    dz[rows, classes] -= 1
+    return float((np.log(total) - right).sum()), dz
+
+
+def _of_each(z: NDArray[np.float64], present: Floats) -> tuple[float, NDArray[np.float64]]:
+    soft = np.logaddexp(0, z)  # -log of 1 - p
+    return float((soft - present * z).sum()), np.exp(z - soft) - present
 
 
 def probabilities(vectors: Floats, weights: Floats, bias: Floats) -> Floats:
@@ -79,16 +88,24 @@ def probabilities(vectors: Floats, weights: Floats, bias: Floats) -> Floats:
     return p
 
 
-def out_of_fold(vectors: Floats, classes: NDArray[np.int32], k: int) -> Floats:
-    """The same [n, k] of the rows themselves, each by a head that was fitted without the FOLDS-th part that it is in.
-    The rows of each class are dealt to the parts in turn.
+def folds(vectors: Floats, classes: NDArray[np.int32], k: int) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+    """Some rows at a time: which they are [b], and the probabilities [b, k] by a head that was fitted without the
+    FOLDS-th part that they are in. The rows of each class are dealt to the parts in turn.
     """
     fold = np.empty(classes.size, np.int64)
     for label in np.unique(classes):
         rows = np.flatnonzero(classes == label)
         fold[rows] = (np.arange(rows.size) + label) % FOLDS
-    found = np.empty((classes.size, k), np.float32)
     for number in np.unique(fold):
-        out = fold == number
-        found[out] = probabilities(vectors[out], *fit(vectors[~out], classes[~out], k))
+        head = fit(vectors, classes, k, np.flatnonzero(fold != number))
+        out = np.flatnonzero(fold == number)
+        for part in _blocks(len(out), vectors.shape[1], k):
+            yield out[part], probabilities(vectors[out[part]], *head)
+
+
+def out_of_fold(vectors: Floats, classes: NDArray[np.int32], k: int) -> Floats:
+    """The probabilities [n, k] of all rows by `folds`."""
+    found = np.empty((classes.size, k), np.float32)
+    for rows, p in folds(vectors, classes, k):
+        found[rows] = p
     return found

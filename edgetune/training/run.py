@@ -6,7 +6,6 @@ Stopped at any moment, by a signal, an error or a power cut, it resumes from its
 from __future__ import annotations
 
 import math
-import shlex
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from .. import disk
 from ..adapters import store
 from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
-from ..errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError
+from ..errors import DiskError, DiskFullError, FormatError, Interrupted, NumericsError, UsageError, shell_word
 from ..formats.bundle import Bundle
 from ..machine import device
 from ..objectives.base import Objective
@@ -53,32 +52,34 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     held_out: rows on which the loss is measured, and by it the best adapter chosen.
     start: an adapter of the same base, rank and projections to begin from; None: one that changes nothing. A resumed
     run has its own, and refuses another.
-    resume: continue the run in `out`; allow_changed: names of facts that may have changed (see `resume`). more:
-    epochs to add to a run that is finished, with a new schedule from its adapter on.
+    resume: continue the run in `out`; begin it if there is none, as after a disk that was full before the first
+    checkpoint. allow_changed: names of facts that may have changed (see `resume`). more: epochs to add to a run that is
+    finished, with a new schedule from its adapter on.
     origin: where the run comes from, for run.json.
     callbacks: functions by which the run asks and informs its caller.
     objective: the rule by which rows, read by its parser, are learned; None: imitation of their answers. rewards: the
     function that rewards answers, for an objective that learns from rewards.
 
-    Raises UsageError where `out` exists, for options that do nothing without held_out, and for a finished run without
-    `more`. Raises MismatchError for a resume with a difference that allow_changed does not name, and for a `start` of
-    another base. Raises NumericsError when the loss is not finite: the best adapter that was measured is kept, else the
-    last good one. Raises DiskError when the disk refuses: the last checkpoint is kept.
+    Raises UsageError where `out` exists and is not to be resumed, for options that do nothing without held_out, and for
+    a finished run without `more`. Raises MismatchError for a resume with a difference that allow_changed does not name,
+    and for a `start` of another base. Raises NumericsError when the loss is not finite: the best adapter that was
+    measured is kept, else the last good one. Raises DiskError when the disk refuses: the last checkpoint is kept.
     """
-    if not resume:
+    begins = not resume or not (more or Path(out).exists())
+    if begins:
         config.check_held_out(held_out is not None)
     for name, value in (("allow-changed", allow_changed), ("more", more)):
         if value and not resume:
             raise UsageError(f"{name} is for a run that is resumed", "resume a run")
     if more and not 0 < more <= MOST_EPOCHS:
         raise UsageError(f"more is {more:g} epochs", f"give a number above 0, at most {MOST_EPOCHS:g}")
-    config = sized_by(as_begun(config, Path(out)) if resume else config, objective or Sft(), [data, held_out])
+    config = sized_by(config if begins else as_begun(config, Path(out)), objective or Sft(), [data, held_out])
     calls = callbacks or RunCallbacks()
     if calls.governor:
         be_nice(calls.governor.policy.nice)
     task = Task(bundle, data, Path(out), config, held_out, Path(start) if start else None, more, origin, allow_changed,
                 objective, rewards, calls)
-    if not resume:
+    if begins:
         prepared = _Run(task, begin.anew(task))
         _create(task.out, calls.resume_by)
         with _alone(task.out, calls.resume_by):
@@ -283,7 +284,7 @@ class _Run:
     def _course(self) -> Course:
         t = self.trainer
         return Course(self.state.leg_history, t.begun_at, t.steps_done, t.total_steps, self.state.best_step,
-                      t.peak_rate, f"edgetune resume {shlex.quote(str(self.out))} --epochs +4", self.state.learned,
+                      t.peak_rate, f"edgetune resume {shell_word(self.out)} --epochs +4", self.state.learned,
                       t.source.is_rewarded, t.source.milestones)
 
     def _save(self, status: str, verdict: Verdict | None = None) -> dict[str, Any]:

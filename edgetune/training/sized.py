@@ -49,10 +49,10 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
     network.structure.head_groups(objective.heads)
     objective.check_model(bundle.gguf)  # both raise before rows are read in vain
     if not isinstance(config.max_length, str):
-        return config, *_prepared(objective, load(config))
+        return config, *prepared(objective, load(config))
     limit = reading_limit(config.max_length, context_of(bundle.gguf))
     while True:
-        fitted, sets = _prepared(objective, load(replace(config, max_length=limit)))
+        fitted, sets = prepared(objective, load(replace(config, max_length=limit)))
         found = sized_by(config, fitted, sets)
         is_least = found.row_limit == AUTO_LENGTH
         if not shortens or is_least or _fits(network, found, fitted, sets, board, reserved):
@@ -74,8 +74,10 @@ def load_run(bundle: Bundle, data: Path, held_out: str | Path | None, config: Tr
     return config, objective, rows, held
 
 
-def _prepared(objective: Objective, sets: list[Dataset | None]) -> tuple[Objective, list[Dataset | None]]:
-    """The objective for these rows, and the rows as it learns them, and measures those that are held out."""
+def prepared(objective: Objective, sets: list[Dataset | None]) -> tuple[Objective, list[Dataset | None]]:
+    """The objective for these rows, and the rows as it learns them, and measures those that are held out. Raises
+    DataError for rows that it cannot learn.
+    """
     rows, held = sets
     if rows is None:
         return objective, sets

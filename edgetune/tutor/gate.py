@@ -2,11 +2,11 @@
 
 The adapter is published if it answers significantly more of them better than worse, compared with the published one by
 the exact sign test, and does no harm to unrelated text. An answer is better if it is right, has more of the right JSON,
-or a higher reward. Of two equally wrong ones the better is of the adapter that finds the right answer likelier. Of two
-right ones none is better: a model that learns its own answers becomes surer of them, and no better.
+or a higher reward. How likely the right answer is publishes nothing: a model that learns its own answers becomes surer
+of them, and no better.
 
 The error is bounded over all rounds (acceptance.py): the k-th test since the last publication may be wrong with a
-probability of alpha / k (k + 1), for any questions and any adapter. So repeated tries do not help, and the same
+probability of ALPHA / k (k + 1), for any questions and any adapter. So repeated tries do not help, and the same
 questions may test two adapters: in the first round the one with the model's own answers, and the one of labelled rows.
 
 If both pass, the one that answers more questions better is published. But ten questions can hardly rank two adapters,
@@ -24,7 +24,8 @@ from typing import Any, ClassVar
 
 from ..data.dataset import load_rows
 from ..errors import DataError
-from ..evaluation.acceptance import Paired, alpha_of_test, worth
+from ..evaluation.acceptance import ALPHA, HeldOut, Paired, worth
+from ..evaluation.acceptance import decide as compare
 from ..evaluation.canary import Drift, drift
 from ..evaluation.graders.agreement import parts_of
 from ..evaluation.judge import same
@@ -118,7 +119,7 @@ def gate(setting: Setting, questions: Sequence[Question], published: Path | None
     """
     found = measure(setting, questions, {PUBLISHED: published, **candidates}, keep)
     decisions = decide(found, [*candidates], setting.options, tests_before)
-    chosen = choose(found, decisions, doubt=setting.options.gate_alpha if setting.judge else 1.0)
+    chosen = choose(found, decisions, doubt=ALPHA if setting.judge else 1.0)
     return Gated(chosen, explain(decisions, chosen), [question.key for question in questions], decisions,
                  [*found.values()])
 
@@ -202,12 +203,12 @@ def decide(found: Mapping[str, HeldAnswers], candidates: Sequence[str], options:
     before = found[PUBLISHED]
     decisions = []
     for number, name in enumerate(candidates):
-        alpha = alpha_of_test(options.gate_alpha, tests_before + number)
-        paired = Paired.of(before.worth, found[name].worth)
+        compared = compare(before.worth, found[name].worth, HeldOut(tests_before + number))
+        paired = compared.right
         objection = harm(found[name], before, options)
-        passed = paired.p_better <= alpha and not objection
-        reason = objection or _reason(before, found[name], paired, alpha)
-        decisions.append(Decision(name, passed, reason, paired.wins, paired.losses, paired.p_better, alpha))
+        passed = compared.is_better and not objection
+        reason = objection or _reason(before, found[name], paired, compared.level)
+        decisions.append(Decision(name, passed, reason, paired.wins, paired.losses, paired.p_better, compared.level))
     return decisions
 
 

@@ -26,10 +26,7 @@ class TutorOptions:
     judge: str = option("", "Encoder, such as minilm, that learns the labelled rows, whose answers must be labels, and "
                         "answers the prompts. The model learns what it is sure of.",
                         common=True)
-    gate_alpha: float = option(0.1, "Chance at most that the present adapter is ever replaced by one that is no "
-                               "better; test k since the last publication spends gate-alpha / k (k + 1).",
-                               low=0.0, high=1.0, group="The gate")
-    questions: int = option(100, "Held-out questions that a gate asks at most.", low=1)
+    questions: int = option(100, "Held-out questions that a gate asks at most.", low=1, group="The gate")
     canary_rise: float = option(0.05, "Share by which the perplexity of unrelated text may rise over the base's, "
                                 "such as 0.05 or 5%.", low=0.0, share=True)
     max_kl: float = option(0.1, "Nats a token by which the predictions on unrelated text may differ from the base's "

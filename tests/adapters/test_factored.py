@@ -5,6 +5,7 @@ Gradients are compared with autograd on the formulas (FORMULAS), AdaLoRA and VeR
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -29,12 +30,14 @@ from decoder_cases import (
 from families import make_family, row_order
 from peft.tuners._buffer_dict import BufferDict
 from small_families import OPTIONS, data, small, trained
+from tiny import write_tiny
 
 from edgetune.adapters.base import Family, families
 from edgetune.adapters.lora import TARGETS
 from edgetune.adapters.store import open_adapter, read_run
 from edgetune.data.packing import collate
 from edgetune.errors import MismatchError, UnsupportedError, UsageError
+from edgetune.runs.train import train
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.config import TrainConfig
 from edgetune.training.trainer import Trainer
@@ -346,6 +349,20 @@ def test_lora_fa_and_lora_fb_take_turns(bundle, tmp_path):
         trainer.save(start)
     assert losses[0] > losses[1] == pytest.approx(losses[2], rel=1e-6)
     assert losses[2] > losses[3] > losses[5]
+
+
+def test_adalora_learns_by_default_as_much_as_lora(tmp_path):
+    model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
+    rows = [{"prompt": f"say {letter}", "completion": f"{word} {letter}"}
+            for letter in "abcdefghijkl" for word in ("no", "yes", "on", "off")]
+
+    def last_loss(family):
+        config = TrainConfig(family=family, epochs=4.0, threads=1, anchors=0)
+        train(model, rows, tmp_path / family, "none", config=config, answers=False)
+        steps = [json.loads(line) for line in (tmp_path / family / "metrics.jsonl").read_text().splitlines()]
+        return np.mean([step["loss"] for step in steps if step["event"] == "step"][-6:])
+
+    assert last_loss("adalora") < 1.2 * last_loss("lora")
 
 
 @pytest.mark.parametrize("value", [{"target_rank": 9}, {"prune_from": 0.7}], ids=str)

@@ -16,7 +16,9 @@ from click.testing import CliRunner
 from commands import all_commands, run
 from encoders import WORDS, tiny_bert, write_encoder
 from screens import screen
+from services import until
 from sometimes import mostly_slow
+from terminals import in_terminal
 from tiny import write_place, write_tiny
 
 import edgetune.__main__
@@ -113,7 +115,7 @@ def test_paths_are_printed_as_they_are(place):
     """A name in brackets is no markup, neither of a colour nor of an end that nothing began."""
     folder = place / "[red]" / "a[/b]" / "runs[v2]"
     text = run("train", place / "model.gguf", place / "rows.jsonl", "-o", folder, "--steps", 1, *SMALL)
-    assert f"adapter in {folder}; try: edgetune chat {place / 'model.gguf'} --adapter {folder}" in text
+    assert f"adapter in {folder}; try: edgetune chat {place / 'model.gguf'} --adapter '{folder}'" in text
     (folder / "rows[b].jsonl").write_text((place / "rows.jsonl").read_text())
     scores = run("eval", place / "model.gguf", folder / "rows[b].jsonl", "--no-answers")
     assert "rows[b].jsonl by llama.cpp" in scores
@@ -203,7 +205,6 @@ ERRORS = [
     (["train", "{model}", "{rows}", "-o", "{place}"], 2, ["exists"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--quiet-hours", "8-22"], 2, ["quiet-hours", "08:00-22:00"]),
     (["train", "{model}", "{rows}", "-o", "{place}/new", "--policy", "{rows}"], 1, ["is not TOML", "name = value"]),
-    (["train", "{model}", "{rows}", "-o", "{place}/new", "--resume"], 1, ["is no folder of a run"]),
     (["eval", "{model}", "{rows}", "--adapter", "{model}"], 1, ["adapter"]),
     (["generate", "{other}", "hello", "--adapter", "{adapter}"], 1, ["trained on model.gguf"]),
     (["info", "{rows}"], 1, ["GGUF"]),
@@ -269,6 +270,32 @@ def test_a_signal_saves_and_resume_goes_on(place, number):
     done = subprocess.run([*args, "--resume", "--json"], cwd=place, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 60
+
+
+def test_a_training_whose_terminal_is_closed_saves_and_resume_goes_on(place):
+    args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", "closed", "--steps", "60",
+            *SMALL]
+    with in_terminal(args, place) as running:
+        metrics = place / "closed" / "metrics.jsonl"
+        until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+        running.close()
+        assert running.process.wait(60) == 75, running.said
+    assert (place / "closed" / "adapter.gguf").exists()
+    done = subprocess.run([*args, "--resume", "--json"], cwd=place, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["steps"] == 60
+
+
+def test_a_training_that_ignores_the_end_of_its_terminal_goes_on(place):
+    """Under nohup, whose output is a file."""
+    args = ["nohup", sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", "nohup", "--steps",
+            "12", *SMALL]
+    with (place / "said").open("w") as said:
+        process = subprocess.Popen(args, cwd=place, stdout=said, stderr=said)
+        metrics = place / "nohup" / "metrics.jsonl"
+        until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 0, (place / "said").read_text()
 
 
 @pytest.mark.parametrize("path", [(), *all_commands()], ids=" ".join)

@@ -110,7 +110,7 @@ REFUSED = [
     ("system = true\n", ["options.toml", "system", "True"]),
     ("[train]\nrank = 4\n", ["options.toml", "train"]),
     ("rank 4\n", ["options.toml", "TOML"]),
-    ("gate-alpha = 0.1\n", ["options.toml", "gate-alpha"]),
+    ("per-round = 10\n", ["options.toml", "per-round"]),
 ]
 
 

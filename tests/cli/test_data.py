@@ -93,3 +93,31 @@ def test_every_command_reads_named_columns(tmp_path, tiny_llama):
 def test_options_without_a_model_are_refused(rows):
     said = run("data", "check", rows, "--max-length", 9, code=2)
     assert "--max-length is given without MODEL, and no row is tokenized; name the model too, or leave it out" in said
+
+
+REFUSED_TOGETHER = {
+    "one label": ([{"prompt": f"a b {i}", "completion": "on"} for i in range(30)], "classify"),
+    "no labels": ([{"prompt": f"a b {i}", "completion": f"answer {i}"} for i in range(30)], "classify"),
+    "one list": ([{"prompt": f"a b {i}", "completion": '["on"]'} for i in range(30)], "classify"),
+    "one pair": ([{"anchor": "a", "positive": "b"}], "embed"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED_TOGETHER)
+def test_it_says_of_all_rows_together_what_training_refuses(tmp_path, kind):
+    encoder = write_encoder(tmp_path / "tiny.gguf", tiny_bert(), WORDS)
+    rows, method = REFUSED_TOGETHER[kind]
+    path = write_lines(tmp_path / "rows.jsonl", rows)
+    refused = run("train", encoder, path, "-o", tmp_path / "out", "--method", method, "--eval", "none", code=1)
+    checked = run("data", "check", path, encoder, "--method", method, code=1)
+    assert checked.startswith("not ready")
+    assert refused.removeprefix("edgetune: ").strip() in checked
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_line_of_10_mb_is_refused_by_check_as_by_training(tmp_path, tiny_llama):
+    path = write_lines(tmp_path / "rows.jsonl", [{"prompt": "q", "completion": "x" * 10_000_000}])
+    for command in (["data", "check", path], ["data", "check", path, tiny_llama],
+                    ["train", tiny_llama, path, "-o", tmp_path / "out"]):
+        printed = run(*command, code=1)
+        assert "line 1 of rows.jsonl has 9.5 MiB, the limit is 1 MiB; divide it into several rows" in printed

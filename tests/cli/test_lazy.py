@@ -68,7 +68,7 @@ from edgetune.cli import cli
 cli.get_command(None, "train")
 print(json.dumps([name for name in sys.modules if name.startswith("edgetune.cli.")]))
 """
-    own = {"app", "configured", "extras", "grouped", "learn", "objective", "prose", "sweep"}
+    own = {"app", "configured", "extras", "grouped", "learn", "objective", "output", "prose", "sweep"}
     assert {name.rsplit(".", 1)[1] for name in printed(code)} <= own
 
 
@@ -108,7 +108,7 @@ print(json.dumps([*sys.modules]))
 """
 NEEDED = {
     "adapters": "base heads lora low_rank stacks store",
-    "cli": "app configured extras grouped learn objective sweep",
+    "cli": "app configured extras grouped learn objective output sweep",
     "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parquet parts "
             "pieces preferences prompted question rows thoughts trees views",
     "llamacpp": "kv_state library markup pieces thinking tokenizer tokenizers tool_text wordpiece",

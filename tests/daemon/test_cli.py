@@ -17,12 +17,14 @@ from daemons import process
 from rich.console import Console
 from screens import screen
 from services import until
+from terminals import in_terminal
 
 from edgetune.cli.remote import entries
 from edgetune.cli.status import _job
 from edgetune.console import say
 from edgetune.daemon.server import log_formatter
 from edgetune.errors import install_hint
+from edgetune.training import checkpoint
 
 SHAPE = {"n_context": 128}
 SMALL = ["--rank", "2", "--max-length", "64", "--batch-size", "4", "--threads", "1"]
@@ -195,6 +197,32 @@ def test_keys_over_a_unix_socket(model, tmp_path, monkeypatch):
             assert words in run("adapters", *["--json"] * bool(code), code=code)
         end(running, signal.SIGINT)
     assert not (tmp_path / "socket").exists()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed_ends_the_daemon_and_its_training_is_saved(model, place, tmp_path, monkeypatch,
+                                                                             ignored):
+    """But under nohup it goes on."""
+    command = [*["nohup"] * ignored, sys.executable, "-m", "edgetune", "daemon", model, "--state", tmp_path / "state",
+               "--threads", "1", "--socket", tmp_path / "socket"]
+    with in_terminal(command, tmp_path) as running:
+        file = tmp_path / "nohup.out"
+        until(lambda: b"answers at" in (file.read_bytes() if file.exists() else running.said))
+        monkeypatch.setenv("EDGETUNE_URL", f"unix:{tmp_path / 'socket'}")
+        job = json.loads(run("jobs", "create", place / "rows.jsonl", "--steps", 3000, *SMALL, "--json"))["id"]
+        out = tmp_path / "state" / "runs" / job / "run"
+        until(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") > 3)
+        running.close()
+        if ignored:
+            running.process.send_signal(signal.SIGHUP)
+            lines = len((out / "metrics.jsonl").read_text().splitlines())
+            until(lambda: len((out / "metrics.jsonl").read_text().splitlines()) > lines)
+            assert "active" in run("status")
+            running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(60) == 0
+    assert checkpoint.found(out)
+    with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as db:
+        assert db.execute("SELECT status, error FROM jobs").fetchall() == [("running", None)]
 
 
 @pytest.mark.parametrize(("args", "code", "words"), [

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from commands import run
 
-from edgetune.cli import cli
+from edgetune.cli import checked, cli
 from edgetune.daemon.client import Client
 from edgetune.errors import NotFoundError, UsageError
 from edgetune.serving.question import Question
@@ -68,6 +68,43 @@ def test_proposed_corrections_are_listed_accepted_and_dismissed(feedback, runnin
     assert run("feedback", "dismiss", ids["question 1"]) == f"{ids['question 1']} is dismissed\n"
     assert "there is no proposal" in run("feedback", "accept", "prop-0", code=1)
     assert run("feedback", "proposed") == "no correction waits\n"
+
+
+@pytest.fixture
+def drawn(running):
+    """Two questions that were drawn."""
+    traffic = running.service.traffic
+    texts = [f"light {i}?" for i in range(40)]
+    for text in texts:
+        traffic.see({"messages": asked(text)})
+    yield sorted((row["messages"][0]["content"] for row in traffic.unrated()), key=texts.index, reverse=True)
+    traffic.clear()
+
+
+@pytest.mark.usefixtures("feedback")
+def test_drawn_questions_are_listed_and_deleted(drawn):
+    found = json.loads(run("feedback", "check", "--json", "--limit", 2))
+    assert [row["messages"] for row in found["data"]] == [asked(text) for text in drawn[:2]]
+    assert found["counts"] == {"days": 90, "kept": len(drawn), "unrated": len(drawn)}
+    assert "standard input is no terminal" in run("feedback", "check", code=2)
+    assert run("feedback", "check", "--clear") == f"{len(drawn)} questions are deleted\n"
+    assert run("feedback", "check") == "every drawn question is rated\n"
+
+
+def test_a_person_judges_drawn_questions_in_a_terminal(drawn, feedback, running, monkeypatch):
+    """Enter confirms the answer, a text corrects it, a dash skips it, and the end of input ends it."""
+    monkeypatch.setattr(checked, "is_terminal", lambda: True)
+    cut = CliRunner().invoke(cli, ["feedback", "check"], input="\n-\n")
+    assert "(cut)" in cut.output  # the tiny model does not end its answers
+    assert cut.output.endswith("0 answers are rated\n")
+    monkeypatch.setattr(checked, "_answer", lambda *_: ("to the left", True))
+    said = CliRunner().invoke(cli, ["feedback", "check"], input="\nto the right\n-\n")
+    assert said.output.endswith("2 answers are rated\n"), said.output
+    right, corrected = feedback.list(limit=2)[::-1]
+    assert (right.heading.asked, right.rating, right.held) == (drawn[0], "up", True)
+    assert (corrected.heading.asked, corrected.answer, corrected.held) == (drawn[1], "to the right", True)
+    left = [row["messages"][0]["content"] for row in running.service.traffic.unrated()]
+    assert left == drawn[2:]  # in their order: a check is no question that people ask
 
 
 def said_of():

@@ -88,6 +88,12 @@ def test_langchain_gets_a_form(chain, method):
     assert last == found
 
 
+def test_langchain_gets_an_object_of_any_form(chain):
+    """The model decides its keys."""
+    found = chain.with_structured_output(None, method="json_mode").invoke("Say it as JSON.")
+    assert isinstance(found, dict)
+
+
 def test_langchain_calls_tools_and_shows_what_they_said(chain, client):
     from langchain_core.messages import HumanMessage, ToolMessage
     from langchain_core.tools import tool

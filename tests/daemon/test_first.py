@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 from encoders import WORDS, tiny_bert, write_encoder
-from services import open_service
+from services import open_service, until
 
 from edgetune.adapters.store import FILE, read_artifact, save_artifact
-from edgetune.daemon import contest
+from edgetune.daemon import contest, threads
 from edgetune.daemon.first import First, FirstEncoder
 from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.options import DaemonConfig
@@ -23,10 +23,10 @@ from edgetune.serving.classifier import Classifier
 from edgetune.serving.completion import MODEL
 from edgetune.serving.learned import encoder_of
 
-QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in "abcdefghij"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in LETTERS]
 ROWS = [{"prompt": question, "completion": "lit" if " on " in question else "dark"} for question in QUESTIONS]
 SHARE = 0.6
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 COMMANDS = [{"prompt": f"turn {word} the {letter} light", "completion": json.dumps({"do": does, "place": letter})}
             for word, does in (("on", "start"), ("off", "stop")) for letter in LETTERS]
 
@@ -120,7 +120,8 @@ def commands(tmp_path_factory):
     train(encoder, folder / "rows.jsonl", folder / "out", folder / "held.jsonl", rank=4, threads=1, epochs=6, lr=3e-3)
     base = open_gguf(encoder)
     found = read_artifact(folder / "out", base)
-    known = {"sureness": {"rows": 26, "levels": [[1.1, 1.0, 0.0]]}, "kinds": {"rows": 26, "levels": [[0.0, 1.0, 1.0]]}}
+    known = {"sureness": {"rows": 26, "levels": [[1.1, 1.0, 0.0]], "certainty": 0.95},
+             "kinds": {"rows": 26, "levels": [[0.0, 1.0, 1.0]], "certainty": 0.95}}
     likeness = {**found.facts["likeness"], "limit": -1.0}
     save_artifact(folder / "out" / FILE, replace(found, facts={**known, "likeness": likeness}), base)
     return folder / "out"
@@ -152,6 +153,23 @@ def test_where_values_are_not_sure_the_better_one_answers(tmp_path, commands, mo
         assert source(service, asked(held[0]), max_tokens=64) == MODEL
 
 
+def test_an_error_in_the_comparison_is_said_and_it_is_tried_again(tmp_path, commands, monkeypatch):
+    monkeypatch.setattr(contest, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(threads, "RETRY_SECONDS", 0.1)
+    errors = [ValueError("a bug")] * 2
+    unsure = contest.unsure
+    monkeypatch.setattr(contest, "unsure", lambda encoder: unsure(encoder) if not errors else raises(errors.pop()))
+    with open_service(tmp_path, context=512, first=str(commands)) as service:
+        until(lambda: "ValueError: a bug" in " ".join(service.health()["reasons"]))
+        assert {thread.name for thread in service.contest.threads() if thread.is_alive()} == {"first"}
+        compared(service)
+        until(lambda: service.health()["status"] == "ok")
+
+
+def raises(error):
+    raise error
+
+
 def test_rows_that_are_gone_or_changed_are_not_compared(tmp_path, commands):
     folder = tmp_path / "commands"
     shutil.copytree(commands.parent, folder)
@@ -176,11 +194,13 @@ def test_adapters_that_cannot_be_first_are_refused(tmp_path, intents):
     never = tmp_path / "never"
     never.mkdir()
     (never / "run.json").write_text((intents / "run.json").read_text())
-    save_artifact(never / FILE, replace(found, facts={"sureness": {"rows": 30, "levels": [[0.9, 0.8, 0.1]]}}), base)
+    few = {"rows": 30, "levels": [[0.9, 0.8, 0.1]], "certainty": 0.95}
+    save_artifact(never / FILE, replace(found, facts={"sureness": few}), base)
     plain = tmp_path / "plain.gguf"
     save_artifact(plain, replace(found, tensors={}, facts={}, objective={}, family="", served_by="llama.cpp"), base)
     for adapter, share, error, said in (
-            (old, SHARE, UsageError, "does not say when it is sure"), (never, 0.9, UsageError, "80.0% are right"),
+            (old, SHARE, UsageError, "does not say when it is sure"),
+            (never, 0.9, UsageError, "30 held-out rows, at least 31 needed for 0.9; give a first-share of at most 0.8"),
             (plain, SHARE, FormatError, "has no labels"), (tmp_path / "none", SHARE, EdgetuneError, "none"),
             (intents, 0.3, UsageError, "first.share")):
         with pytest.raises(error, match=said), open_service(tmp_path, first=str(adapter), first_share=share):

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from bounds import bounded_memory
 from encoders import WORDS, tiny_bert, write_encoder
+from odd_yaml import bomb
 from services import open_service
 from tiny import write_tiny
 
@@ -49,7 +51,7 @@ def house(tmp_path_factory):
     train(encoder, ROWS, folder / "encoder", "none", rank=4, threads=1, epochs=6, lr=3e-3)
     base = open_gguf(encoder)
     found = read_artifact(folder / "encoder", base)
-    sure = {"rows": 52, "levels": [[0.0, 1.0, 1.0]]}
+    sure = {"rows": 52, "levels": [[0.0, 1.0, 1.0]], "certainty": 0.95}
     facts = {key: value for key, value in found.facts.items() if key != "likeness"}
     save_artifact(folder / "encoder" / FILE, replace(found, facts={**facts, "sureness": sure, "kinds": sure}), base)
     write_facts(folder, Facts("en", 200, 0, str(encoder), len(ROWS)))
@@ -96,6 +98,18 @@ def test_commands_become_calls_and_results_a_sentence(service):
     after = service.chat(asked("turn on c", called, done), TOOLS)
     assert (after.source, calls(service, after)) == (HouseSource.name, ("Done.", []))
     assert service.device()["answered"] == {HouseSource.name: 2}
+
+
+def test_a_result_that_stands_for_gigabytes_is_answered(service):
+    text = bomb("- names: {value}", "- names: {value}")
+    called = {"role": "assistant", "content": "", "tool_calls": [
+        {"id": "a", "type": "function", "function": {"name": "homeassistant__GetLiveContext", "arguments": {}}}]}
+    result = {"role": "tool", "tool_call_id": "a", "content": text}
+    assert service.chat(asked("turn on c"), TOOLS).source == HouseSource.name  # what it needs once is there
+    with bounded_memory(64 << 20):
+        answer = service.chat(asked("turn on c", called, result), TOOLS)
+    assert answer.source == HouseSource.name
+    assert "cannot find" in answer.text()
 
 
 def test_the_daemons_model_answers_for_a_house_with_its_decoder(tmp_path, written_house):

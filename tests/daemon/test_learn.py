@@ -1,6 +1,9 @@
 """edgetune.daemon.learning.learner: what a job learns, and what becomes of its rows."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -11,9 +14,10 @@ from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.jobs.recipe import held_rows
 from edgetune.daemon.kinds import feedback as kind
 from edgetune.daemon.kinds.feedback import ALL
+from edgetune.daemon.learning import feedback as learned_feedback
 from edgetune.data.anchors import ROWS_PER_ANCHOR
 from edgetune.data.dataset import load_rows
-from edgetune.errors import UsageError
+from edgetune.errors import Interrupted, UsageError
 
 FAR = 1e12  # seconds on the monotonic clock: nobody asked for long
 
@@ -80,6 +84,78 @@ def test_learns_and_refuses(trains):
     assert {note.job for note in feedback.list() if note.state == "used"} == {job.id}
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from fake_workers import FakeWorkers
+from learners import give, opened
+from edgetune.daemon.state.database import Store
+
+def end(sql):
+    if sql.startswith("UPDATE feedback SET job"):
+        os._exit(9)
+
+connect = Store._connect
+def watched(store):
+    db = connect(store)
+    db.set_trace_callback(end)
+    return db
+
+Store._connect = watched
+with opened(Path(sys.argv[1]), Path(sys.argv[2]), start_process=FakeWorkers(), learn_rows=10) as service:
+    give(service, range(20))
+    service.learner.begin()
+"""
+
+
+def test_a_kill_while_rows_are_assigned_to_a_job_trains_them_once(tiny_q8, tmp_path, workers):
+    """There is either no job, or one that has them: nothing is learned, or held out, twice."""
+    done = subprocess.run([sys.executable, "-c", KILLED, tiny_q8, tmp_path], capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    assert done.returncode == 9, done.stderr
+    with opened(tiny_q8, tmp_path, start_process=workers, learn_rows=10) as service:
+        assert (service.jobs.list(), service.feedback.waiting()) == ([], 20)
+        assert list(service.jobs.folder.iterdir()) == []
+        job = service.learner.begin()
+        assert service.feedback.waiting() == 0
+        workers.next().judge()
+        service.jobs.wait(job.id, 60)
+        until(lambda: not service.feedback.unsettled())
+        assert {item.job for item in service.feedback.list()} == {job.id}
+        assert [each.id for each in service.jobs.list()] == [job.id]
+
+
+def test_what_a_job_reads_does_not_grow_with_what_waits(service, monkeypatch):
+    """It looks at the latest rows that it takes, and at no others."""
+    monkeypatch.setattr(learned_feedback, "REPLAY_MOST", 32)
+    read = []
+    statement = service.store.read
+    monkeypatch.setattr(service.store, "read", lambda sql, *values: read.append(sql) or statement(sql, *values))
+    counts = []
+    for numbers in (range(200), range(200, 800)):
+        give(service, numbers)
+        read.clear()
+        job = service.learner.begin()
+        counts.append(len([sql for sql in read if "feedback" in sql]))
+        assert (job.metadata["new"], job.metadata["held"]) == ("32", "32")
+        assert service.feedback.waiting() == numbers.stop - 64
+        cancel(service, job)
+        until(lambda: not service.feedback.unsettled())
+    assert counts[1] <= counts[0] < 200
+
+
+def test_a_daemon_that_stops_does_not_wait_until_a_job_has_begun(service, monkeypatch):
+    give(service, range(40))
+    looked = []
+    load = kind.load_rows
+    monkeypatch.setattr(kind, "load_rows", lambda *given, **options: (
+        looked.append(given), service.stopping.set(), load(*given, **options)))
+    with pytest.raises(Interrupted, match="the daemon stops"):
+        service.learner.begin()
+    assert len(looked) == 1
+    assert (service.jobs.list(), service.feedback.waiting()) == ([], 40)
+
+
 def test_all_that_was_learned_is_learned_anew(service):
     """As if it were new, and nothing else; whatever becomes of it, what waits goes on to wait."""
     with pytest.raises(UsageError, match="no feedback was learned yet"):
@@ -127,10 +203,11 @@ def test_a_lesson_has_batch_and_rate_of_its_different_rows(service):
 
 
 def test_rows_that_nothing_speaks_against_are_learned_with_the_next(tiny_q8, tmp_path, workers):
-    """Also by verdicts of earlier versions. Held-out rows are new again as well; after three jobs it ends."""
+    """Also by verdicts of earlier versions. Held-out rows are new again as well; after five jobs it ends."""
     with opened(tiny_q8, tmp_path, start_process=workers, learn="idle", learn_rows=10) as service:
         for name, more, waiting, aside in (("waits", range(30), 30, 0), ("unfinished", range(30, 40), 40, 0),
-                                           ("again", range(40, 50), 20, 30)):
+                                           ("waits", range(40, 50), 50, 0), ("waits", range(50, 60), 60, 0),
+                                           ("again", range(60, 70), 40, 30)):
             give(service, more)
             job = service.learner.begin()
             workers.next().judge(False, "no more right", **{name: True})

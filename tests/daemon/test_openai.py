@@ -5,6 +5,7 @@ import json
 
 import openai
 import pytest
+from openai.types.fine_tuning import FineTuningJob
 from services import until
 
 from edgetune.serving.llama import LlamaModel
@@ -126,13 +127,19 @@ def test_chunks_tokens_parts_and_developers(client, running):
     assert (one.choices[0].message.content, sizes(one)) == (other.choices[0].message.content, sizes(other))
 
 
+def read_strictly(job):
+    """A job as the client's own type has it, which the client itself does not check."""
+    return FineTuningJob.model_validate(job.model_dump())
+
+
 def test_jobs_are_listed_paused_resumed_and_cancelled_and_files_come_in_pages(client, trained, rows):
     file = client.files.create(file=rows, purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id,
                                          extra_body={"hyperparameters": {"steps": 100_000}})
     assert [found.id for found in client.fine_tuning.jobs.list()][:2] == [job.id, trained.id]
-    assert client.fine_tuning.jobs.pause(job.id).status in ("pausing", "paused")
-    until(lambda: client.fine_tuning.jobs.retrieve(job.id).status == "paused")
+    assert client.fine_tuning.jobs.pause(job.id).state in ("pausing", "paused")
+    until(lambda: client.fine_tuning.jobs.retrieve(job.id).state == "paused")
+    assert [read_strictly(found).state for found in client.fine_tuning.jobs.list()][:2] == ["paused", "succeeded"]
     assert client.fine_tuning.jobs.resume(job.id).status == "queued"
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     with pytest.raises(openai.BadRequestError):
@@ -170,3 +177,35 @@ def test_unknown_names_are_not_found(client, trained):
 def test_a_job_that_cannot_be_is_refused_by_name(client, trained, wrong, says):
     with pytest.raises(openai.BadRequestError, match=says):
         client.fine_tuning.jobs.create(model="tiny", training_file=trained.training_file, **wrong)
+
+
+def test_an_adapter_is_deleted_as_a_model_unless_it_is_active(client, running, trained):
+    adapters = running.service.adapters
+    made = adapters.add_foreign(adapters.path(trained.fine_tuned_model), "copy")
+    with pytest.raises(openai.BadRequestError, match="no adapter"):
+        client.models.delete("tiny")
+    with pytest.raises(openai.NotFoundError, match="ft:nothing"):
+        client.models.delete("ft:nothing")
+    adapters.promote(made.id, "for the test")
+    with pytest.raises(openai.BadRequestError, match="is active; promote another one or roll back before"):
+        client.models.delete(made.id)
+    adapters.rollback("for the test")
+    gone = client.models.delete(made.id)
+    assert (gone.id, gone.object, gone.deleted) == (made.id, "model", True)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve(made.id)
+    assert client.models.retrieve(trained.fine_tuned_model)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_prompt_that_does_not_fit_the_context_has_openais_code(client, running, stream):
+    long = "turn " * running.service.served.context
+    asks = (lambda: client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": long}],
+                                                   stream=stream),
+            lambda: client.completions.create(model="tiny", prompt=long, stream=stream),
+            lambda: client.completions.create(model="tiny", prompt=[5] * 10_000, stream=stream),
+            lambda: client.responses.create(model="tiny", input=long, stream=stream))
+    for ask in asks:
+        with pytest.raises(openai.BadRequestError, match="do not fit the context") as caught:
+            ask()
+        assert caught.value.code == "context_length_exceeded"

@@ -55,7 +55,8 @@ COMMANDS = {  # what follows the words of a command, in the order of its argumen
     "adapters add": ["{adapter}"], "adapters download": ["x", "-o", "{new}"], "adapters route": ["x", "file-1"],
     "adapters rename": ["x", "y"], "adapters list": [], "adapters recover": [], "adapters rollback": [],
     "feedback list": [], "feedback add": ["--prompt", "x", "--correction", "y"], "feedback edit": ["x", "y"],
-    "feedback learn": [], "feedback proposed": [], "fleet apply": ["{folder}"], "home corrections": ["-o", "{new}"],
+    "feedback learn": [], "feedback check": [], "feedback proposed": [], "fleet apply": ["{folder}"],
+    "home corrections": ["-o", "{new}"],
     "jobs list": [], "jobs create": ["{rows}"], "prompts list": [], "prompts learn": [], "status": ["--once"],
     "generate": ["m", "hello"], "eval": ["m", "{rows}"], "chat": ["m"]}
 

@@ -7,7 +7,8 @@ import time
 from dataclasses import replace
 
 import pytest
-from services import SMALL, answers, open_service, until, upload
+from services import LONG, SMALL, answers, open_service, until, upload
+from thread_workers import ThreadWorker
 
 from edgetune.daemon.api.fine_tuning import job_object
 from edgetune.daemon.jobs import queue as work
@@ -78,6 +79,52 @@ def test_the_thread_outlives_any_error(service, workers, monkeypatch):
     health = service.health()
     assert health["status"] == "degraded"
     assert "learn" in health["reasons"][0]
+
+
+def damaged(folder, lost):
+    """Whether the folder of a job lost a file, or itself; "=": its content."""
+    path = folder / lost.removesuffix("=")
+    if lost.endswith("="):
+        path.write_text("{")
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@pytest.mark.parametrize("lost", ["run/metrics.jsonl", "run/metrics.jsonl=", "run/run.json", "run/adapter.gguf", "run",
+                                  ""])
+def test_a_job_that_lost_a_file_after_its_training_fails_and_the_next_one_begins(service, workers, lost):
+    job, after = begin(service), begin(service)
+    process = workers.next()
+    process.train()
+    damaged(process.folder, lost)
+    process.end({"event": "judged", "verdict": {"passed": True, "reason": "good", "scores": {}, "against": None}})
+    ended = service.jobs.wait(job.id, 30)
+    assert (ended.status, ended.result, service.adapters.serving) == ("failed", None, None)
+    assert ended.error["message"]
+    succeeds(service, workers, after)
+    assert service.health() == {"status": "ok", "reasons": []}
+
+
+@pytest.mark.parametrize("lost", ["train.jsonl", "held.jsonl", ""])
+def test_a_job_that_lost_its_rows_fails_in_a_sentence(tmp_path, lost):
+    """In earnest. A restart finds it so."""
+    with open_service(tmp_path, start_process=ThreadWorker) as service:
+        job = service.jobs.create(service.name, upload(service), hyperparameters=LONG)
+        until(lambda: (service.jobs.folder / job.id / "run").exists())
+        service.jobs.pause(job.id)
+        until(lambda: service.jobs.running is None)
+    folder = tmp_path / "state" / "runs" / job.id
+    with open_service(tmp_path, start_process=ThreadWorker) as service:
+        after = begin(service)
+        damaged(folder, lost)
+        service.jobs.resume(job.id)
+        ended = service.jobs.wait(job.id, 60)
+        assert ended.status == "failed"
+        assert str(folder / lost).rstrip("/") in ended.error["message"]
+        assert service.jobs.wait(after.id, 60).status == "succeeded"
+        assert service.health() == {"status": "ok", "reasons": []}
 
 
 def test_where_no_process_can_start_the_job_waits(service, workers):

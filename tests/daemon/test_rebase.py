@@ -1,6 +1,8 @@
 """edgetune.daemon.rebase: what a state folder holds, learned on another base."""
 
 import json
+import os
+import stat
 
 import pytest
 from commands import run
@@ -85,6 +87,29 @@ def test_all_that_was_learned_is_learned_on_another_base(base, state, tmp_path):
         said = ["".join(served.chat(row["messages"][:-1], max_tokens=8)) for row in held]
     assert sum(text.strip() == "on" for text in said) == verdict["new"]["right"] > 0
     assert found.sentence.startswith("learned 32 rows on the new base; would be activated: ")
+
+
+def test_the_copy_of_what_people_said_is_private_from_its_first_byte_on(base, state, tmp_path, monkeypatch):
+    """Whatever the process lets others read otherwise."""
+    seen = {}
+
+    def opened(folder):
+        seen.update({path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder, *folder.iterdir())})
+        return Store(folder)
+
+    monkeypatch.setattr("edgetune.daemon.rebase.Store", opened)
+    mask = os.umask(0)
+    try:
+        with pytest.raises(Interrupted):
+            rebased(base, state, tmp_path / "out", should_stop=lambda: True)
+    finally:
+        os.umask(mask)
+    (folder, mode), *files = seen.items()
+    assert folder.startswith("out")
+    assert mode == 0o700
+    assert {"state.db", "holdout.key"} <= {name for name, _ in files}
+    assert {mode for _, mode in files} == {0o600}
+    assert stat.S_IMODE((tmp_path / f"out{WORK}").stat().st_mode) == 0o700
 
 
 def test_what_cannot_be_rebased_is_said(base, state, tmp_path):

@@ -84,6 +84,13 @@ def test_the_client_puts_a_form_together(client):
     assert shown > hidden == free.usage.input_tokens
 
 
+def test_no_reasoning_may_be_asked_for(client):
+    said = client.responses.create(model="tiny", input="turn", reasoning={"effort": "none"}, max_output_tokens=4)
+    assert said.reasoning.effort == "none"
+    plain = client.responses.create(model="tiny", input="turn", max_output_tokens=4)
+    assert (said.output_text, plain.reasoning) == (plain.output_text, None)
+
+
 @pytest.mark.parametrize(("wrong", "says"), [
     ({"previous_response_id": "resp_1"}, "not stored here; send the earlier turns"),
     ({"conversation": "conv_1"}, "not stored"), ({"reasoning": {"effort": "high"}}, "reasoning"),

@@ -1,13 +1,15 @@
 """The database: transactions that are whole, errors in one sentence, many threads."""
 
 import sqlite3
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from edgetune.daemon.state import database
 from edgetune.daemon.state.database import VERSION, Store, dump, now
-from edgetune.errors import FormatError, NotFoundError, TooMuchError, UsageError
+from edgetune.errors import FormatError, LockedError, NotFoundError, UsageError
 
 SERVICE = "INSERT INTO service (at, adapter, cause) VALUES (?, ?, ?)"
 
@@ -68,13 +70,34 @@ def test_what_cannot_be_read_or_stored_is_a_sentence(tmp_path):
     with pytest.raises(sqlite3.OperationalError, match="syntax error"), store.write() as db:
         db.execute("INSERT ONTO files")
     assert store.reasons() == []
+
+
+def test_another_program_that_holds_the_database(tmp_path, monkeypatch):
+    """Writes that wait at the same time give up together; health says it as long as it is so, and no longer."""
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.5)
     store = Store(tmp_path)
-    store.read("PRAGMA busy_timeout = 50")
+    begun = []
+    begin = store._begin
+    monkeypatch.setattr(store, "_begin", lambda *given: (begun.append(given), begin(*given)))
     other = sqlite3.connect(tmp_path / "state.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(TooMuchError, match="another program holds"), store.write():
-        pass
+    other.execute("BEGIN EXCLUSIVE")
+    [reason] = store.reasons()  # before anybody has written
+    assert "another program holds" in reason
+    begun.clear()
+    start = threading.Barrier(8)
+
+    def write(_):
+        start.wait()
+        with pytest.raises(LockedError, match=r"another program holds .*try again"), store.write():
+            pass
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(8)))
+    assert len(begun) < 8
+    assert store.read("SELECT count(*) FROM service")[0][0] == 0
+    assert store.reasons() == [reason]
     other.close()
+    assert store.reasons() == []
     with store.write() as db:
         db.execute(SERVICE, (now(), None, "x"))
 

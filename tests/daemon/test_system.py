@@ -5,6 +5,7 @@ from services import SMALL, open_service, upload
 from thread_workers import ThreadWorker
 
 from edgetune.daemon.api.app import list_models
+from edgetune.daemon.jobs import recipe
 from edgetune.daemon.learning.recall import Recall
 from edgetune.serving.question import Question
 
@@ -57,5 +58,5 @@ def test_where_it_is_used_and_where_not(service):
     for i in range(16):
         service.feedback.add(messages=[{"role": "user", "content": f"light {i}"}], answer="", correction="on")
     job = service.learner.begin()
+    assert (service.jobs.folder / job.id / recipe.SYSTEM).read_text() == SYSTEM
     service.jobs.cancel(job.id)
-    assert service.jobs.wait(job.id, 60).config["system"] == SYSTEM

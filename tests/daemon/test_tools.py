@@ -3,6 +3,7 @@
 import json
 
 import jsonschema_rs
+import openai
 import pytest
 import templates
 from daemons import daemon, openai_client
@@ -39,6 +40,32 @@ def check(calls):
         arguments = json.loads(call.function.arguments)
         schema = PARAMETERS if call.function.name == "lamp" else {"const": {}}
         assert jsonschema_rs.is_valid(schema, arguments), call
+
+
+@pytest.mark.parametrize("name", ["lamp", "time"])
+def test_a_choice_allows_some_of_the_tools(client, name):
+    model = client.models.list().data[0].id
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": name}}]}
+    said = client.chat.completions.create(model=model, messages=ASK, tools=TOOLS, tool_choice={
+        "type": "allowed_tools", "allowed_tools": allowed}).choices[0].message
+    assert [call.function.name for call in said.tool_calls] == [name]
+    check(said.tool_calls)
+    flat = [{"type": "function", **tool["function"]} for tool in TOOLS]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": name}]}
+    response = client.responses.create(model=model, input="on", tools=flat, tool_choice=choice)
+    assert [item.name for item in response.output] == [name]
+    assert response.tool_choice.mode == "required"
+
+
+def test_tools_that_a_choice_does_not_allow_are_not_shown(client):
+    model = client.models.list().data[0].id
+    auto = {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [NAMED]}}
+    shown = [client.chat.completions.create(model=model, messages=ASK, max_tokens=1, tools=tools, tool_choice=choice)
+             .usage.prompt_tokens for tools, choice in ((TOOLS, auto), (TOOLS[:1], "auto"), (TOOLS, "auto"))]
+    assert shown[0] == shown[1] < shown[2]
+    auto["allowed_tools"]["tools"] = [{"type": "function", "function": {"name": "radio"}}]
+    with pytest.raises(openai.BadRequestError, match="allows the function 'radio', which tools has not"):
+        client.chat.completions.create(model=model, messages=ASK, tools=TOOLS, tool_choice=auto)
 
 
 def test_calls_that_must_be_are_calls_by_their_schema(client):

@@ -17,9 +17,10 @@ from edgetune import TrainConfig
 from edgetune.adapters.store import open_adapter
 from edgetune.cli.app import cli
 from edgetune.daemon.jobs.process import WorkerProcess
-from edgetune.daemon.jobs.recipe import HELD, held_rows
+from edgetune.daemon.jobs.recipe import HELD, SYSTEM, held_rows
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.kinds.tutor import LABELLED, PROMPTS, SELECTING, START, TASK, TutorJob
+from edgetune.daemon.learning.prompts import take
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.holdout import EDGE
@@ -171,7 +172,8 @@ def test_from_a_compiled_prompt_it_takes_the_system_message_alone(service, model
     ask(service, range(100))
     job = service.learner.begin(PROMPTS)
     assert not (service.jobs.folder / job.id / START).exists()
-    assert (job.config["family"], job.config["system"]) == ("lora", "Be brief.")
+    assert job.config["family"] == "lora"
+    assert (service.jobs.folder / job.id / SYSTEM).read_text() == "Be brief."
 
 
 def test_what_publishes_nothing_says_so_and_makes_no_adapter(model, tmp_path):
@@ -313,7 +315,8 @@ def test_a_job_of_an_earlier_version_has_options_that_were_dropped(tmp_path):
 def test_a_feedback_job_that_is_activated_has_prompts_asked_again(service, workers):
     """It began from the base."""
     ask(service, range(20))
-    service.prompts.take([prompt.id for prompt in service.prompts.list()], "ftjob-0")
+    with service.store.write() as db:
+        take(db, [prompt.id for prompt in service.prompts.list()], "ftjob-0")
     for passed, waiting in ((False, 0), (True, 20)):
         correct(service, range(30))
         job = service.learner.begin()
@@ -342,7 +345,7 @@ def test_the_api_and_the_commands(model, tmp_path):
                                   "min_rows": 1}, "grader": GRADER}
         off = run("feedback", "learn", "--off")
         assert off["on"] is False
-        until(lambda: run("jobs", "show", job["id"])["status"] == "paused")
+        until(lambda: run("jobs", "show", job["id"])["state"] == "paused")
         remains = run("prompts", "delete", "--all")["remains"]
         assert remains == f"{job['id']} is not finished and may ask them yet; cancel it to be rid of them at once"
         assert run("status", "--once")["learning"]["tutor"]["prompts"]["kept"] == 0

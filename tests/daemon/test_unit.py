@@ -106,9 +106,9 @@ def test_an_encoder_that_answers_first_is_bound_with_its_adapter(model, tmp_path
     train(encoder, rows, tmp_path / "intents", "none", steps=1, rank=2, threads=1)
     for path in (tmp_path, *tmp_path.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    text = unit.unit(model, DaemonConfig(first=str(tmp_path / "intents"), first_share=0.9), POLICY)
+    text = unit.unit(model, DaemonConfig(first=str(tmp_path / "intents"), first_share=0.8), POLICY)
     assert {str(encoder), str(tmp_path / "intents")} <= set(values(text, "BindReadOnlyPaths"))
-    assert f"--first-share 0.9 --first {tmp_path / 'intents'}" in " ".join(words(text)).replace("--nice 19 ", "")
+    assert f"--first-share 0.8 --first {tmp_path / 'intents'}" in " ".join(words(text)).replace("--nice 19 ", "")
 
 
 def test_keys_are_read_by_systemd(model, tmp_path):

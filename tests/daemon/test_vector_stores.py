@@ -7,13 +7,15 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from daemons import PATIENCE, daemon, openai_client
+from full_disks import full_disk
 from indexes import needs_retrieval, small_encoder, write_pdf
-from services import until
+from services import open_service, until
 from tiny import write_tiny
 
 from edgetune.daemon import vector_stores
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.state.files import DOCUMENT
+from edgetune.errors import DiskFullError
 from edgetune.retrieval.building import Report
 
 openai = pytest.importorskip("openai")
@@ -105,6 +107,43 @@ def test_lists_changes_and_deletions(client):
     assert client.files.retrieve(file.id).id == file.id
     with pytest.raises(openai.NotFoundError, match="has no file"):
         client.vector_stores.files.retrieve(file.id, vector_store_id=stores[1].id)
+
+
+def test_files_are_added_in_batches(client):
+    store = client.vector_stores.create(name="batches")
+    first = upload(client, LAMP)
+    client.vector_stores.files.create_and_poll(vector_store_id=store.id, file_id=first.id, poll_interval_ms=50)
+    files = [upload(client, CAT), upload(client, ("bad.pdf", b"%PDF-1.4 nothing"))]
+    batches = client.vector_stores.file_batches
+    made = batches.create(store.id, file_ids=[file.id for file in files], attributes={"room": "hall"})
+    assert (made.object, made.vector_store_id, made.file_counts.total) == ("vector_store.files_batch", store.id, 2)
+    ended = batches.poll(made.id, vector_store_id=store.id, poll_interval_ms=50)
+    assert (ended.id, ended.status, ended.created_at) == (made.id, "completed", made.created_at)
+    assert (ended.file_counts.completed, ended.file_counts.failed) == (1, 1)
+    listed = list(batches.list_files(made.id, vector_store_id=store.id, limit=1))  # in pages
+    assert [file.id for file in listed] == [file.id for file in files[::-1]]
+    assert [file.attributes for file in listed] == [{"room": "hall"}] * 2
+    failed, = batches.list_files(made.id, vector_store_id=store.id, filter="failed")
+    assert failed.id == files[1].id
+    assert batches.cancel(made.id, vector_store_id=store.id).status == "completed"  # too late
+    each = batches.create_and_poll(store.id, files=[{"file_id": first.id, "attributes": {"n": 1}}], poll_interval_ms=50)
+    assert each.file_counts.completed == 1
+    assert client.vector_stores.files.retrieve(first.id, vector_store_id=store.id).attributes == {"n": 1}
+    assert client.vector_stores.retrieve(store.id).file_counts.total == 3
+    uploaded = batches.upload_and_poll(store.id, files=[CAT, LAMP], poll_interval_ms=50)
+    assert uploaded.file_counts.completed == 2
+
+
+def test_a_batch_that_is_none_is_refused(client):
+    store = client.vector_stores.create(name="none")
+    batches = client.vector_stores.file_batches
+    with pytest.raises(openai.NotFoundError, match="no files of a batch 'vsfb_none'"):
+        batches.retrieve("vsfb_none", vector_store_id=store.id)
+    with pytest.raises(openai.BadRequestError, match="a batch has file_ids or files; give one of the two"):
+        batches.create(store.id)
+    with pytest.raises(openai.NotFoundError, match="there is no file"):
+        batches.create(store.id, file_ids=["file-none"])
+    assert client.vector_stores.retrieve(store.id).file_counts.total == 0
 
 
 def test_a_file_that_cannot_be_read_says_why(client, tmp_path):
@@ -227,6 +266,92 @@ def test_files_that_come_meanwhile_are_read_together(stores_of):
     go.set()
     assert ended(stores, store.id) == ["completed"] * 9
     assert read == [1, 9]
+
+
+def test_a_cancelled_batch_is_not_read(stores_of):
+    read = []
+    go = threading.Event()
+
+    def build_of(documents, *_, **__):
+        read.append([document.name for document in documents])
+        assert go.wait(PATIENCE)
+        return Report("")
+
+    stores = stores_of(build_of)
+    store = stores.create("lamp", {}, ["file-0"])
+    while not read:
+        time.sleep(0.01)
+    stores.add_batch(store.id, {"file-1": {}, "file-2": {}}, "vsfb_1")
+    assert stores.cancel(store.id, "vsfb_1").counts()["cancelled"] == 2
+    stores.add(store.id, "file-3", {})
+    go.set()
+    assert ended(stores, store.id) == ["completed", "cancelled", "cancelled", "completed"]
+    assert [len(names) for names in read] == [1, 2]
+    assert [file.status for file in stores.batch(store.id, "vsfb_1").files] == ["cancelled"] * 2
+
+
+@pytest.mark.parametrize("refusal", [DiskFullError("the disk is full"), MemoryError("no room")])
+def test_a_store_that_the_disk_refuses_is_tried_again_and_named_until_then(stores_of, monkeypatch, refusal):
+    monkeypatch.setattr(vector_stores, "RETRY_SECONDS", 0.05)
+    refused = [refusal] * 3
+
+    def build_of(*_, **__):
+        if refused:
+            raise refused.pop()
+        return Report("")
+
+    stores = stores_of(build_of)
+    store = stores.create("lamp", {}, ["file-1"])
+    [reason] = until(stores.reasons)
+    assert store.id in reason
+    assert str(refusal) in reason
+    assert ended(stores, store.id) == ["completed"]
+    assert stores.reasons() == []
+
+
+def test_an_unforeseen_error_fails_one_store_and_is_said(stores_of):
+    """The store's deletion is the way out."""
+    def build_of(documents, *_, **__):
+        if len(documents) > 1:
+            raise RuntimeError("a bug")
+        return Report("")
+
+    stores = stores_of(build_of)
+    poisoned, after = stores.create("a", {}, ["file-1", "file-2"]), stores.create("b", {}, ["file-1"])
+    assert ended(stores, after.id) == ["completed"]
+    assert [file.status for file in stores.get(poisoned.id).files] == ["failed"] * 2
+    [reason] = stores.reasons()
+    assert poisoned.id in reason
+    assert "RuntimeError: a bug" in reason
+    stores.delete(poisoned.id)
+    assert stores.reasons() == []
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_full_disk_holds_no_store_up_for_ever(restarts, tmp_path, monkeypatch):
+    """Not one file of the daemon may grow while documents are read: neither an index nor a record."""
+    needs_retrieval()
+    monkeypatch.setattr(vector_stores, "ENCODER", str(small_encoder(tmp_path)))
+    monkeypatch.setattr(vector_stores, "RETRY_SECONDS", 600 if restarts else 0.05, raising=False)
+    is_full, build_of = threading.Event(), vector_stores.build_of
+    monkeypatch.setattr(vector_stores, "build_of", lambda *given, **options: (
+        is_full.wait(PATIENCE) and build_of(*given, **options)))
+    with open_service(tmp_path) as service:
+        stores = service.documents.stores
+        files = [service.files.add(name, DOCUMENT, [content]).id for name, content in (LAMP, CAT)]
+        made = [stores.create("", {}, [file]).id for file in files]
+        with full_disk(0):
+            is_full.set()
+            until(lambda: len(service.health()["reasons"]) == len(made))
+            assert all("cannot write" in reason for reason in service.health()["reasons"])
+            assert [store.status for store in stores.list()] == ["in_progress"] * 2
+        if not restarts:
+            assert [ended(stores, id) for id in made] == [["completed"]] * 2
+            assert service.health() == {"status": "ok", "reasons": []}
+    if restarts:
+        with open_service(tmp_path) as service:
+            assert [ended(service.documents.stores, id) for id in made] == [["completed"]] * 2
+            assert service.health() == {"status": "ok", "reasons": []}
 
 
 def test_a_file_that_is_deleted_while_it_is_read_ends_nothing(stores_of):

@@ -152,8 +152,8 @@ def test_rows_nested_without_end_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize(("name", "start", "sentence"), [
     ("rows.json", b"[", "rows.json has 6 GiB, the limit is 64 MiB; write it as JSON Lines"),
-    ("rows.csv", b"a,b\n", "line 2 of rows.csv is longer than 16 MiB"),
-    ("rows.tsv", b"a\tb\n", "line 2 of rows.tsv is longer than 16 MiB"),
+    ("rows.csv", b"a,b\n", "line 2 of rows.csv has more than 64 MiB, the limit is 1 MiB; divide it"),
+    ("rows.tsv", b"a\tb\n", "line 2 of rows.tsv has more than 64 MiB, the limit is 1 MiB; divide it"),
 ])
 def test_huge_files_are_refused_without_being_read(tmp_path, name, start, sentence):
     path = tmp_path / name
@@ -191,3 +191,16 @@ def test_rows_are_read_as_they_are_needed(tmp_path):
     path.write_text(buffer.getvalue() + '"')
     rows = read_rows(path, hashlib.sha256())
     assert next(rows) == (2, {"a": "0", "b": "0"}), "the broken end is not known yet"
+
+
+@pytest.mark.parametrize(("name", "written"), [
+    ("rows.jsonl", lambda row: '{"text": "short"}\n' + json.dumps(row) + "\n"),
+    ("rows.json", lambda row: json.dumps([{"text": "short"}, row], indent=0)),
+])
+def test_a_row_of_more_than_a_line_may_have_is_named_with_its_size(tmp_path, name, written):
+    path = tmp_path / name
+    path.write_text(written({"prompt": "q", "completion": "x" * 10_000_000}))
+    with pytest.raises(DataError, match=r"line \d+ of \S+ has 9\.5 MiB, the limit is 1 MiB; divide it"):
+        list(read_rows(path))
+    path.write_text(written({"prompt": "q", "completion": "x" * 1_000_000}))
+    assert len(list(read_rows(path))) == 2

@@ -29,12 +29,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 REFUSED = (401, 403)
 EMPTY = hashlib.sha256(b"").hexdigest()
-OTHER = "1" * 64
 MAY = {  # all that an approved device may ask for, about itself
     ("GET", "/v1/fleet/order"), ("GET", "/v1/fleet/rollouts/{rollout}/{file:path}"),
     ("PUT", "/v1/fleet/devices/{device}"), ("GET", "/v1/fleet/round/{device}"),
     ("GET", "/v1/fleet/rounds/{number}/task/{file:path}"), ("PUT", "/v1/fleet/rounds/{number}/answers/{device}"),
-    ("GET", "/v1/fleet/rounds/{number}/request/{file}"), ("PUT", "/v1/fleet/rounds/{number}/revealed/{device}"),
     ("GET", "/v1/fleet/members/{device}"), ("POST", "/v1/fleet/members/{device}/rotate"),
 }
 OWN = {("GET", "/v1/fleet/members/{device}")}  # also of one that waits, or was revoked
@@ -63,7 +61,7 @@ def served(tmp_path_factory):
 
 def member(folder, name, state):
     key = Ed25519PrivateKey.generate()
-    members.ask(folder, name, key.public_key().public_bytes_raw().hex(), OTHER, 1)
+    members.ask(folder, name, key.public_key().public_bytes_raw().hex(), 1)
     if state != "waiting":
         members.approve(folder, name, 2)
     if state == "revoked":

@@ -38,7 +38,7 @@ from edgetune.fleet.carriers.flower.app.settings import NodeSettings
 from edgetune.fleet.carriers.flower.environment import Flower, find, state_of
 from edgetune.fleet.carriers.flower.node import Node
 from edgetune.fleet.carriers.flower.processes import command, last_line, running
-from edgetune.fleet.carriers.flower.server import Server, node_keys
+from edgetune.fleet.carriers.flower.server import node_keys
 from edgetune.fleet.options import FleetOptions
 from edgetune.fleet.rounds import answer as answers
 from edgetune.fleet.rounds import task as tasks
@@ -259,16 +259,6 @@ def test_addresses_and_places(tmp_path):
     with pytest.raises(UsageError, match="ssh-keygen -y"):
         node.public_key()
     assert state_of(tmp_path / "a", tmp_path) != state_of(tmp_path / "b", tmp_path)
-
-
-def test_rounds_that_are_summed_in_secret_are_refused_at_once(bundle, tmp_path):
-    keys = [f"{number:064x}" for number in (1, 2, 3)]
-    make_task(bundle, tmp_path / "round-0001" / "task", CONFIG, FleetOptions(aggregation="frozen-a"),
-              secret=tasks.Secret(keys, 2))
-    server = Server(tmp_path, bundle, Flower(Path(sys.executable), tmp_path / "state"), (KEY,), "127.0.0.1", 8000, (),
-                    None, 3, 1.0, 1, 1.0, None)
-    with pytest.raises(UsageError, match="is summed in secret"):
-        server.serve(lambda: False, print, print)
 
 
 def test_the_program_of_an_environment_that_fails_is_one_sentence(tmp_path):

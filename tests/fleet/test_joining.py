@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import asdict, replace
@@ -12,7 +13,6 @@ from commands import run
 from daemons import daemon
 from hypothesis import given
 from hypothesis import strategies as st
-from json_lines import write_lines
 
 from edgetune.daemon.client import Client
 from edgetune.daemon.keys import add_key
@@ -23,15 +23,16 @@ from edgetune.fleet.joining import invites, members
 from edgetune.fleet.joining.device import joined
 from edgetune.fleet.joining.requests import WINDOW, Checker, signed
 from edgetune.fleet.rollout.folder import DeviceFile, read_devices, write_device
-from edgetune.fleet.secret.key import make_key
 from edgetune.fleet.uptime import Moment
 
 pytest.importorskip("cryptography")
 
+from cryptography.hazmat.primitives import serialization as forms
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-KEYS = "0" * 64, "1" * 64
-OTHERS = "2" * 64, "3" * 64
+KEY = "0" * 64
+OTHER = "2" * 64
 
 
 @pytest.fixture(scope="module")
@@ -57,19 +58,19 @@ def test_a_code_is_of_one_device_and_ends(tmp_path):
     with pytest.raises(UsageError, match="there is no folder"):
         invites.invite(tmp_path / "none", 0)
     code = invites.invite(tmp_path, 1000, 60)
-    assert invites.join(tmp_path, code.lower().replace("-", " "), "a", *KEYS, 1010).state == "waiting"
-    assert invites.join(tmp_path, code, "a", *KEYS, 1010) == members.read_member(tmp_path, "a")  # its answer was lost
+    assert invites.join(tmp_path, code.lower().replace("-", " "), "a", KEY, 1010).state == "waiting"
+    assert invites.join(tmp_path, code, "a", KEY, 1010) == members.read_member(tmp_path, "a")  # its answer was lost
     with pytest.raises(MismatchError, match="has been used"):
-        invites.join(tmp_path, code, "b", *OTHERS, 1010)
+        invites.join(tmp_path, code, "b", OTHER, 1010)
     again = invites.invite(tmp_path, 1000, 60)
     with pytest.raises(MismatchError, match="another device has the name a"):
-        invites.join(tmp_path, again, "a", *OTHERS, 1010)
+        invites.join(tmp_path, again, "a", OTHER, 1010)
     for name in ("", "../x", "a.b", "x" * 65):
         with pytest.raises(UsageError, match="the device is named"):
-            invites.join(tmp_path, again, name, *OTHERS, 1010)
+            invites.join(tmp_path, again, name, OTHER, 1010)
     with pytest.raises(UsageError, match="no public key"):
-        invites.join(tmp_path, again, "b", "0" * 63, "1" * 64, 1010)
-    assert invites.join(tmp_path, again, "b", *OTHERS, 1010).device == "b"
+        invites.join(tmp_path, again, "b", "0" * 63, 1010)
+    assert invites.join(tmp_path, again, "b", OTHER, 1010).device == "b"
     assert (tmp_path / "invites").stat().st_mode & 0o777 == 0o700
 
 
@@ -80,10 +81,10 @@ def test_a_code_is_of_one_device_and_ends(tmp_path):
 def test_a_code_ends_by_a_clock_that_nobody_sets(tmp_path, now, boot, seconds, is_valid):
     code = invites.invite(tmp_path, 1000, 60, at=Moment("one", 5.0))
     if is_valid:
-        assert invites.join(tmp_path, code, "b", *OTHERS, now, at=Moment(boot, seconds)).state == "waiting"
+        assert invites.join(tmp_path, code, "b", OTHER, now, at=Moment(boot, seconds)).state == "waiting"
     else:
         with pytest.raises(MismatchError, match="has expired"):
-            invites.join(tmp_path, code, "b", *OTHERS, now, at=Moment(boot, seconds))
+            invites.join(tmp_path, code, "b", OTHER, now, at=Moment(boot, seconds))
     invites.invite(tmp_path, now, 60, at=Moment(boot, seconds))
     assert len([*(tmp_path / "invites").iterdir()]) == 1 + is_valid  # an old one is removed
 
@@ -94,8 +95,8 @@ def test_a_code_of_an_earlier_edgetune_ends_by_its_date(tmp_path):
     found = json.loads(path.read_text())
     path.write_text(json.dumps({name: found[name] for name in ("secret", "expires_at", "wrong", "key")}))
     with pytest.raises(MismatchError, match="has expired"):
-        invites.join(tmp_path, code, "a", *KEYS, 1060)
-    assert invites.join(tmp_path, code, "a", *KEYS, 1059).device == "a"
+        invites.join(tmp_path, code, "a", KEY, 1060)
+    assert invites.join(tmp_path, code, "a", KEY, 1059).device == "a"
 
 
 def test_a_code_ends_after_five_wrong_guesses(tmp_path):
@@ -103,17 +104,17 @@ def test_a_code_ends_after_five_wrong_guesses(tmp_path):
     wrong = code[:-1] + ("A" if code[-1] != "A" else "B")
     for guess in (wrong, "", "ABCD", "XXXX-XXXX-XXXX", code[:4]) + (wrong,) * 3:
         with pytest.raises(MismatchError, match="none of this fleet's"):
-            invites.join(tmp_path, guess, "a", *KEYS, 0)
+            invites.join(tmp_path, guess, "a", KEY, 0)
     with pytest.raises(MismatchError, match="none of this fleet's"):
-        invites.join(tmp_path, code, "a", *KEYS, 0)
-    assert invites.join(tmp_path, other, "a", *KEYS, 0).device == "a"
+        invites.join(tmp_path, code, "a", KEY, 0)
+    assert invites.join(tmp_path, other, "a", KEY, 0).device == "a"
 
 
 def test_a_person_approves_and_revokes(tmp_path):
     assert members.reason_against(tmp_path, "a") == ""  # no device had to join
     members.begin(tmp_path)
     assert "no device 'a' has joined" in members.reason_against(tmp_path, "a")
-    members.ask(tmp_path, "a", *KEYS, 1)
+    members.ask(tmp_path, "a", KEY, 1)
     assert "waits for its approval" in members.reason_against(tmp_path, "a")
     run("fleet", "approve", tmp_path, "a")
     assert members.reason_against(tmp_path, "a") == ""
@@ -122,8 +123,8 @@ def test_a_person_approves_and_revokes(tmp_path):
     assert "was revoked" in members.reason_against(tmp_path, "a")
     assert "was revoked" in run("fleet", "approve", tmp_path, "a", code=2)
     with pytest.raises(MismatchError, match="with a new key"):
-        members.ask(tmp_path, "a", *KEYS, 2)
-    assert members.ask(tmp_path, "a", *OTHERS, 2).state == "waiting"
+        members.ask(tmp_path, "a", KEY, 2)
+    assert members.ask(tmp_path, "a", OTHER, 2).state == "waiting"
     (tmp_path / "members" / "b.json").write_text('{"device": "a"}')
     (tmp_path / "members" / "c.json").write_text("[" * 100_000)
     found, wrong = members.read_members(tmp_path)
@@ -135,7 +136,7 @@ def test_a_person_approves_and_revokes(tmp_path):
 
 def test_requests_count_once_and_in_their_time(tmp_path):
     key = Ed25519PrivateKey.generate()
-    members.ask(tmp_path, "a", key.public_key().public_bytes_raw().hex(), KEYS[1], 1)
+    members.ask(tmp_path, "a", key.public_key().public_bytes_raw().hex(), 1)
     members.approve(tmp_path, "a", 2)
     checker = Checker(tmp_path)
     empty = "0" * 64
@@ -231,7 +232,7 @@ def test_strangers_are_refused(served):
         for path in ("invites", "members/kitchen/approve", "members/kitchen/rotate"):
             assert http.post(f"/v1/fleet/{path}", json={}).status_code == 401
         owner = {"Authorization": f"Bearer {key}"}
-        assert http.post("/v1/fleet/members/kitchen/rotate", json={"key": KEYS[0]}, headers=owner).status_code == 400
+        assert http.post("/v1/fleet/members/kitchen/rotate", json={"key": KEY}, headers=owner).status_code == 400
         report = http.put("/v1/fleet/devices/cellar", json={
             "device": "cellar", "at": 1, "model": "", "rollout": "", "execution": "none", "finished": "none",
             "reason": "", "adapter": "", "verdict": {}, "installed": [], "superseded": [], "kept": [], "version": 1,
@@ -239,8 +240,8 @@ def test_strangers_are_refused(served):
         assert report.status_code == 400
         assert "not signed by a device" in report.json()["error"]["message"]
         assert http.post("/v1/fleet/invites", json={"seconds": 0}, headers=owner).status_code == 400
-        for body in (b"", b"{", b"[]", b'{"code": 1}', b'{"code": "A", "device": "a", "key": "", "secret": ""}',
-                     json.dumps({"code": "x" * 65, "device": "a", "key": "", "secret": ""}).encode()):
+        for body in (b"", b"{", b"[]", b'{"code": 1}', b'{"code": "A", "device": "a", "key": ""}',
+                     json.dumps({"code": "x" * 65, "device": "a", "key": ""}).encode()):
             said = http.post("/v1/fleet/join", content=body)
             assert said.status_code == 400
             assert said.json()["error"]["message"]
@@ -250,21 +251,21 @@ def test_a_body_that_was_changed_on_its_way_is_refused(served):
     folder, url, _ = served
     key = Ed25519PrivateKey.generate()
     members.begin(folder)
-    members.ask(folder, "hall", key.public_key().public_bytes_raw().hex(), KEYS[1], 1)
+    members.ask(folder, "hall", key.public_key().public_bytes_raw().hex(), 1)
     members.approve(folder, "hall", 2)
     sent = []
 
     def changed(request):
         Signing("hall", lambda: key)(request)
         sent.append(request.headers["Authorization"])
-        other = httpx.Request(request.method, request.url, json={"key": OTHERS[0]})
+        other = httpx.Request(request.method, request.url, json={"key": OTHER})
         other.headers["Authorization"] = sent[-1]
         return other
 
     with Client(url, sign=changed) as client, pytest.raises(UsageError, match="not the one that was signed"):
-        client.post("/v1/fleet/members/hall/rotate", {"key": KEYS[0]})
+        client.post("/v1/fleet/members/hall/rotate", {"key": KEY})
     with httpx.Client(base_url=url) as http:
-        again = http.post("/v1/fleet/members/hall/rotate", json={"key": KEYS[0]}, headers={"Authorization": sent[0]})
+        again = http.post("/v1/fleet/members/hall/rotate", json={"key": KEY}, headers={"Authorization": sent[0]})
         assert again.status_code == 403
         assert "was sent before" in again.json()["error"]["message"]
     assert members.read_member(folder, "hall").rotated_at == 0
@@ -293,36 +294,33 @@ def test_reports_of_approved_devices_count(served):
     assert sorted(wrong) == ["no device 'stranger' has joined the fleet", "the device porch was revoked"]
 
 
-def test_a_secret_task_takes_the_keys_of_devices_that_joined(served, tiny_llama, tmp_path):
-    folder, url, _ = served
-    rows = write_lines(tmp_path / "rows.jsonl", [{"prompt": f"say {i}", "completion": "aa"} for i in range(8)])
-    task = ("fleet", "task", tiny_llama, "--aggregation", "frozen-a", "--rank", 2, "--max-length", 64, "-o",
-            tmp_path / "task", "--secret")
-    (tmp_path / "nobody").mkdir()
-    assert "no device has published its key in" in run(*task, tmp_path / "nobody", code=2)
-    own = ask_to_join(url, code_of(folder), "cellar")
-    for device in ("cellar", "pantry", "garage"):
-        if device != "cellar":
-            members.ask(folder, device, KEYS[0], make_key(tmp_path / device), 1)
-        members.approve(folder, device, 2)
-    members.ask(folder, "stairs", KEYS[0], make_key(tmp_path / "stairs"), 1)
-    run(*task, folder)
-    keys = json.loads((tmp_path / "task" / "task.json").read_text())["secret"]["keys"]
-    assert keys == sorted(one.secret for one in members.read_members(folder)[0].values() if one.state == "approved")
-    assert own.public()[1] in keys
-    answer = ("fleet", "train-round", tmp_path / "task", rows, "--model", tiny_llama, "--threads", 1, "--no-govern",
-              "-o", tmp_path / "answer", "--secret")
-    assert "has not joined" in run(*answer, "http://127.0.0.1:1", code=2)
-    run(*answer, url)
-    assert json.loads((tmp_path / "answer" / "masked.json").read_text())["number"] == keys.index(own.public()[1])
-
-
 def test_a_damaged_record_of_the_device_is_named(served):
     folder, url, _ = served
     members.begin(folder)
     own = ask_to_join(url, code_of(folder), "attic")
-    assert {path.name: path.stat().st_mode & 0o77 for path in own.folder.glob("*.pem")} == {"signing.pem": 0,
-                                                                                           "secret.pem": 0}
+    assert {path.name: path.stat().st_mode & 0o77 for path in own.folder.glob("*.pem")} == {"signing.pem": 0}
     (own.folder / "device.json").write_text("{}")
     with pytest.raises(FormatError, match="join again"):
         joined(url)
+
+
+def test_a_device_that_joined_with_two_keys_takes_part(served, tmp_path):
+    """Earlier versions made a second key and its signature, for sums in secret, on the device and at the daemon."""
+    folder, url, _ = served
+    key = Ed25519PrivateKey.generate()
+    own = tmp_path / "edgetune" / "fleet-joined" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    own.mkdir(parents=True)
+    for name, private in (("signing", key), ("secret", X25519PrivateKey.generate())):
+        (own / f"{name}.pem").write_bytes(private.private_bytes(forms.Encoding.PEM, forms.PrivateFormat.PKCS8,
+                                                                forms.NoEncryption()))
+    (own / "device.json").write_text(json.dumps({"url": url, "device": "loft"}))
+    members.begin(folder)
+    (folder / "members" / "loft.json").write_text(json.dumps({
+        "asked_at": 1, "decided_at": 2, "device": "loft", "edgetune": "0.1.0",
+        "key": key.public_key().public_bytes_raw().hex(), "key_before": "", "rotated_at": 0, "rotated_in": 0,
+        "secret": "1" * 64, "signature": "a" * 128, "state": "approved", "version": 1}))
+    assert "loft approved" in " ".join(run("fleet", "members", folder).replace("│", "").split())
+    with open_lead(url, None, "")[0] as client:
+        assert client.get("/v1/fleet/order")["rollout"] == ""
+    assert rotate(url, joined(url))["key"] == joined(url).public() != key.public_key().public_bytes_raw().hex()
+    assert members.revoke(folder, "loft", 3).state == "revoked"

@@ -100,6 +100,21 @@ def test_the_aggregate_is_the_weighted_sum_of_what_was_sent(bundle, round_one, t
         np.testing.assert_allclose(after[name].b, pair.b + sent, rtol=1e-3, atol=1e-6)  # stored as float16
 
 
+def test_a_task_of_an_earlier_edgetune(bundle, tmp_path):
+    """It said with which keys its updates are summed in secret, or that they are open."""
+    task = begin(bundle, tmp_path / "round-0001" / "task")
+    written = json.loads((task.folder / "task.json").read_text())
+    (task.folder / "task.json").write_text(json.dumps({**written, "secret": {}}))
+    assert open_task(task.folder, bundle).options == task.options
+    secret = {"keys": ["1" * 64, "2" * 64], "threshold": 2, "cards": []}
+    (task.folder / "task.json").write_text(json.dumps({**written, "secret": secret}))
+    with pytest.raises(UsageError, match="asks for a sum in secret, which this edgetune no longer has"):
+        open_task(task.folder, bundle)
+    result = CliRunner().invoke(cli, ["fleet", "status", str(tmp_path)])
+    assert result.exit_code == 0
+    assert "no longer has" in " ".join(result.output.split())
+
+
 def test_no_row_is_in_an_answer(round_one):
     _, folders = round_one
     for folder in folders:
@@ -146,6 +161,7 @@ def test_a_smaller_rank_is_refused_where_one_half_is_summed(bundle, rows, round_
 def test_noise_is_said_and_only_where_one_half_is_trained(bundle, rows, round_one, tmp_path):
     facts = train_round(round_one[0], bundle, rows[0], tmp_path / "answer", "x", noise=Noise(1.0, 0.01), **OWN)
     assert facts.noise == 0.01
+    assert (facts.seconds, facts.peak_mib) == (0.0, 0.0)
     assert open_answer(tmp_path / "answer", round_one[0]).facts == facts
     task = begin(bundle, tmp_path / "svd", "svd")
     with pytest.raises(UsageError, match="noise is given, and the task trains A and B"):
@@ -178,7 +194,7 @@ def copied(folder, to, **facts):
 
 
 @pytest.mark.parametrize(("facts", "reason"), [
-    ({"device": "liar"}, "it repeats the update of another device"),
+    ({"device": "liar"}, "its update is that of device0 of round, too, and counts once for both"),
     ({}, "the device device0 of round"),
     ({"task": "0" * 64}, "answers the task 000000000000, not"),
     ({"base": "sha256:other"}, "was trained on sha256:other, the task is of"),
@@ -186,6 +202,7 @@ def copied(folder, to, **facts):
     ({"rank": 2}, "has 'b' of rank 2, the task asks for 'b' of rank 4"),
     ({"rank": 10**9}, "the task asks for 'b' of rank 4"),
     ({"rows": 0}, "learned 0 rows of"),
+    ({"rows": 10**400}, "the task asks for 1 rows"),
     ({"tokens": 10**13}, "the task asks for 1 rows"),
     ({"tokens": "many"}, 'is "many", a whole number is expected'),
     ({"loss_after": -1.0}, "has a number below 0"),
@@ -247,7 +264,7 @@ def with_update(folder, to, change):
 
 @pytest.mark.parametrize(("change", "reason"), [
     (lambda a: {name: array * np.float16(np.nan) for name, array in a.items()}, "its update is not finite"),
-    (lambda a: {name: array * np.float16(100) for name, array in a.items()}, "times the median"),
+    (lambda a: {name: array * np.float16(100) for name, array in a.items()}, "further than a training"),
     (lambda a: dict(list(a.items())[1:]), "other projections or shapes"),
     (lambda a: {**a, "more": np.zeros(2, np.float16)}, "other projections or shapes"),
     (lambda a: {name: array.T.copy() for name, array in a.items()}, "other projections or shapes"),

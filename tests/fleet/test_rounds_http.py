@@ -90,9 +90,9 @@ def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_fol
     loaded = []
 
     class Counted(RoundsByHttp):
-        def load(self, number, file, target, most, of="task"):
+        def load(self, number, file, target, most):
             loaded.append((number, file))
-            super().load(number, file, target, most, of)
+            super().load(number, file, target, most)
 
     with daemon(tiny_llama, tmp_path / "state", fleet=str(folder)) as running, Client(running.url) as client:
         both = [follower(Counted(client), bundle, rows, letter, tmp_path) for letter in "ab"]
@@ -295,8 +295,7 @@ def test_requests_of_strangers(answered, tiny_llama, tmp_path):
     with daemon(tiny_llama, tmp_path / "other") as running, httpx.Client(base_url=running.url) as http:
         assert "serves no fleet" in http.get("/v1/fleet/round/a").json()["error"]["message"]
     (tmp_path / "empty").mkdir()
-    assert served_round(tmp_path / "empty", "a") == {
-        "round": 0, "task": "", "files": {}, "answered": False, "request": "", "request_files": {}, "revealed": False}
+    assert served_round(tmp_path / "empty", "a") == {"round": 0, "task": "", "files": {}, "answered": False}
 
 
 def test_what_is_damaged_on_the_way_leaves_nothing(answered, bundle, rows, tmp_path):
@@ -316,7 +315,7 @@ def test_what_is_damaged_on_the_way_leaves_nothing(answered, bundle, rows, tmp_p
         def rest(self):
             pass
 
-        def send(self, _number, _device, _answer, _to):
+        def send(self, _number, _device, _answer):
             if self.ends:
                 raise NotFoundError("round 1 has ended, the newest is 2")
             raise UnansweredError("no daemon answers")

@@ -52,7 +52,7 @@ def test_two_devices_and_a_lead_pass_through_two_rounds(bundle, begun, tmp_path)
     for number in (1, 2):
         assert leader.end_round() is None
         part = members[0].answer(CALLS)
-        assert (part.place.number, part.facts.device, part.is_over) == (number, "a", True)
+        assert (part.place.number, part.facts.device) == (number, "a")
         assert members[0].answer(CALLS) is None
         assert leader.end_round() is None
         members[1].answer(CALLS)
@@ -124,7 +124,7 @@ def test_where_devices_join_an_answer_counts_by_its_signature(bundle, begun, tmp
     folder, member = begun
     keys = {name: signing_key(tmp_path / name) for name in ("a", "b", "c", "d", "other")}
     for name in "abcd":
-        members.ask(folder, name, private_key(keys[name]).public_key().public_bytes_raw().hex(), "1" * 64, 1)
+        members.ask(folder, name, private_key(keys[name]).public_key().public_bytes_raw().hex(), 1)
         members.approve(folder, name, 2)
     for name, key in (("a", keys["a"]), ("b", None), ("c", keys["other"])):
         replace(member(name), key=key).answer(CALLS)
@@ -145,7 +145,7 @@ def test_where_devices_join_an_answer_counts_by_its_signature(bundle, begun, tmp
 def test_one_changed_byte_of_a_signed_answer(bundle, begun, tmp_path):
     folder, member = begun
     key = signing_key(tmp_path / "key")
-    members.ask(folder, "a", private_key(key).public_key().public_bytes_raw().hex(), "1" * 64, 1)
+    members.ask(folder, "a", private_key(key).public_key().public_bytes_raw().hex(), 1)
     members.approve(folder, "a", 2)
     replace(member("a"), key=key).answer(CALLS)
     answer = newest(folder).answers / "a" / "answer.json"

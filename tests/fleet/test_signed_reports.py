@@ -61,7 +61,7 @@ class Fleet:
 
     def join(self, name):
         self.keys[name] = Ed25519PrivateKey.generate()
-        members.ask(self.folder, name, self.public(name), "1" * 64, 1)
+        members.ask(self.folder, name, self.public(name), 1)
         members.approve(self.folder, name, 2)
 
     def public(self, name):

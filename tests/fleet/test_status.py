@@ -84,6 +84,21 @@ def test_noise_before_a_round_without_any_is_said(bundle, tmp_path):
     assert "the last round had no noise" in run("fleet", "status", tmp_path / "noisy")
 
 
+@pytest.mark.parametrize("wrong", [
+    {"devices": [{"device": "a", "held_rows": None, "loss_before": 1.0, "loss_after": 1.0}]},
+    {"devices": [{"device": "a", "held_rows": 10**400, "loss_before": 1.0, "loss_after": 1.0}]},
+    {"devices": [{"device": "a", "loss_before": "1", "loss_after": 1.0}]}, {"devices": [None]},
+    {"devices": [{"share": 1.0}]}, {"devices": [{"device": 1}]}, {"left_out": [{"device": "a"}]}, {"left_out": ["a"]}])
+def test_what_became_of_a_round_is_checked(folder, wrong):
+    """Each item of it, so that the status says the file that is damaged, and all that others say."""
+    outcome = folder / "round-0004" / "task" / "round.json"
+    outcome.write_text(json.dumps({**json.loads(outcome.read_text()), **wrong}))
+    said = " ".join(run("fleet", "status", folder).split())
+    assert "left out: " in said
+    assert "round.json" in said
+    assert len(status_of(folder).devices) == 6
+
+
 def test_counts_follow_the_devices(folder):
     assert status_of(folder).counts() == {"succeeded": 1, "refused": 1, "failed": 0, "canceled": 0, "trying": 0,
                                           "waiting": 4, OUTSIDE: 0, EXCLUDED: 0}
@@ -100,7 +115,7 @@ def test_devices_that_asked_to_join_are_counted(folder, tmp_path):
     assert status_of(folder).members is None
     key = private_key(signing_key(tmp_path / "key"))
     for name, public in {"kitchen": public_of(key), "attic": "b" * 64}.items():
-        invites.join(folder, invites.invite(folder, 1), name, public, "a" * 64, 2)
+        invites.join(folder, invites.invite(folder, 1), name, public, 2)
     members.approve(folder, "kitchen", 3)
     assert (status_of(folder).counts()["succeeded"], status_of(folder).counts()[EXCLUDED]) == (0, 6)
     write_device(folder, sign(read_device(folder, "kitchen"), key))

@@ -96,7 +96,8 @@ def test_the_least_probability_comes_from_held_out_sentences(trained, monkeypatc
     only = replace(found, facts=replace(found.facts, encoder=""))
     monkeypatch.setattr("edgetune.home.by_decoder.ByDecoder.written", lambda _, sentence: written[int(sentence)])
     facts = measured(only, rows, 1)
-    assert (facts.right, facts.asked, facts.limit) == (20, 40, 1 - 21 / 100)  # 20 of 22 are nine tenths
+    assert (facts.right, facts.asked) == (20, 40)
+    assert 1 - 20 / 100 < facts.limit <= 1 - 14 / 100  # 20 right ones are too few for nine tenths, and reach 0.85
     assert home == house(trained.parent)
 
 

@@ -1,6 +1,8 @@
 """edgetune.home.hass: entities by the WebSocket API, from a server that answers as Home Assistant does."""
 
 import json
+import os
+import shlex
 
 import pytest
 from commands import run
@@ -21,6 +23,23 @@ def test_what_is_exposed_to_assist_is_read_and_nothing_else(tmp_path, monkeypatc
     assert found.entities == (Entity("light.hall", "Hall Lamp", "Hall", "Ground", aliases=("big lamp",)),
                               Entity("cover.roof", "Skylight", "Attic", device_class="window"))
     assert "Secret" not in (tmp_path / "house.yaml").read_text()
+
+
+def test_the_next_command_can_be_copied(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME_ASSISTANT_TOKEN", RIGHT)
+    path = tmp_path / "my house's.yaml"
+    with fake_hub() as place:
+        said = run("home", "entities", "--url", f"http://{place}", "-o", path)
+    command = said.partition("next: ")[2].strip()
+    assert shlex.split(command) == ["edgetune", "home", "train", str(path), "-o", "house"]
+
+
+def test_a_token_file_that_is_none_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("missing", "pipe", "."):
+        said = run("home", "entities", "--url", "http://127.0.0.1:9", "-o", tmp_path / "out", "--token-file",
+                   tmp_path / name, code=2)
+        assert said.startswith("edgetune: cannot read")
 
 
 def test_a_wrong_token_and_no_permission_are_said(monkeypatch):

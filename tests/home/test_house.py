@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from commands import run
-from encoders import WORDS, tiny_bert, write_encoder
 from houses import HOUSE, house, named, write_house
 
 from edgetune.adapters.store import read_artifact, save_artifact
 from edgetune.cli import cli
 from edgetune.errors import NotFoundError
-from edgetune.evaluation.acceptance import Paired
+from edgetune.evaluation.acceptance import ALPHA, Paired
 from edgetune.formats.bundle import open_bundle
 from edgetune.home.by_encoder import whole_parts
 from edgetune.home.entities import home_of
@@ -27,23 +27,6 @@ from edgetune.home.learning import shopping_list
 from edgetune.home.opening import understanding_of
 from edgetune.home.updating import Change, compared
 from edgetune.serving.learned import encoder_of
-
-
-@pytest.fixture(scope="module")
-def encoder(on_disk):
-    """Where every user may read it, as a service must."""
-    return write_encoder(on_disk / "encoder.gguf", tiny_bert(), WORDS)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, encoder):
-    """The folder of a house, and what its training printed."""
-    folder = tmp_path_factory.mktemp("home")
-    own = {"sentence": "movie time", "calls": [{"name": "HassTurnOff", "arguments": {"name": "Hall Lamp"}}]}
-    (folder / "own.jsonl").write_text(json.dumps(own))
-    said = run("home", "train", write_house(folder), "-o", folder / "house", "--count", 200, "--encoder", encoder,
-               "--own", folder / "own.jsonl", "--threads", 1, "--json")
-    return folder / "house", json.loads(said)
 
 
 def test_rows_are_written_and_counted(tmp_path):
@@ -129,7 +112,7 @@ def test_a_changed_house_replaces_the_old_one_unless_it_is_worse(tmp_path, train
     said = json.loads(result.stdout)
     assert (said["added"], said["renamed"], said["removed"]) == (["Fan"], ["Big Lamp"], ["Reading Lamp"])
     assert said["asked"] > 0
-    assert said["replaced"] == (Paired(said["better"], said["worse"]).p_worse >= 0.05)
+    assert said["replaced"] == (Paired(said["better"], said["worse"]).p_worse > ALPHA and said["right"] > 0)
     assert result.exit_code == (0 if said["replaced"] else 3)
     assert bool(named(House.open(folder).home, "Fan")) == said["replaced"]
     made = folder if said["replaced"] else folder.with_name("house.new")
@@ -162,7 +145,7 @@ def test_a_house_that_is_worse_stays_out(trained, tmp_path):
     house = House.open(trained[0])
     change = Change((), (), (), tuple(one.name for one in house.home.entities))
     same = compared(house, house, change, language_of("en"), threads=1)
-    assert (same.stayed.wins, same.stayed.losses, same.replaced) == (0, 0, True)
+    assert (same.stayed.right.wins, same.stayed.right.losses, same.replaced) == (0, 0, True)
     broken = tmp_path / "broken"
     shutil.copytree(trained[0], broken)
     adapter = broken / "encoder/adapter.gguf"
@@ -171,8 +154,29 @@ def test_a_house_that_is_worse_stays_out(trained, tmp_path):
     zeros = {name: 0 * values for name, values in found.tensors.items()}
     save_artifact(adapter, replace(found, tensors=zeros), bundle)
     worse = compared(house, House.open(broken), change, language_of("en"), threads=1)
-    assert worse.stayed.losses > worse.stayed.wins
-    assert worse.replaced == (worse.stayed.p_worse >= 0.05)
+    assert worse.stayed.right.losses > worse.stayed.right.wins
+    assert worse.replaced == (worse.stayed.right.p_worse > ALPHA)
+
+
+@pytest.mark.parametrize(("fails", "replaces"), [
+    ((), True), (("new",), False), (("stays",), False), (("new", "stays"), False)])
+def test_a_house_must_know_what_it_was_made_for(trained, monkeypatch, fails, replaces):
+    """One that fails every sentence about a new entity does not replace the old one, though all else is as before."""
+    old = House.open(trained[0])
+    new = replace(old, facts=replace(old.facts, seed=old.facts.seed + 1))
+    names = [one.name for one in old.home.entities]
+    change = Change((names[0],), (), (), tuple(names[1:]))
+    monkeypatch.setattr("edgetune.home.updating.understanding_of", lambda house, _: nullcontext(house))
+
+    def is_right(house, row):
+        if row.wishes[0].target.name != names[0]:
+            return house is old or "stays" not in fails
+        return house is new and "new" not in fails
+
+    monkeypatch.setattr("edgetune.home.updating.is_right", is_right)
+    found = compared(old, new, change, language_of("en"), threads=1)
+    assert found.changed.right.rows > 10
+    assert found.replaced == replaces
 
 
 def test_a_service_for_a_house_is_printed(tmp_path, on_disk, trained, smollm2):

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass
 
 import pytest
+from bounds import bounded_calls, bounded_memory
+from odd_yaml import VALUES, bomb
 
 from edgetune.home.answering import Understood
 from edgetune.home.language import language_of
@@ -125,3 +127,54 @@ def test_questions_are_answered_by_the_results(wrapped):
     assert answer("what is on the list", wrapped([]), "todo__get_items") == "Nothing is on the list."
     time = wrapped({"time": "12:30:00", "date": "2026-05-01", "weekday": "Friday"})
     assert "12:30" in answer("what time is it", time, "GetDateTime")
+
+
+def said_of(question, content, tool="homeassistant__GetLiveContext"):
+    """The answer to a result whose text has this content, within bounds of memory and of calls."""
+    call, _ = results("", tool=tool)
+    messages = asked(question, call, {"role": "tool", "content": content})
+    with bounded_memory(64 << 20), bounded_calls(2_000_000):
+        return replies().reply(messages, TOOLS).text
+
+
+BOMB = bomb("- names: {value}", "- names: {value}")
+
+
+@pytest.mark.parametrize("text", [
+    BOMB, *(f"- names: Hall Lamp\n  state: {value}\n" for value in VALUES.values()),
+    "- names: Hall Lamp\n- names: [", "- names: Hall Lamp\n---\n- names: Hall Lamp\n",
+    "- names: " + "x" * (2 << 20), "- names: \ud800"], ids=[None, *VALUES, None, None, "large", None])
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_a_result_that_cannot_be_read_is_answered(text, is_wrapped):
+    content = json.dumps({"success": True, "result": text}) if is_wrapped else text
+    assert "cannot find" in said_of("is the lamp on", content)
+
+
+def test_the_bomb_is_small():
+    assert len(BOMB) < 500
+
+
+@pytest.mark.parametrize(("odd", "answer"), [
+    ("- names: [Hall Lamp]\n  state: x", "cannot find"), ("- names: {a: b}\n  state: x", "cannot find"),
+    ("- names: Hall Lamp\n  domain: light\n  attributes: [1]\n  state: 2026-13-45", "Hall Lamp is 2026-13-45."),
+    ("- names: Hall Lamp\n  domain: light\n  attributes: {unit_of_measurement: [a]}\n  state: on", "Hall Lamp is on."),
+    ("- names: Hall Lamp\n  domain: light\n  state: [[a]]", "Hall Lamp is ."),
+    ("- 5\n- names: Hall Lamp\n  domain: light\n  state: off", "Hall Lamp is off."),
+])
+def test_values_of_another_kind_are_left_out(odd, answer):
+    assert answer in said_of("is the lamp on", f"Live Context:\n{odd}\n")
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(("question", "tool", "content", "answer"), [
+    ("lamp on", "HassTurnOn", DEEP, "Done."), ("lamp on", "HassTurnOn", "9" * 5000, "Done."),
+    ("lamp on", "HassTurnOn", '{"error": ' + "[" * 900 + "]" * 900 + "}", "error"),
+    ("lamp on", "HassTurnOn", '{"error": {"code": 1}}', "error"),
+    ("what time is it", "GetDateTime", '{"time": ' + "[" * 900 + "]" * 900 + "}", ""),
+    ("what is on the list", "get_items", '[{"summary": ' + "[" * 900 + "]" * 900 + "}]", ""),
+    ("is the lamp on", "GetLiveContext", None, "cannot find"), ("is the lamp on", "GetLiveContext", 5, "cannot find"),
+])
+def test_results_in_odd_json_are_answered(question, tool, content, answer):
+    assert answer in said_of(question, content, tool)

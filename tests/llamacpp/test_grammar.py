@@ -80,8 +80,37 @@ def test_a_schema_means_what_it_says(tokenizer, schema, right, wrong):
         assert not lets_through(tokenizer, grammar, text), text
 
 
+@pytest.mark.parametrize(("items", "written"), [
+    ({"enum": ["hall", "attic"]}, '"hall"'), ({"type": "boolean"}, "true"), ({"$ref": "#/$defs/room"}, '"hall"'),
+    ({"anyOf": [{"$ref": "#/$defs/room"}, {"type": "null"}]}, "null"),
+    ({"oneOf": [{"const": 1, "title": "hall"}, {"const": 2, "title": "attic"}]}, "2")])
+def test_a_list_of_constants_ends_unless_the_schema_allows_more(tokenizer, items, written):
+    """Small models repeat one of them for ever."""
+    def takes(count, **bounds):
+        schema = {"type": "array", "items": items, **bounds, "$defs": {"room": {"enum": ["hall", "attic"]}}}
+        return lets_through(tokenizer, grammar_of(schema), f"[{', '.join([written] * count)}]")
+
+    assert [takes(count) for count in (0, 32, 33)] == [True, True, False]
+    assert [takes(count, maxItems=70) for count in (70, 71)] == [True, False]
+    assert [takes(count, minItems=70) for count in (32, 70, 71)] == [False, True, False]
+
+
+def test_a_list_of_many_constants_may_have_all_of_them(tokenizer):
+    for items in ({"enum": [*range(50)]}, {"anyOf": [{"enum": [*range(49)]}, {"type": "null"}]}):
+        grammar = grammar_of({"type": "array", "items": items})
+        assert lets_through(tokenizer, grammar, json.dumps([*range(49), 0]))
+        assert not lets_through(tokenizer, grammar, json.dumps([*range(49), 0, 0]))
+
+
+@pytest.mark.parametrize(("items", "written"), [
+    ({"type": "integer"}, "1"), ({}, "null"), ({"anyOf": [{"enum": ["hall"]}, {"type": "string"}]}, '"x"')])
+def test_a_list_of_other_items_may_have_any_length(tokenizer, items, written):
+    assert lets_through(tokenizer, grammar_of({"type": "array", "items": items}), f"[{', '.join([written] * 200)}]")
+
+
 @pytest.mark.parametrize(("schema", "says"), [
-    ({"not": {}}, "not"), ({"type": "text"}, "type 'text'"), ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+    ({"not": {}}, "not"), ({"type": "array", "items": {"anyOf": 3}}, "anyOf"),
+    ({"type": "text"}, "type 'text'"), ({"type": "array", "uniqueItems": True}, "uniqueItems"),
     ({"properties": {"a": {"multipleOf": 2}}}, "at /properties/a has multipleOf"),
     ({"type": "string", "pattern": "(?=a)"}, "pattern"), ({"type": "string", "format": "json-pointer"}, "json-pointer"),
     ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"$ref": "#/$defs/a"}}}, "refers to itself"),

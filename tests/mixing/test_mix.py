@@ -4,8 +4,10 @@ import json
 from collections import Counter
 
 import pytest
+from bounds import bounded_memory
 from commands import run
 from json_lines import write_lines
+from odd_yaml import VALUES, bomb
 
 from edgetune.data.check import findings
 from edgetune.data.facts import inspect
@@ -203,3 +205,14 @@ def test_nothing_half_written_stays(folder):
     (folder / "mix.yaml").write_text("sources: {a: {rows: [}")
     assert "mix.yaml is not YAML" in run("mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl", code=1)
     assert not list(folder.glob("mixed*"))
+
+
+@pytest.mark.parametrize("text", [
+    *(f"rows: 20\nsources: {value}\n" for value in VALUES.values()), "sources:\n" + bomb("- {value}", "- {value}"),
+], ids=[*VALUES, "bomb"])
+def test_odd_yaml_is_refused_within_bounds(folder, text):
+    (folder / "mix.yaml").write_text(text)
+    with bounded_memory(64 << 20):
+        said = run("mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl", code=1)
+    assert said.count("\n") == 1
+    assert "mix.yaml" in said

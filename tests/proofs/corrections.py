@@ -28,6 +28,7 @@ from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.evaluation.acceptance import wilson
 from edgetune.machine.policy import Policy
+from edgetune.serving.question import Question
 
 DOMAINS = ("irrigation", "tickets", "library")
 CORRECTED = 40
@@ -39,14 +40,14 @@ def asked(own: OwnSet, row: Row) -> list[dict[str, str]]:
     return [{"role": "system", "content": own.system}, {"role": "user", "content": row["prompt"]}]
 
 
-def answer(service: Service, own: OwnSet, row: Row) -> str:
+def answer(service: Service, own: OwnSet, row: Row, is_traffic: bool = False) -> str:
     budget = 2 * len(service.served.tokenizer.encode(row["completion"])) + 16
-    return service.chat(asked(own, row), max_tokens=budget).text().strip()
+    return service.ask(Question(asked(own, row), options={"max_tokens": budget}, may_be_kept=is_traffic)).text().strip()
 
 
 def correct(service: Service, own: OwnSet, row: Row) -> None:
     """What a person does who knows the right answer."""
-    given = answer(service, own, row)
+    given = answer(service, own, row, is_traffic=True)
     if given == row["completion"]:
         service.feedback.add(messages=asked(own, row), answer=given, rating="up")
     else:

@@ -4,11 +4,11 @@
                                  [--dev 50] [--lr RATE] [--seed 0] [--context 2048] [--learn-method sft]
                                  [--learn-options ""] [--learn-grader FILE] [--given FILE --never FILE] [--state DIR]
 
-A service on an empty state gets corrections as a person would give them, of Snips unless other rows are named, and
-learns after each round; the gate says whether the new adapter becomes active. After each change the active adapter
-answers rows that are never given. A method that learns from wrong answers, too, is given the service's own ones; one
-that learns from rewards gets a grader that counts the right fields of an answer, unless another is named. Trainings
-have the service's own options; --lr is that of sft, others have their own.
+A service on an empty state is asked, and gets corrections as a person would give them, of Snips unless other rows are
+named, and learns after each round; the gate says whether the new adapter becomes active. After each change the active
+adapter answers rows that are never given. A method that learns from rewards gets a grader that counts the right fields
+of an answer, unless another is named. Trainings have the service's own options; --lr is that of sft, others have their
+own.
 
 With --state the service and the results are stored in a folder: a simulation that was stopped, even in the midst of a
 round, is continued by the same command. --no-wrong leaves the wrong rounds out, for proofs/compaction.py and
@@ -37,6 +37,7 @@ from edgetune.data import prompts
 from edgetune.evaluation.judge import same
 from edgetune.machine.policy import Policy
 from edgetune.objectives.base import objectives
+from edgetune.serving.question import Question
 
 SYSTEM = "Extract the intent and slots as JSON."
 GRADER = {"type": "json_match", "name": "fields", "input": "{{ sample.output_text }}",
@@ -71,12 +72,14 @@ def swapped(rows: list[Row], key: str = "intent") -> list[Row]:
             for row, answer in zip(rows, answers, strict=True)]
 
 
-def answered(service: Service, rows: list[Row]) -> list[str]:
-    """What is in service says, each with room for the right answer and more."""
+def answered(service: Service, rows: list[Row], is_traffic: bool = False) -> list[str]:
+    """What is in service says, each with room for the right answer and more. is_traffic: people ask, so that some
+    questions are drawn for the gate; else nothing is kept of them.
+    """
     tickets = []
     for row in rows:
         budget = 2 * len(service.served.tokenizer.encode(row["completion"])) + 16
-        tickets.append(service.chat(asked(row), max_tokens=budget))
+        tickets.append(service.ask(Question(asked(row), options={"max_tokens": budget}, may_be_kept=is_traffic)))
     return [ticket.text() for ticket in tickets]
 
 
@@ -88,7 +91,7 @@ def live(service: Service, name: str, number: int, rows: list[Row]) -> Result:
     began = time.monotonic()
     given = sum(service.feedback.counts().values()) - number * len(rows)
     rows = rows[given:]
-    said = [""] * len(rows) if service.method.imitates else answered(service, rows)
+    said = answered(service, rows, is_traffic=True)
     for row, answer in zip(rows, said, strict=True):
         wrong = "" if same(row["completion"], answer) else answer
         service.feedback.add(messages=asked(row), answer=wrong, correction=row["completion"])

@@ -1,5 +1,6 @@
 """Chunks hold all of the text, stay within their tokens, repeat what they say they repeat, and know their place."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,3 +58,54 @@ def test_lines_within_a_long_paragraph():
     text = "\n".join(f"line {number} is here" for number in range(20))
     made = list(chunks([Paragraph(text, line=7)], count, 16, 0))
     assert [chunk.line for chunk in made] == [7, 11, 15, 19, 23]
+
+
+class Counted(str):
+    """A text that notes how many of its characters were looked through."""
+
+    seen = 0
+
+    def count(self, what, *places):
+        begin, end, _ = slice(*places).indices(len(self)) if places else (0, len(self), 1)
+        Counted.seen += end - begin
+        return super().count(what, begin, end)
+
+
+MOST_LETTERS = 32  # of a token
+ENDLESS = {
+    "a log": lambda n: Counted("\n".join(f"2026-12-02 05:00:00 kitchen {number % 37}" for number in range(n))),
+    "one word": lambda n: Counted("x" * 50 * n),
+    "signs": lambda n: Counted(".!)" * 17 * n),
+    "words without an end": lambda n: Counted("one two three four " * 3 * n),
+    "what no vocabulary has": lambda n: Counted("\u200b\u200b\n" * 17 * n),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.parametrize("unit", ["words", "letters", "both"])
+def test_the_work_is_linear_in_any_text(kind, unit):
+    tokens_of = {"words": lambda part: len(part.split()), "letters": len, "both": count}[unit]
+
+    def work(n):
+        given = []
+        Counted.seen = 0
+        text = ENDLESS[kind](n)
+        made = list(chunks([Paragraph(text, "Log", 0, 1)], lambda part: given.append(len(part)) or tokens_of(part), 64,
+                           0.15))
+        assert max(len(chunk.text) for chunk in made) <= 64 * MOST_LETTERS
+        assert max(given) <= 64 * MOST_LETTERS
+        return len(given) / len(text), sum(given) / len(text), Counted.seen / len(text)
+
+    small = work(100)
+    assert all(of_large <= 1.5 * of_small + 0.1 for of_large, of_small in zip(work(1600), small, strict=True))
+    assert max(small) <= 16
+
+
+@pytest.mark.parametrize("heading", ["w " * 5000, "part > " * 5000, "x" * 10_000], ids=["words", "parts", "a word"])
+def test_a_long_heading_is_shortened_once_and_in_few_steps(heading):
+    given = []
+    found = [Paragraph(f"Sentence {number}.", heading.strip()) for number in range(50)]
+    made = list(chunks(found, lambda part: given.append(part) or count(part), 64, 0.15))
+    assert all(count(chunk.heading) <= 64 // 4 for chunk in made)
+    assert len(given) < 6 * len(found)
+    assert "".join(chunk.text for chunk in made).count("Sentence") >= 50

@@ -106,3 +106,9 @@ def test_files_of_a_folder(tmp_path):
         files_of(tmp_path / "picture.png")
     with pytest.raises(UsageError, match="there is no folder"):
         files_of(tmp_path / "nowhere")
+
+
+def test_a_line_as_long_as_a_page_is_no_heading(tmp_path):
+    (tmp_path / "long.md").write_text("# Short\n\n# " + "# word " * 100 + "\n\ntext\n")
+    assert [(each.heading, each.text[:8]) for each in paragraphs(tmp_path / "long.md")] == [
+        ("Short", "# # word"), ("Short", "text")]

@@ -1,6 +1,7 @@
 """An index says what its folder says, whatever it held before, and finds what BM25 and cosines by hand find."""
 
 import math
+import os
 import re
 import shutil
 from collections import Counter
@@ -11,7 +12,7 @@ import pytest
 from indexes import needs_retrieval, small_encoder, write_pdf
 
 from edgetune.errors import BudgetError, FormatError, MismatchError, UsageError
-from edgetune.retrieval.building import build
+from edgetune.retrieval.building import build, require_memory
 from edgetune.retrieval.encoding import Encoding
 from edgetune.retrieval.options import IndexOptions
 from edgetune.retrieval.ranking import fused
@@ -230,8 +231,59 @@ def test_options_out_of_range(folder, encoding, tmp_path):
             build(folder, place, encoding, OPTIONS)
     with pytest.raises(BudgetError, match="memory is 1 MiB"):
         build(folder, tmp_path / "i", encoding, OPTIONS, memory=1 << 20)
+    for size in range(0, 1 << 20, 99_999):  # of the largest file: what is needed is rarely whole MiB
+        with pytest.raises(BudgetError) as refused:
+            require_memory(encoding, size, 1 << 20)
+        said = int(re.search(r"give it --memory (\d+)M", refused.value.hint)[1])
+        assert f"needs {said} MiB" in refused.value.what
+        require_memory(encoding, size, said << 20)
     build(folder, tmp_path / "i", encoding, OPTIONS)
     with Index(tmp_path / "i", 1) as index:
         for query, limit in ((" ", 5), ("lamp", 0), ("lamp", 51)):
             with pytest.raises(UsageError):
                 index.search(query, limit)
+
+
+def test_a_file_that_changed_and_kept_its_size_and_time_is_read_again(folder, encoding, tmp_path):
+    build(folder, tmp_path / "i", encoding, OPTIONS)
+    path = folder / "lamp.md"
+    before = path.stat()
+    path.write_text(path.read_text().replace("red", "sad"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+    assert build(folder, tmp_path / "i", encoding, OPTIONS).read == 1
+    build(folder, tmp_path / "fresh", encoding, OPTIONS)
+    assert (tmp_path / "i").read_bytes() == (tmp_path / "fresh").read_bytes()
+
+
+ENDLESS = {"word": "x" * 60_000, "log": "one two three four\n" * 900, "signs": "?" * 20_000}
+
+
+@pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS)
+def test_indexing_can_be_ended_between_pieces_of_any_text(text, encoder, tmp_path):
+    """Between two calls of on_progress no more is computed than for some chunks."""
+    class Counted(Encoding):
+        given = most = 0
+
+        def count(self, text):
+            self.given += len(text)
+            return super().count(text)
+
+        def vectors(self, texts):
+            self.given += sum(map(len, texts))
+            return super().vectors(texts)
+
+    def go_on(*_):
+        counted.most = max(counted.most, counted.given)
+        counted.given = 0
+
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/endless.txt").write_text(text)
+    counted = Counted(encoder, 1)
+    build(tmp_path / "documents", tmp_path / "i", counted, OPTIONS, on_progress=go_on)
+    counted.close()
+    assert counted.most <= 64 * 40 * 32  # the vectors of 64 chunks of 40 tokens
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path / "documents", tmp_path / "other", counted, OPTIONS,
+              on_progress=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert not [*tmp_path.glob("other*")]

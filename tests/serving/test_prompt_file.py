@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from bounds import bounded_memory
 from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import write_lines
+from odd_yaml import VALUES, bomb
 
 from edgetune.data.around import flat_prompt, instructed, together
 from edgetune.data.dataset import load_rows
@@ -55,7 +57,7 @@ def test_rows_are_found_next_to_the_file(tmp_path, monkeypatch):
     ("", "holds NoneType"), ("system: ''", "empty"), ("sistem: a", "sistem"), ("system: 3", "no text"),
     ("examples: a", "no list"), ("examples:\n- prompt: a", "example 1"), ("examples:\n- text: a", "example 1"),
     ("examples:\n- prompt: light\n  completion: on", "completion is a JSON boolean"),
-    ("nearest: a.jsonl", "no keys"), ("nearest:\n  k: 2", "no file of rows"), ("system: [", "no YAML"),
+    ("nearest: a.jsonl", "no keys"), ("nearest:\n  k: 2", "no file of rows"), ("system: [", "not YAML"),
     ("nearest:\n  rows: a.jsonl\n  k: 0", "k is 0"), ("nearest:\n  rows: a\n  width: 2", "width"),
     ("examples:\n- messages: [{role: system, content: a}, {role: assistant, content: a}]", "begin with a user's"),
 ])
@@ -65,6 +67,23 @@ def test_a_wrong_file_is_refused_in_a_sentence(tmp_path, text, says):
         read_prompt(tmp_path / "prompt.yaml")
     assert "prompt.yaml" in caught.value.what
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", [
+    *(f"system: {value}\n" for value in VALUES.values()), bomb("examples: {value}", "nearest: {value}"),
+    "system:\n" + bomb("- {value}", "- {value}")], ids=[*VALUES, "bomb", "list of bombs"])
+def test_odd_yaml_is_refused_within_bounds(tmp_path, text):
+    (tmp_path / "prompt.yaml").write_text(text)
+    with bounded_memory(64 << 20), pytest.raises(FormatError) as caught:
+        read_prompt(tmp_path / "prompt.yaml")
+    assert "prompt.yaml" in caught.value.what
+
+
+def test_a_message_that_two_examples_share_is_read_again(tmp_path):
+    turns = [{"role": "user", "content": "light"}, {"role": "assistant", "content": "on"}]
+    prompt = Prompt("", [{"messages": turns}, {"messages": turns}])
+    write_prompt(tmp_path / "prompt.yaml", prompt)
+    assert read_prompt(tmp_path / "prompt.yaml") == prompt
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path):

@@ -4,7 +4,11 @@ llama.cpp's kernels round by the number of tokens that are computed at once: tho
 """
 
 import importlib.util
+import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +35,17 @@ def models():
 
 
 @pytest.fixture(scope="module", params=models(), ids=["tiny", "SmolLM2"][: len(models())])
-def served(request, tmp_path_factory):
+def path(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "model.gguf"
     if request.param == "tiny":
         write_tiny(path, formats="F16", n_context=2048)
     else:
         quantize_file(request.param, path, "Q4_K_M", threads=1)
+    return path
+
+
+@pytest.fixture(scope="module")
+def served(path):
     with LlamaModel(path, context=2048, threads=1, sequences=PARALLEL + KEPT) as model:
         yield model
 
@@ -67,6 +76,18 @@ def test_answers_with_a_seed_repeat_in_any_order_and_company(served):
             other.text()
     finally:
         batcher.stop()
+
+
+def test_answers_with_a_seed_repeat_wherever_their_cells_begin(path):
+    """From 256 cells in use on, llama.cpp divides the attention of one token between its threads by cells."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_THREAD_LIMIT"}  # see conftest.py
+    program = Path(__file__).parents[1] / "displaced.py"
+    said = subprocess.run([sys.executable, program, path, "2"], env=env, stdout=subprocess.PIPE, check=True)
+    found = json.loads(said.stdout)
+    assert len(found) == 8
+    first = found["before 0, read"]
+    assert len(first[1]) > 20
+    assert [name for name, answer in found.items() if answer != first] == []
 
 
 def test_what_repeats_shares_what_it_begins_with(served):

@@ -73,7 +73,8 @@ def test_a_run_killed_before_its_first_checkpoint_restarts(bundle, tmp_path, wan
     with pytest.raises(UsageError, match="is finished, after step 8; name how many epochs to add"):
         go(bundle, out, resume=True)
     with pytest.raises(FormatError, match="is no folder of a run"):
-        go(bundle, tmp_path / "none", resume=True)
+        go(bundle, tmp_path / "none", resume=True, more=1.0)
+    assert not (tmp_path / "none").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with pytest.raises(FormatError, match="or it is no run"):

@@ -17,6 +17,7 @@ from edgetune import disk
 from edgetune.adapters.store import open_adapter, read_run
 from edgetune.cli.app import cli
 from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError, UsageError
+from edgetune.evaluation import acceptance
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.callbacks import RunCallbacks
@@ -115,7 +116,7 @@ def test_the_files_of_a_run(bundle, done):
 def test_the_first_gate_tests_the_labelled_rows_alone_too(done):
     first, second = (read(done, number, Gated) for number in (1, 2))
     assert [one.adapter for one in first.decisions] == [ROUND, LABELS]
-    assert [one.alpha for one in first.decisions] == pytest.approx([0.05, 0.1 / 6])
+    assert [one.alpha for one in first.decisions] == pytest.approx([0.125 / 2, 0.125 / 6])
     assert [one.adapter for one in second.decisions] == [ROUND]
     assert second.decisions[0].alpha == pytest.approx(0.05)  # the first one published
     base, own, labels = (next(one.losses for one in first.answers if one.adapter == name)
@@ -381,9 +382,10 @@ def test_a_round_that_finds_nothing_to_learn_ends(bundle, files, tmp_path):
     assert not (tmp_path / "out" / "adapter.gguf").exists()
 
 
-def test_rounds_that_publish_nothing_end(bundle, files, tmp_path):
+def test_rounds_that_publish_nothing_end(bundle, files, tmp_path, monkeypatch):
     """Nothing is ever sure enough; each test takes less of alpha."""
-    found = go(bundle, tmp_path / "out", files, replace(OPTIONS, gate_alpha=1e-9, rounds=50))
+    monkeypatch.setattr(acceptance, "ALPHA", 1e-9)
+    found = go(bundle, tmp_path / "out", files, replace(OPTIONS, rounds=50))
     assert found.refused == 2
     assert not (tmp_path / "out" / "adapter.gguf").exists()
     alphas = [one.alpha for number in (1, 2) for one in read(tmp_path / "out", number, Gated).decisions]

@@ -92,7 +92,7 @@ def export(model: Floats, folder: Path, windows: NDArray[np.int32], *, threads: 
     windows = windows[: max(1, MOST_TOKENS // windows.shape[1])]
     steps = _Steps(on_progress, should_stop, 3 + 2 * (len(windows) + _continued(windows)))
     source = hf.to_torch(model)
-    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent) as beside:
+    with tempfile.TemporaryDirectory(dir=folder) as beside:  # if this is killed, it goes with the folder
         steps.step("exporting to ONNX")
         proto = write_floats(Path(beside) / ONNX, source)
         floats, perplexity = _compare(source, Session(Path(beside) / ONNX, threads), windows, steps)

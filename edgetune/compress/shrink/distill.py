@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from ...disk import make_folder
 from ...errors import DataError, Interrupted, MismatchError, NumericsError
 from ...machine.device import thread_count
 from ...persisted import from_json
@@ -89,7 +90,7 @@ def distill(student: Floats, teacher: Floats, windows: NDArray[np.int32], config
                         f"2 are needed", "give more text, or a smaller --distill-length")
     threads = thread_count(threads)
     torch.set_num_threads(threads)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     run = _Run(student, teacher, windows, config, folder, _identity(student, teacher, windows, config, threads))
     run.resume()
     run.go(on_progress, should_stop)

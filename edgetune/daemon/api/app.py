@@ -20,7 +20,7 @@ from starlette.routing import BaseRoute
 from ... import disk
 from ...adapters import store
 from ...adapters.published import public_files
-from ...errors import NotFoundError
+from ...errors import NotFoundError, UsageError
 from ...version import __version__
 from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
@@ -32,9 +32,11 @@ from . import (
     checking,
     classify,
     completions,
+    drawn,
     embeddings,
     errors,
     feedback,
+    file_batches,
     fine_tuning,
     fleet,
     fleet_members,
@@ -44,8 +46,10 @@ from . import (
     ollama_models,
     pages,
     proposals,
+    rerank,
     responses,
     schemas,
+    tokens,
     vector_stores,
 )
 from .archive import zipped
@@ -57,7 +61,7 @@ from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
 from .recent import RecentAnswers
-from .security import Guard, Keys
+from .security import HEALTH, Guard, Keys
 
 Purpose = Annotated[str | None, Query(description="Only files of this purpose.")]
 JSONL = "application/jsonl"
@@ -67,9 +71,10 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (base, checking, classify, completions, embeddings, feedback, fine_tuning,
-                                    fleet, fleet_members, fleet_rounds, fleet_status, ollama, ollama_models, pages,
-                                    proposals, responses, vector_stores)), router)
+PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
+                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama,
+                                    ollama_models, pages, proposals, rerank, responses, tokens,
+                                    vector_stores)), router)
 
 
 def routes() -> list[BaseRoute]:
@@ -143,6 +148,17 @@ def get_model(model: str, service: TheService) -> Any:
         if found["id"] == service.spelled(model):
             return found
     raise NotFoundError(f"there is no model {model!r:.200}", "/v1/models lists those that exist")
+
+
+@router.delete("/v1/models/{model}", response_model=schemas.Deleted)
+def delete_model(model: str, service: TheService) -> Any:
+    """Deletes an adapter that is not active, as DELETE /v1/adapters does. Other models are files of the daemon's."""
+    adapter = service.adapters.id_of(model)
+    if all(adapter != found.id for found in service.adapters.list()):
+        get_model(model, service)
+        raise UsageError(f"{model!r:.200} is no adapter", "give an id of /v1/adapters")
+    service.adapters.delete(adapter)
+    return {"id": model, "object": "model"}
 
 
 def _models(service: Service) -> list[dict[str, Any]]:
@@ -339,8 +355,16 @@ def show_schema(request: Request) -> Response:
 
 @router.get("/healthz", response_model=schemas.Health)
 async def health(service: TheService, pools: ThePools) -> Any:
-    """Says whether all of the daemon works. A degraded daemon still answers."""
+    """Says whether all of the daemon works. A degraded daemon still answers. /health and /v1/health, as llama-server
+    has them, say the same.
+    """
     return await pools.watch(service.health)
+
+
+for path in HEALTH:
+    router.head(path, response_model=schemas.Health, include_in_schema=False)(health)
+    if path != "/healthz":
+        router.get(path, response_model=schemas.Health, include_in_schema=False)(health)
 
 
 @router.get("/metrics", response_class=Response, responses=of_type("text/plain"))

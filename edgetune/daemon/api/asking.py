@@ -21,6 +21,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from ...errors import EdgetuneError, UsageError
+from ...llamacpp.tokenizer import Tokenizer
 from ...serving.completion import MODEL, Completion, TokenLogprob
 from ...serving.question import Question
 from ...serving.thoughts import ThoughtReader
@@ -185,6 +186,14 @@ class Asked:
     def cited(self) -> dict[str, Any]:
         """The field of the response that names the sources; none where no documents are asked."""
         return {} if self.sources is None else {"sources": self.sources}
+
+    @property
+    def context(self) -> list[int]:
+        """The token ids of the first question and its answer so far; none of an encoder."""
+        tokenizer = self.service.served.tokenizer
+        if not isinstance(tokenizer, Tokenizer):
+            return []
+        return [*self.completions[0].prompt, *tokenizer.encode(self._raw[0], special=False, continues=True)]
 
     @property
     def prompt_tokens(self) -> int:

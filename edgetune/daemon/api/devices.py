@@ -22,8 +22,7 @@ _STATE = re.compile(f"GET /v1/fleet/members/{_OWN}")  # also before it is approv
 _MAY = re.compile("|".join((
     "GET /v1/fleet/order", "GET /v1/fleet/rollouts/[^/]+/.+", f"PUT /v1/fleet/devices/{_OWN}",
     f"GET /v1/fleet/round/{_OWN.replace('device', 'following')}", "GET /v1/fleet/rounds/[^/]+/task/.+",
-    "GET /v1/fleet/rounds/[^/]+/request/[^/]+",
-    f"PUT /v1/fleet/rounds/[^/]+/(?:answers|revealed)/{_OWN.replace('device', 'answering')}",
+    f"PUT /v1/fleet/rounds/[^/]+/answers/{_OWN.replace('device', 'answering')}",
     f"POST /v1/fleet/members/{_OWN.replace('device', 'rotating')}/rotate")))
 
 

@@ -17,10 +17,12 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from ...errors import (
+    ContextLengthError,
     DataError,
     DiskError,
     EdgetuneError,
     Interrupted,
+    LockedError,
     NotFoundError,
     TooLargeError,
     TooMuchError,
@@ -54,15 +56,17 @@ STATUSES = {
     400: "A field or its value is wrong.", 401: "The key is missing or wrong.",
     403: "A page of another origin asks, or the Host is not this daemon's.", 404: "Nothing has this name or id.",
     408: "The body came too slowly.", 413: "A body, a file or a text is too large.",
-    429: "Too many requests wait; ask again later.", 503: "Too many bytes are in progress, or the daemon stops.",
+    429: "Too many requests wait; ask again later.",
+    503: "Too many bytes are in progress, another program holds the database, or the daemon stops.",
     507: "The disk is full, or refuses.",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"model": Error, "description": what} for status, what in STATUSES.items()}
 KINDS: tuple[tuple[type[EdgetuneError], int, str | None], ...] = (  # the first one that fits counts
+    (ContextLengthError, 400, "context_length_exceeded"),
     (NotFoundError, 404, "not_found"), (TooLargeError, 413, "too_much"), (TooMuchError, 429, "too_much"),
-    (DiskError, 507, "disk"), (Interrupted, 503, "stopping"), (ParamError, 400, "invalid_value"),
-    (EdgetuneError, 400, None))
+    (LockedError, 503, "locked"), (DiskError, 507, "disk"), (Interrupted, 503, "stopping"),
+    (ParamError, 400, "invalid_value"), (EdgetuneError, 400, None))
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 BYTES_A_VALUE = 32  # of the largest body: each value that does not fit the schema costs a kilobyte to report
 
@@ -103,7 +107,9 @@ def install(app: FastAPI) -> None:
             if methods := _methods(app, request.scope["path"]):  # the router names those of the first route only
                 headers["Allow"] = ", ".join(methods)
         status, body = status_and_body(error, _body_model(request))
-        return JSONResponse(error_for(path, body), status, headers | ({"Retry-After": "1"} if status == 429 else {}))
+        if status in (429, 503):
+            headers["Retry-After"] = "1"
+        return JSONResponse(error_for(path, body), status, headers)
 
     for kind in (EdgetuneError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, answer)

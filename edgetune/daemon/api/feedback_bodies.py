@@ -157,6 +157,22 @@ class DeletedProposals(Answer):
     count: int = Field(description="Proposals that were deleted.")
 
 
+class DrawnList(Answer):
+    """Drawn questions that nobody rated, the newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]] = Field(description="Rows of messages, with tools, or of a prompt.")
+    counts: dict[str, int] = Field(description="days: for which a question is kept; kept: all drawn questions; "
+                                               "unrated: those that the active adapter answered and nobody rated.")
+
+
+class DeletedDrawn(Answer):
+    """The number of drawn questions that were deleted."""
+
+    object: Literal["list"] = "list"
+    count: int = Field(description="Questions that were deleted.")
+
+
 class DeletedPrompts(Answer):
     """The number of prompts that were deleted, and what remains of them."""
 

@@ -18,6 +18,7 @@ from .completions import TheService
 from .errors import RESPONSES, JsonRoute, about
 
 router = APIRouter(prefix="/v1/fine_tuning", route_class=JsonRoute, responses=RESPONSES)
+STATUSES = {"pausing": "running", "paused": "queued"}  # OpenAI's, of those that it has no word for
 After = Annotated[str | None, Query(description="The id after which the part begins.")]
 Limit = Annotated[int, Query(ge=1, le=100, description="Items of the part at most.")]
 
@@ -89,7 +90,8 @@ def job_object(job: Any) -> dict[str, Any]:
              "learning_rate_multiplier": _multiplier(job, objective)}
     others = {name: value for name, value in job.method[kind].items() if name != "hyperparameters"}
     return {
-        **vars(job), "estimated_finish": int(time.time() + eta) if eta is not None else None,
+        **vars(job), "status": STATUSES.get(job.status, job.status), "state": job.status,
+        "estimated_finish": int(time.time() + eta) if eta is not None else None,
         "fine_tuned_model": job.result, "hyperparameters": named,
         "method": {"type": kind, kind: {**others, "hyperparameters": {**config, **shown(objective, job), **named}}},
         "rounds": job.rounds or [], "report": f"{router.prefix}/jobs/{job.id}/report" if job.report else None,

@@ -20,7 +20,6 @@ from .proxy import TrustedProxy
 from .shapes import Answer, Body, Time, Whole
 
 PUBLIC = "64 hexadecimal digits."
-SIGNATURE = "Of its name and its X25519 key, by its Ed25519 key, 128 digits; without it, others cannot check that key."
 router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
 
 
@@ -29,14 +28,12 @@ class MemberObject(Answer):
 
     device: str = Field(description="Its name.")
     key: str = Field(description="Its public Ed25519 key; a person compares the first digits.")
-    secret: str = Field(description="Its public X25519 key, for sums in secret.")
     state: Literal["waiting", "approved", "revoked"] = Field(description="Only approved ones take part.")
     asked_at: Time
     decided_at: int = Field(description="When it was approved or revoked; 0: not yet.")
     rotated_at: int = Field(description="When it changed its key; 0: never.")
     version: int = Field(description="Of this format.")
     edgetune: str = Field(description="The edgetune that wrote it.")
-    signature: str = Field(description="Of its name and its X25519 key, by its Ed25519 key; empty: none.")
     key_before: str = Field(description="The Ed25519 key before; empty: none.")
     rotated_in: int = Field(description="The round in which the key before still counts; 0: in none.")
 
@@ -71,15 +68,12 @@ class JoinRequest(Body):
     code: str = Field(max_length=64, description="The one-time code.")
     device: str = Field(description="The name that it wants.")
     key: str = Field(description=f"Its public Ed25519 key: {PUBLIC}")
-    secret: str = Field(description=f"Its public X25519 key: {PUBLIC}")
-    signature: str = Field("", max_length=128, description=SIGNATURE)
 
 
 class RotateRequest(Body):
     """A new key of a device, which signs the request with the old one."""
 
     key: str = Field(description=f"Its new public Ed25519 key: {PUBLIC}")
-    signature: str = Field("", max_length=128, description=SIGNATURE)
 
 
 BY_DEFAULT = InviteRequest.model_validate({})
@@ -104,8 +98,7 @@ def make_invite(request: Request, service: TheService, body: InviteRequest = BY_
 @router.post("/join", response_model=MemberObject)
 def join(body: JoinRequest, service: TheService) -> Any:
     """Asks to join, with a code. The device waits until a person approves it. No key is needed."""
-    return asdict(invites.join(fleet_folder(service), body.code, body.device, body.key, body.secret, int(time.time()),
-                               body.signature))
+    return asdict(invites.join(fleet_folder(service), body.code, body.device, body.key, int(time.time())))
 
 
 @router.get("/members/{device}", response_model=MemberObject)
@@ -132,5 +125,4 @@ def rotate(device: str, body: RotateRequest, service: TheService, sender: TheDev
     if not sender:
         raise UsageError("the request is not signed by the device", "run edgetune fleet rotate on the device")
     folder = fleet_folder(service)
-    return asdict(members.rotate(folder, device, body.key, int(time.time()), body.signature, newest_number(folder),
-                                 key))
+    return asdict(members.rotate(folder, device, body.key, int(time.time()), newest_number(folder), key))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Header, UploadFile
 from fastapi.responses import FileResponse, JSONResponse
@@ -13,7 +13,6 @@ from starlette.responses import Response
 
 from ...fleet.carriers import served
 from ...fleet.rounds import answer as answers
-from ...fleet.secret import files
 from ...formats import signature
 from .completions import TheService
 from .devices import TheDevice
@@ -22,12 +21,8 @@ from .fleet import BYTES, check_sender, fleet_folder
 from .shapes import Answer
 
 router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
-AnswerFile = Annotated[UploadFile, File(description=f"{answers.FACTS} of the answer; {files.MASKED} where the round is "
-                                                    "summed in secret.")]
-UpdateFile = Annotated[UploadFile, File(description=f"{answers.UPDATE}, what was learned; "
-                                                    f"{files.ARRAYS[files.MASKED]}.")]
-RevealedFile = Annotated[UploadFile, File(description=f"{files.REVEALED}.")]
-SharesFile = Annotated[UploadFile, File(description=f"{files.ARRAYS[files.REVEALED]}, the shares.")]
+AnswerFile = Annotated[UploadFile, File(description=f"{answers.FACTS} of the answer.")]
+UpdateFile = Annotated[UploadFile, File(description=f"{answers.UPDATE}, what was learned.")]
 SignatureFile = Annotated[UploadFile | None, File(description=f"{signature.FILE}, where it is signed.")]
 Known = Annotated[str, Header(alias="If-None-Match", description="The ETag of the last answer: while it holds, the "
                                                                  "answer is 304 without a body.")]
@@ -40,10 +35,6 @@ class RoundObject(Answer):
     task: str = Field(description="The name of its task: SHA-256 of its task.json.")
     files: dict[str, int] = Field(description="The files of the task that a device needs, bytes by name.")
     answered: bool = Field(description="Whether the device has answered.")
-    request: str = Field(description="Of a round that is summed in secret, the name of its request for shares: SHA-256 "
-                                     "of its request.json; empty: there is none yet.")
-    request_files: dict[str, int] = Field(description="The files of the request, bytes by name.")
-    revealed: bool = Field(description="Whether the device has revealed its shares.")
 
 
 class TakenAnswer(Answer):
@@ -52,8 +43,8 @@ class TakenAnswer(Answer):
     device: str = Field(description="Whose it is.")
     task: str = Field(description="The name of the task.")
     update: str = Field(description="SHA-256 of what was learned.")
-    rows: int = Field(description="Rows that were learned; 0: it is not said.")
-    tokens: int = Field(description="Supervised tokens of them; 0: it is not said.")
+    rows: int = Field(description="Rows that were learned.")
+    tokens: int = Field(description="Supervised tokens of them.")
 
 
 @router.get("/round/{device}", response_model=RoundObject, responses={304: {"description": "It is as before."}})
@@ -79,24 +70,6 @@ def put_answer(number: int, device: str, answer: AnswerFile, update: UpdateFile,
     """
     folder = fleet_folder(service)
     check_sender(folder, sender)
-    return vars(served.take_answer(folder, number, device, _sent(answer, update, signed)))
-
-
-@router.get("/rounds/{number}/request/{file}", response_class=Response, responses=of_type(BYTES))
-def get_request_file(number: int, file: str, service: TheService) -> Response:
-    """Returns a file of the request for shares of a round that is summed in secret."""
-    return FileResponse(served.served_request_file(fleet_folder(service), number, file), media_type=BYTES)
-
-
-@router.put("/rounds/{number}/revealed/{device}", response_model=TakenAnswer)
-def put_revealed(number: int, device: str, answer: RevealedFile, update: SharesFile, service: TheService,
-                 sender: TheDevice, signed: SignatureFile = None) -> Any:
-    """Takes the shares that a device reveals for the request of the newest round, as put_answer takes an answer."""
-    folder = fleet_folder(service)
-    check_sender(folder, sender)
-    return vars(served.take_revealed(folder, number, device, _sent(answer, update, signed)))
-
-
-def _sent(answer: UploadFile, update: UploadFile, signed: UploadFile | None) -> dict[str, BinaryIO]:
-    found = {answers.FACTS: answer.file, answers.UPDATE: update.file}
-    return {**found, signature.FILE: signed.file} if signed else found
+    sent = {answers.FACTS: answer.file, answers.UPDATE: update.file}
+    return vars(served.take_answer(folder, number, device,
+                                   {**sent, signature.FILE: signed.file} if signed else sent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -177,11 +178,42 @@ class ToolChoice(Body):
     function: NamedFunction = Field(description="Its name.")
 
 
+class AllowedFunction(Body):
+    """A function that may be called."""
+
+    type: Literal["function"]
+    function: NamedFunction = Field(description="Its name.")
+
+
+class AllowedTools(Body):
+    """The functions that may be called."""
+
+    mode: Literal["auto", "required"] = Field(description="auto: the model decides; required: one of them is called.")
+    tools: list[AllowedFunction] = Field(min_length=1, description="Some of tools, by their names.")
+
+
+class AllowedChoice(Body):
+    """Some of the functions, in place of all."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools = Field(description="The functions, and whether one must be called.")
+
+
+def allowed(tools: Sequence[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the tools of these names. Raises UsageError for a name that no tool has."""
+    known = {tool["function"]["name"]: tool for tool in tools}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"tool_choice allows the function {name!r:.100}, which tools has not", "add it to tools")
+    return [tool for name, tool in known.items() if name in names]
+
+
 class ChatRequest(Generation):
     messages: list[ChatMessage] = Field(min_length=1, description="The conversation, of text.")
     tools: list[Tool] | None = Field(None, description="Shown to the model by its chat template.")
-    tool_choice: Literal["auto", "none", "required"] | ToolChoice | None = Field(
-        None, description="required, or a function: the answer is a call, whose arguments obey the function's schema.")
+    tool_choice: Literal["auto", "none", "required"] | ToolChoice | AllowedChoice | None = Field(
+        None, description="required, or a function: the answer is a call, whose arguments obey the function's schema. "
+        "allowed_tools: the model is shown these alone.")
     max_completion_tokens: Whole | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="true: the log-probability of each token.")
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(None, description="With logprobs: those of this "
@@ -206,9 +238,12 @@ class ChatRequest(Generation):
         if self.reasoning_effort is not None and self.reasoning_budget is not None:
             raise UsageError("reasoning_effort and reasoning_budget are both given", "leave one of them out")
         effort = self.reasoning_budget if self.reasoning_effort is None else EFFORTS[self.reasoning_effort]
+        tools = [tool.model_dump(exclude_unset=True) for tool in self.tools or ()]
+        if isinstance(choice, AllowedChoice):
+            tools = allowed(tools, [tool.function.name for tool in choice.allowed_tools.tools])
+            choice = choice.allowed_tools.mode
         return Question(messages=[message.plain() for message in self.messages], thinking=effort,
-                        tools=[tool.model_dump(exclude_unset=True) for tool in self.tools or ()],
-                        tool_choice=choice if isinstance(choice, str) else "auto", function=named,
+                        tools=tools, tool_choice=choice if isinstance(choice, str) else "auto", function=named,
                         logprobs=(self.top_logprobs or 0) if self.logprobs else None, **self.shared())
 
 

@@ -1,4 +1,6 @@
-"""Ollama's /api/chat and /api/generate: lines of JSON while the answer is made, or one when it is whole; /api/embed."""
+"""Ollama's /api/chat and /api/generate: lines of JSON while the answer is made, or one when it is whole; /api/embed and
+the older /api/embeddings.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,26 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
+from ...serving.completion import TokenLogprob
 from ...serving.tool_calls import Call, CallPiece, join
 from ..service import Service
 from .asking import AnswerStream, Asked, note_ignored
 from .completions import TheService
 from .embeddings import check_dimensions, vectors_of
 from .errors import STATUSES, JsonRoute, status_and_body
-from .ollama_bodies import ChatAnswer, ChatBody, EmbedAnswer, EmbedBody, GenerateAnswer, GenerateBody, PlainError, named
+from .logprobs import chat_logprobs
+from .ollama_bodies import (
+    ChatAnswer,
+    ChatBody,
+    EmbedAnswer,
+    EmbedBody,
+    GenerateAnswer,
+    GenerateBody,
+    OlderEmbedAnswer,
+    OlderEmbedBody,
+    PlainError,
+    named,
+)
 from .security import plain_error
 
 LINES = "application/x-ndjson"
@@ -73,6 +88,14 @@ async def ollama_embed(body: EmbedBody, request: Request, service: TheService) -
             "prompt_eval_count": sum(part.tokens for part in parts)}
 
 
+@router.post("/api/embeddings", response_model=OlderEmbedAnswer)
+async def ollama_embeddings(body: OlderEmbedBody, request: Request, service: TheService) -> Any:
+    """Returns a vector of length 1, as clients before /api/embed ask for it."""
+    note_ignored(request, body.ignored())
+    parts = await vectors_of([body.prompt] if body.prompt else [], named(service, body.model), request, truncate=True)
+    return {"embedding": [number for part in parts for vector in part.vectors for number in vector.tolist()]}
+
+
 Part = Callable[[str, Sequence[Call], str], dict[str, Any]]
 
 
@@ -85,26 +108,29 @@ async def _reply(body: ChatBody | GenerateBody, request: Request, response: Resp
         return loaded if body.stream is False else StreamingResponse(iter([_line(loaded)]), media_type=LINES)
     times = _Times()
     asked = await Asked.begin([body.asked(service)], request, "ollama-")
+    remembers = isinstance(body, GenerateBody) and not body.raw
     if body.stream is not False:
-        return AnswerStream(_lines(asked, body.model, part, times), asked, LINES)
+        return AnswerStream(_lines(asked, body.model, part, times, remembers), asked, LINES)
     response.headers.update(asked.headers)
     said, = await asked.whole(request)
     times.first = times.first or time.monotonic_ns()
-    return {**_head(body.model), **part(said.text, said.calls, said.thinking), **_end(asked, said.finish, times)}
+    return {**_head(body.model), **part(said.text, said.calls, said.thinking), **_measured(said.logprobs),
+            **_end(asked, said.finish, times, remembers)}
 
 
-async def _lines(asked: Asked, model: str, part: Part, times: _Times) -> AsyncIterator[str]:
+async def _lines(asked: Asked, model: str, part: Part, times: _Times, remembers: bool) -> AsyncIterator[str]:
     calls: list[CallPiece] = []
     try:
         async for piece in asked.pieces():
             times.first = times.first or time.monotonic_ns()
             calls += piece.calls
-            if piece.text or piece.thinking:
-                yield _line({**_head(model), **part(piece.text, (), piece.thinking), "done": False})
+            if piece.text or piece.thinking or piece.logprobs:
+                yield _line({**_head(model), **part(piece.text, (), piece.thinking), **_measured(piece.logprobs),
+                             "done": False})
             if piece.finish:
                 if calls:
                     yield _line({**_head(model), **part("", join(calls), ""), "done": False})
-                yield _line({**_head(model), **part("", (), ""), **_end(asked, piece.finish, times)})
+                yield _line({**_head(model), **part("", (), ""), **_end(asked, piece.finish, times, remembers)})
     except Exception as error:  # the head is sent already, and with it the status
         yield _line(plain_error(status_and_body(error)[1]))
 
@@ -146,9 +172,15 @@ def _arguments(call: Call) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _end(asked: Asked, finish: str, times: _Times) -> dict[str, Any]:
+def _measured(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+    return {"logprobs": chat_logprobs(logprobs)["content"]} if logprobs else {}
+
+
+def _end(asked: Asked, finish: str, times: _Times, remembers: bool) -> dict[str, Any]:
+    """What the last line says. remembers: it has the tokens of the conversation."""
     now = time.monotonic_ns()
-    return {**asked.cited, "done": True, "done_reason": "length" if finish == "length" else "stop",
+    context = {"context": asked.context} if remembers else {}
+    return {**context, **asked.cited, "done": True, "done_reason": "length" if finish == "length" else "stop",
             "total_duration": now - times.begin, "load_duration": 0,
             "prompt_eval_count": asked.prompt_tokens, "prompt_eval_duration": times.first - times.begin,
             "eval_count": asked.completion_tokens, "eval_duration": now - times.first}

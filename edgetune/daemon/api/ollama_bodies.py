@@ -23,12 +23,14 @@ from .generation import (
     STOP,
     PassageSource,
     Sampled,
+    TokenLogprobs,
     Tool,
 )
 from .shapes import Answer, AsGiven, Body, Whole
 
 BASE = ":base"  # the tag of the base alone: in Ollama a name without a tag means :latest
 NEUTRAL = {"mirostat": 0, "tfs_z": 1, "typical_p": 1, "penalize_newline": False, "embedding_only": False}
+FORMED = 1024  # tokens of an answer with a format, if the request names no most: small models may find no end
 NOT_USED = "Taken and not used: "
 UNUSED = {
     "num_ctx": "the context is that of edgetune daemon --context.", "num_keep": "nothing is cut from a prompt.",
@@ -54,27 +56,31 @@ def _unsupported() -> type[Body]:
 
 
 class Options(_unsupported(), Sampled):  # type: ignore[misc]
-    """What is left out or null has this daemon's default: temperature 0, and as many tokens as the context holds."""
+    """What is left out or null has this daemon's default: temperature 0, and as many tokens as the context holds, with
+    format 1,024.
+    """
 
     num_predict: Whole | None = Field(None, description="Tokens of the answer at most; -1 or -2: what the context "
-                                                        "holds.")
+                                                        "holds [with format 1,024, else -1].")
     stop: str | list[str] | None = Field(None, description=STOP)
     repeat_penalty: float | None = Field(None, description=REPEAT_PENALTY)
     repeat_last_n: Whole | None = Field(None, description=REPEAT_LAST_N)
     presence_penalty: float | None = Field(None, description=PRESENCE)
     frequency_penalty: float | None = Field(None, description=FREQUENCY)
 
-    def here(self, context: int) -> dict[str, Any]:
-        """The options as Question.options has them. context: tokens of the longest answer. Raises UsageError."""
+    def here(self, context: int, usual: int) -> dict[str, Any]:
+        """The options as Question.options has them. context: tokens of the longest answer; usual: of one whose request
+        names no most. Raises UsageError.
+        """
         for name, value in NEUTRAL.items():
             if getattr(self, name) not in (None, value):
                 raise UsageError(f"options.{name} is {getattr(self, name)}", f"leave it out: {value} is what is done")
         given: dict[str, Any] = self.model_dump(exclude_none=True, exclude={*NEUTRAL, *UNUSED})
-        most = given.pop("num_predict", -1)
+        most = given.pop("num_predict", usual)
         return given | {"max_tokens": context if most in (-1, -2) else most}
 
 
-def _given(body: _Request | EmbedBody, unused: Container[str]) -> list[str]:
+def _given(body: _Request | EmbedBody | OlderEmbedBody, unused: Container[str]) -> list[str]:
     """The names of unused options that a request gives, and keep_alive, which never has an effect."""
     given = body.options.model_dump(exclude_none=True) if body.options else {}
     names = [f"options.{name}" for name in given if name in unused]
@@ -92,8 +98,9 @@ class _Request(Body):
         None, description="Of a model that thinks before it answers: whether it does, or low (512 tokens at most), "
         "medium (2,048), high (any number). Other models refuse all but false.")
     keep_alive: float | str | None = Field(None, description=NOT_USED + "the model stays loaded.")
-    logprobs: bool | None = Field(None, description="false alone.")
-    top_logprobs: Whole | None = Field(None, description="0 alone.")
+    logprobs: bool | None = Field(None, description="true: the log-probability of each token.")
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(None, description="With logprobs: those of this "
+                                                                      "many most probable tokens, too.")
 
     def ignored(self) -> list[str]:
         """The options that are given and have no effect."""
@@ -103,15 +110,17 @@ class _Request(Body):
         """Raises UsageError."""
         if self.think and not service.served.thinks:
             raise UsageError(f"think is {self.think!r}, {self.model!r:.100} does not support thinking", "leave it out")
-        for name in ("logprobs", "top_logprobs"):
-            if value := getattr(self, name):
-                raise UsageError(f"{name} is {value}", "leave it out, or ask /v1/chat/completions for it")
+        if self.top_logprobs and not self.logprobs:
+            raise UsageError(f"top_logprobs is {self.top_logprobs} without logprobs", "let logprobs be true")
         schema: dict[str, Any] | None = self.format if isinstance(self.format, dict) else None
         if self.format == "json":
             schema = {"type": "object"}
-        options = (self.options or Options.model_validate({})).here(service.served.context)
+        context = service.served.context
+        usual = context if schema is None else min(FORMED, context)
+        options = (self.options or Options.model_validate({})).here(context, usual)
         effort = ("high" if self.think else "none") if isinstance(self.think, bool) else self.think
         return Question(model=named(service, self.model), schema=schema, options=options,
+                        logprobs=(self.top_logprobs or 0) if self.logprobs else None,
                         thinking=None if effort is None else EFFORTS[effort])
 
 
@@ -173,8 +182,8 @@ class GenerateBody(_Request):
     system: str | None = Field(None, description="The system message.")
     raw: bool | None = Field(None, description="true: continue the prompt as it is, without the chat template.")
     suffix: str | None = Field(None, max_length=0, description="None: text is not filled in.")
-    template: str | None = Field(None, max_length=0, description="None: the model's own is used.")
-    context: list[Whole] | None = Field(None, max_length=0, description="None: /api/chat takes earlier turns.")
+    template: str | None = Field(None, description="As /api/show has it alone: the model's own is used.")
+    context: list[Whole] | None = Field(None, description="That of an earlier answer, which the prompt continues.")
     images: list[Any] | None = Field(None, max_length=0, description="None: the model reads text.")
 
     @property
@@ -183,10 +192,17 @@ class GenerateBody(_Request):
 
     def asked(self, service: Service) -> Question:
         """Raises UsageError."""
+        if self.template and self.template != service.served.chat_template:
+            raise UsageError(f"template is {self.template!r:.60}, and the model's own chat template is used here",
+                             "leave it out, or write the whole prompt and let raw be true")
+        if self.raw and self.context:
+            raise UsageError("context is given with raw, whose prompt is all that the model reads",
+                             "leave one of them out")
         if self.raw:
             return replace(self.question(service), prompt=self.prompt)
         messages = [{"role": "system", "content": self.system}] if self.system else []
-        return replace(self.question(service), messages=[*messages, {"role": "user", "content": self.prompt or ""}])
+        return replace(self.question(service), messages=[*messages, {"role": "user", "content": self.prompt or ""}],
+                       after=self.context or (), may_be_kept=not self.context)
 
 
 class EmbedBody(Body):
@@ -202,6 +218,24 @@ class EmbedBody(Body):
     def ignored(self) -> list[str]:
         """The options that are given and have no effect."""
         return _given(self, Options.model_fields)
+
+
+class OlderEmbedBody(Body):
+    model: str = Field(min_length=1, description="The base, or the file of --embeddings, with or without :latest.")
+    prompt: str | None = Field(None, description="A text, which is cut if it is too long; without it the answer has no "
+                                                 "numbers.")
+    options: Options | None = Field(None, description=NOT_USED + "none of them changes a vector.")
+    keep_alive: float | str | None = Field(None, description=NOT_USED + "the model stays loaded.")
+
+    def ignored(self) -> list[str]:
+        """The options that are given and have no effect."""
+        return _given(self, Options.model_fields)
+
+
+class OlderEmbedAnswer(Answer):
+    """The vector of a text."""
+
+    embedding: list[float] = Field(description="The vector.")
 
 
 class EmbedAnswer(Answer):
@@ -227,6 +261,7 @@ class Timed(Answer):
     prompt_eval_duration: int | None = Field(None, description="From the request to the first token.")
     eval_count: int | None = Field(None, description="Tokens of the answer.")
     eval_duration: int | None = Field(None, description="From the first token to the end.")
+    logprobs: list[TokenLogprobs] | None = Field(None, description="Of each token, if they were asked for.")
     sources: list[PassageSource] | None = Field(None, description=SOURCES)
 
 
@@ -251,6 +286,8 @@ class ChatAnswer(Timed):
 
 class GenerateAnswer(Timed):
     response: str = Field(description="The text, or a piece of it.")
+    context: list[int] | None = Field(None, description="With the last piece, but not of raw: the tokens of prompt and "
+                                                        "answer, for the next request.")
     thinking: str | None = Field(None, description="What the model thought before, where it does.")
 
 

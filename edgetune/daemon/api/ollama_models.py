@@ -1,4 +1,4 @@
-"""Ollama's /api/tags, /api/show, /api/ps and /api/version: the models that answer, and their details."""
+"""Ollama's /api/tags, /api/show, /api/ps, /api/pull and /api/version: the models that answer, and their details."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic import Field
+from starlette.responses import StreamingResponse
 
 from ...errors import NotFoundError
 from ...formats.gguf import Gguf
@@ -19,7 +21,7 @@ from ...serving.embedding import EncoderFile, TableFile
 from ..service import Service
 from ..state.adapters import LATEST
 from .completions import TheService
-from .ollama import ERRORS, AnyTypeRoute
+from .ollama import ERRORS, LINES, AnyTypeRoute
 from .ollama_bodies import BASE, named
 from .shapes import Answer, Body
 
@@ -90,12 +92,32 @@ class Shown(Answer):
     modified_at: str = Field(description="When its file changed, or the adapter was made (RFC 3339).")
 
 
+class PullBody(Body):
+    """The model to have."""
+
+    model: str | None = Field(None, description="A name of /api/tags.")
+    name: str | None = Field(None, description="The older name of model.")
+    insecure: bool | None = Field(None, description="Taken and not used: nothing is fetched.")
+    stream: bool | None = Field(None, description="true, the default: a line of JSON for each step.")
+
+
+class Pulled(Answer):
+    """A step of what a model needs to be here."""
+
+    status: str = Field(description="success: it is here.")
+    digest: str | None = Field(None, description="That of /api/tags.")
+    total: int | None = Field(None, description="Bytes of its file.")
+    completed: int | None = Field(None, description="The same: all of them are here.")
+
+
+@router.head("/api/version", response_model=dict[str, str], include_in_schema=False)
 @router.get("/api/version", response_model=dict[str, str])
 def ollama_version() -> Any:
     """Returns the version of Ollama whose calls these are."""
     return {"version": SPOKEN}
 
 
+@router.head("/api/tags", response_model=Tags, include_in_schema=False)
 @router.get("/api/tags", response_model=Tags)
 def ollama_tags(service: TheService) -> Any:
     """Lists NAME:latest with the active adapter, NAME:base without, every adapter, and the model of --embeddings."""
@@ -115,14 +137,8 @@ def ollama_ps(service: TheService) -> Any:
 @router.post("/api/show", response_model=Shown)
 def ollama_show(body: ShowBody, service: TheService) -> Any:
     """Returns a model's chat template, what it can do, and the file's metadata."""
-    asked = body.model or body.name or ""
-    name = named(service, asked)
+    name, tag = _found(service, body.model or body.name or "")
     encoder = _encoder(service, name)
-    if not encoder:
-        service.adapter_for(name)
-    tag = next((tag for tag in _tags(service) if named(service, tag["name"]) == name), None)
-    if tag is None:
-        raise NotFoundError(f"there is no model {asked!r:.200}", "/api/tags lists those that exist")
     served = service.served
     template = "" if encoder else served.chat_template
     able = ["embedding"] if encoder else ["completion", *(["tools"] if served.calls_tools else []),
@@ -133,6 +149,34 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
     return {"modelfile": f"FROM {root}\n", "parameters": "" if encoder else "temperature 0", "template": template,
             "details": tag["details"], "model_info": _facts(gguf, bool(body.verbose)),
             "capabilities": able, "modified_at": tag["modified_at"]}
+
+
+@router.post("/api/pull", response_model=Pulled, response_model_exclude_none=True, responses={
+    200: {"description": "success; without stream false lines of the steps.", "content": {LINES: {}}}})
+def ollama_pull(body: PullBody, service: TheService) -> Any:
+    """Says that a model is here, as Ollama does of one that it has. Nothing is fetched."""
+    _, tag = _found(service, body.model or body.name or "")
+    if body.stream is False:
+        return {"status": "success"}
+    return StreamingResponse((json.dumps(step) + "\n" for step in _steps(tag)), media_type=LINES)
+
+
+def _steps(tag: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What Ollama says of a model that it has."""
+    yield {"status": "pulling manifest"}
+    yield {"status": f"pulling {tag['digest'][:12]}", "digest": f"sha256:{tag['digest']}", "total": tag["size"],
+           "completed": tag["size"]}
+    for status in ("verifying sha256 digest", "writing manifest", "success"):
+        yield {"status": status}
+
+
+def _found(service: Service, asked: str) -> tuple[str, dict[str, Any]]:
+    """(a model's name here, its entry of the list). Raises NotFoundError."""
+    name = named(service, asked)
+    tag = next((tag for tag in _tags(service) if named(service, tag["name"]) == name), None)
+    if tag is None:
+        raise NotFoundError(f"there is no model {asked!r:.200}", "/api/tags lists those that exist")
+    return name, tag
 
 
 def _encoder(service: Service, name: str) -> EncoderFile | TableFile | None:

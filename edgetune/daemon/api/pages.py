@@ -25,6 +25,7 @@ SCRIPT = re.compile(r'<script src="(\w+\.js)"></script>')
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", response_class=Response, responses=of_type("text/html"))
 async def show_page() -> Response:
     """Returns the daemon's page for browsers, which loads nothing else."""

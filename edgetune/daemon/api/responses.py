@@ -92,7 +92,8 @@ def _response(body: ResponseRequest, asked: Asked, items: Sequence[Fields], fini
     """The response object. finish: "" while it is made."""
     incomplete = finish == "length"
     status = "incomplete" if incomplete else "completed" if finish else "in_progress"
-    given = body.model_dump(include={"instructions", "max_output_tokens", "metadata", "temperature", "top_p"})
+    given = body.model_dump(include={"instructions", "max_output_tokens", "metadata", "reasoning", "temperature",
+                                     "top_p"})
     choice = body.tool_choice or "auto"
     form = body.text.format.model_dump(by_alias=True, exclude_none=True) if body.text and body.text.format else None
     made = ResponseObject(

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import UsageError
 from ...serving.question import Question
-from .generation import CACHED, SOURCES, PassageSource, Sampled
+from ...serving.thoughts import EFFORTS
+from .generation import CACHED, SOURCES, PassageSource, Sampled, allowed
 from .schemas import Metadata
 from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
@@ -51,6 +52,22 @@ class ChosenFunction(Body):
 
     type: Literal["function"]
     name: str = Field(description="Its name.")
+
+
+class AllowedChoice(Body):
+    """Some of the functions, in place of all."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"] = Field(description="auto: the model decides; required: one of them is called.")
+    tools: list[ChosenFunction] = Field(min_length=1, description="Some of tools, by their names.")
+
+
+class Reasoning(Body):
+    """The thinking before an answer."""
+
+    effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
+        None, description="As reasoning_effort of /v1/chat/completions.")
+    summary: None = Field(None, description="null alone: thoughts are not given back.")
 
 
 class JsonSchemaFormat(Body):
@@ -104,8 +121,10 @@ class ResponseRequest(Sampled):
     max_output_tokens: Whole | None = Field(None, description="Tokens of the answer at most [256].")
     tools: list[Annotated[FunctionTool | FileSearchTool, Field(discriminator="type")]] | None = Field(
         None, description="Functions that the model may call, and vector stores that it answers from.")
-    tool_choice: Literal["auto", "none", "required"] | ChosenFunction | None = Field(
-        None, description="required, or a function: the answer is a call, whose arguments obey the function's schema.")
+    tool_choice: Literal["auto", "none", "required"] | ChosenFunction | AllowedChoice | None = Field(
+        None, description="required, or a function: the answer is a call, whose arguments obey the function's schema. "
+        "allowed_tools: the model is shown these alone.")
+    reasoning: Reasoning | None = Field(None, description="How much the model thinks before it answers.")
     text: TextOptions | None = Field(None, description="Options of the answer's text.")
     stream: bool | None = Field(None, description="true: server-sent events, while the answer is made.")
     stream_options: ResponseStream | None = Field(None, description=NOT_USED + "events are not padded.")
@@ -150,10 +169,14 @@ class ResponseRequest(Sampled):
         choice = self.tool_choice or "auto"
         function = choice.name if isinstance(choice, ChosenFunction) else None
         tools = [tool.plain() for tool in self.tools or () if isinstance(tool, FunctionTool)]
+        if isinstance(choice, AllowedChoice):
+            tools = allowed(tools, [tool.name for tool in choice.tools])
+            choice = choice.mode
+        effort = self.reasoning.effort if self.reasoning else None
         return Question(messages=self._messages(), model=self.model or "", tools=tools,
                         tool_choice=choice if isinstance(choice, str) else "auto", function=function,
                         schema=self._schema(), may_be_kept=self.store is not False,
-                        options=options)
+                        options=options, thinking=EFFORTS[effort] if effort else None)
 
     def _schema(self) -> dict[str, Any] | None:
         form = self.text.format if self.text else None
@@ -308,6 +331,7 @@ class ResponseObject(Answer):
     metadata: dict[str, str] | None = Field(None, description=AsGiven)
     parallel_tool_calls: bool = Field(True, description="Always true.")
     previous_response_id: None = None
+    reasoning: dict[str, Any] | None = Field(None, description=AsGiven)
     temperature: float | None = Field(None, description=AsGiven)
     top_p: float | None = Field(None, description=AsGiven)
     text: dict[str, Any] = Field(description="The form of the answer.")

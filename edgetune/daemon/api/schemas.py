@@ -210,8 +210,11 @@ class Job(Answer):
     started_at: int | None = Field(description="When it began, seconds since 1970; null: it waits.")
     finished_at: int | None = Field(description="When it ended, in whatever way.")
     estimated_finish: int | None = Field(description="When it will probably have trained; null: not known.")
-    status: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"] = Field(
-        description="Where it is. One job runs at a time; the next one waits.")
+    status: Literal["queued", "running", "succeeded", "failed", "cancelled"] = Field(
+        description="Where it is, in OpenAI's words. One job runs at a time; the next one waits.")
+    state: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"] = Field(
+        description="The same, but of a job that is set aside: pausing (its status is running) until it is saved, then "
+        "paused (its status is queued).")
     origin: str = Field(description="api: a client began it; learn: the daemon, from feedback; tutor: the daemon, from "
                                     "kept prompts; evaluate, base: a client, to evaluate an adapter or a base.")
     model: str = Field(description="The model or adapter that it began from.")
@@ -440,6 +443,8 @@ class DeviceObject(Answer):
     learning: dict[str, Any] = Field(description="on, mode, state (a sentence), needed, and counts of feedback; tutor: "
                                                  "the same for prompts.")
     keep_prompts: int = Field(description="Prompts that are kept at most; 0: none.")
+    drawn: dict[str, int] = Field(description="Questions drawn to test new adapters: days for which one is kept, kept, "
+                                              "unrated.")
     proposals: int = Field(description="Corrections in chats that wait to be accepted or dismissed.")
     job: dict[str, Any] | None = Field(description="The job that runs: id, status, progress.")
     governor: list[dict[str, Any]] = Field(description="When training yielded, the newest first: at, action, cause.")

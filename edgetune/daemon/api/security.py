@@ -30,9 +30,10 @@ from .proxy import TrustedProxy
 if TYPE_CHECKING:
     from .devices import Devices
 
-OPEN = ("/", "/healthz")  # without a key: the page, which holds no data, and whether the daemon is well
+HEALTH = ("/healthz", "/health", "/v1/health")
+OPEN = ("/", *HEALTH)  # without a key: the page, which holds no data, and whether the daemon is well
 JOIN = "/v1/fleet/join"  # likewise, where it serves a fleet: the body has a code
-UPLOADS = re.compile("/v1/files|/v1/files/check|/v1/adapters|/v1/fleet/rounds/[^/]+/(answers|revealed)/[^/]+")
+UPLOADS = re.compile("/v1/files|/v1/files/check|/v1/adapters|/v1/fleet/rounds/[^/]+/answers/[^/]+")
 OLLAMA = "/api/"
 _FORM = 64 * 1024  # what a form has around its file at most
 _READS = ("GET", "HEAD", "OPTIONS")

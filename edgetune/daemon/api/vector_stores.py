@@ -82,7 +82,7 @@ class FileCounts(Answer):
     in_progress: int = Field(description="Those that wait, or are being read.")
     completed: int = Field(description="Those that are searched.")
     failed: int = Field(description="Those that could not be read.")
-    cancelled: int = Field(description="Always 0.")
+    cancelled: int = Field(description="Those whose batch was cancelled before they were read.")
     total: int = Field(description="All.")
 
 
@@ -116,7 +116,7 @@ class StoreFileObject(Answer):
     object: Literal["vector_store.file"] = "vector_store.file"
     created_at: Time
     vector_store_id: str = Field(description="Its vector store.")
-    status: Literal["in_progress", "completed", "failed"] = Field(description="completed: it is searched.")
+    status: Literal["in_progress", "completed", "failed", "cancelled"] = Field(description="completed: it is searched.")
     usage_bytes: int = Field(description="Of the file.")
     last_error: LastError | None = Field(description="Why it is not read.")
     attributes: dict[str, Any] = Field(description=AsGiven)
@@ -164,7 +164,7 @@ def create_store(body: StoreRequest, service: TheService) -> Any:
 @router.get("/v1/vector_stores", response_model=schemas.Page[StoreObject])
 def list_stores(service: TheService, after: After = None, limit: Limit = 20) -> Any:
     """Lists vector stores, the newest first."""
-    return page([_store(each) for each in _after(service.documents.stores.list(), after)][:limit + 1], limit)
+    return page([_store(each) for each in after_id(service.documents.stores.list(), after)][:limit + 1], limit)
 
 
 @router.get("/v1/vector_stores/{store_id}", response_model=StoreObject)
@@ -191,7 +191,7 @@ def delete_store(store_id: str, service: TheService) -> Any:
 def add_file(store_id: str, body: StoreFileRequest, service: TheService) -> Any:
     """Adds a file to a vector store. It is read in the background: its status says when that is done."""
     with about("file_id"):
-        return _file(store_id, service.documents.stores.add(store_id, body.file_id, body.attributes or {}))
+        return file_object(store_id, service.documents.stores.add(store_id, body.file_id, body.attributes or {}))
 
 
 @router.get("/v1/vector_stores/{store_id}/files", response_model=schemas.Page[StoreFileObject])
@@ -199,13 +199,13 @@ def list_store_files(store_id: str, service: TheService, after: After = None, li
                      status: Status = None) -> Any:
     """Lists the files of a vector store, the newest first."""
     found = [each for each in reversed(service.documents.stores.get(store_id).files) if status in (None, each.status)]
-    return page([_file(store_id, each) for each in _after(found, after)][:limit + 1], limit)
+    return page([file_object(store_id, each) for each in after_id(found, after)][:limit + 1], limit)
 
 
 @router.get("/v1/vector_stores/{store_id}/files/{file_id}", response_model=StoreFileObject)
 def get_store_file(store_id: str, file_id: str, service: TheService) -> Any:
     """Returns a file of a vector store."""
-    return _file(store_id, service.documents.stores.file(store_id, file_id))
+    return file_object(store_id, service.documents.stores.file(store_id, file_id))
 
 
 @router.delete("/v1/vector_stores/{store_id}/files/{file_id}", response_model=schemas.Deleted)
@@ -230,7 +230,7 @@ def search_store(store_id: str, body: SearchRequest, service: TheService) -> Any
          "source": str(passage.source)} for passage in found.passages if passage.score >= least]}
 
 
-def _after(found: Sequence[Any], id: str | None) -> Sequence[Any]:
+def after_id(found: Sequence[Any], id: str | None) -> Sequence[Any]:
     """The items after the one with this id. Raises NotFoundError."""
     if id is None:
         return found
@@ -246,7 +246,8 @@ def _store(store: VectorStore) -> dict[str, Any]:
             "usage_bytes": store.usage, "file_counts": store.counts()}
 
 
-def _file(store: str, file: Attached) -> dict[str, Any]:
+def file_object(store: str, file: Attached) -> dict[str, Any]:
+    """A file of a store as OpenAI's API describes it."""
     static = {"type": "static", "static": {"max_chunk_size_tokens": 256, "chunk_overlap_tokens": 38}}
     return {"id": file.id, "created_at": file.created_at, "vector_store_id": store, "status": file.status,
             "usage_bytes": file.bytes, "attributes": file.attributes, "chunking_strategy": static,

@@ -1,13 +1,12 @@
 """The decision whether a new adapter becomes the active one: three rules, one level of significance.
 
-Both adapters answer the same held-out questions, none of which was learned. A question is won by the adapter that
-answers it right where the other does not. If both do or neither does, it is won by the one that finds the right answer
-likelier. A sign test says whether wins and losses may be chance (evaluation/acceptance.py). The new adapter becomes
-active if
+Both adapters answer the same questions, none of which was learned. Those that were drawn from all that people asked
+decide, if there are LEAST_DRAWN; otherwise the held-out rows that people gave do (evaluation/acceptance.py says what
+either promises). An answer that nobody rated counts as right. The new adapter becomes active if
 
 1. it is not worse on the questions of earlier jobs: p of its losses there is above ALPHA;
-2. it is better on the questions of this job, or on all of them: p is at most what acceptance.py lets this test spend of
-   ALPHA, so that an adapter that is no better is ever published before a better one with a probability below ALPHA;
+2. it answers more questions right: p is at most what this test may spend of ALPHA, so that an adapter that is no better
+   is ever published before a better one with a probability below ALPHA;
 3. unrelated text stays within the limits: its perplexity, and the predictions for it, stay near the base's.
 
 An adapter from outside that need not be better (`required`: NOT_WORSE) is refused by the first rule, on the questions
@@ -25,14 +24,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...evaluation.acceptance import Paired, alpha_of_test, worth
+from ...evaluation.acceptance import ALPHA, Decision, Given, Paired, Population, Traffic, Value, worth
+from ...evaluation.acceptance import decide as compare
 from ..options import Limits
 from .exam import BETTER, NOT_WORSE, Score
 
 if TYPE_CHECKING:  # which needs llama.cpp, and a process that trains does not
     from ...evaluation.canary import Drift
 
-ALPHA = 0.125  # four wins of four questions suffice in the first test
+LEAST_DRAWN = 4  # questions that were drawn from all that were asked; fewer cannot show that an adapter is better
 NO_LIMITS = Limits()
 NO_ROWS = "no held-out question was asked; unrelated text is within the limits"
 SCORES = ("scores", "base_scores")  # of each row, in a verdict; the latter in verdicts of edgetune 0.1.0
@@ -44,7 +44,8 @@ class Findings:
     new one. rounds: the jobs that the first rows are from; the others are of the job that is evaluated. serving:
     whether an adapter is active. canary: how far the new adapter is from the base on unrelated text; None: not
     measured. corrected: Scores, by the new adapter, of those it learned. tests_before: since the last publication.
-    required: as of Exam.
+    required: as of Exam. drawn_old, drawn_new: Scores of the questions that were drawn from all that were asked.
+    unrated: how many of these nobody rated. population: how the other rows were chosen.
     """
 
     old: Sequence[Score]
@@ -55,6 +56,10 @@ class Findings:
     corrected: Sequence[Score] = ()
     tests_before: int = 0
     required: str = BETTER
+    drawn_old: Sequence[Score] = ()
+    drawn_new: Sequence[Score] = ()
+    unrated: int = 0
+    population: type[Population] = Given
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,11 @@ class Verdict:
     that decided whether it is better, or no worse; alpha: the limit of p; test: its number since the last publication;
     only tests of whether it is better count.
 
-    tests: by rows (earlier, new, all) {wins, losses, ties, p_better, p_worse}. canary: {base, new, rise, limit, kl,
-    max_kl}, the first two perplexities; None: not measured. corrected: {rows, kept}, of corrections that were learned;
+    promises: what an adapter that passed is, in a sentence. drawn: {rows, unrated, changed}, of the questions that
+    were drawn from all that were asked: changed are those unrated ones that the new adapter answers otherwise; None:
+    they did not decide. tests: by rows (earlier, new, all, drawn) {wins, losses, ties, p_better, p_worse, likelier},
+    the last of them with likelihood. canary: {base, new, rise, limit, kl, max_kl}, the first two perplexities; None:
+    not measured. corrected: {rows, kept}, of corrections that were learned;
     None: there are none. rounds: {job, rows, right, before} of each earlier job whose questions were answered, the
     oldest first; remembered: a sentence of them, or "". scores: by digest, each row's by the new adapter.
     """
@@ -87,6 +95,8 @@ class Verdict:
     rounds: list[dict[str, Any]] = field(default_factory=list)
     remembered: str = ""
     scores: dict[str, Any] = field(default_factory=dict)
+    promises: str = ""
+    drawn: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -98,25 +108,26 @@ def without_scores(verdict: Mapping[str, Any]) -> dict[str, Any]:
 
 def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
     """Returns the verdict. limits: on unrelated text."""
-    count = len(found.rounds)
-    rules = Rules(paired(found.old[:count], found.new[:count]), paired(found.old[count:], found.new[count:]),
-                  found.tests_before, found.required)
+    rules = Rules.of(found)
     measured = [score.loss for score in found.new if score.loss is not None]
     measured += [found.canary.rise, found.canary.kl] if found.canary else []
     unsound = "" if all(map(math.isfinite, measured)) else "its losses are not finite"
     against = unsound or rules.worse
-    reason = against or rules.not_better or _unlearned(found.canary, limits)
+    drawn = _drawn(found)
+    not_better = rules.not_better and rules.not_better + rules.unrated(drawn["changed"])
+    reason = against or not_better or _unlearned(found.canary, limits)
     rounds = _rounds(found)
-    better = rules.better
     drift = found.canary
     canary = None if drift is None else {
         "base": drift.perplexity, "new": drift.perplexity * (1 + drift.rise), "rise": drift.rise,
         "limit": limits.rise, "kl": drift.kl, "max_kl": limits.kl}
+    counts = rules.counts
     return Verdict(
-        not reason, reason or (f"{_answers(found)}; {rules.numbers}" if found.new else NO_ROWS),
-        _summary(found.old), _summary(found.new), better.wins, better.losses, rules.p, rules.alpha, rules.test,
-        waits=bool(reason) and not against and rules.new.p_worse > ALPHA, canary=canary,
-        corrected=_corrected(found.corrected), tests=rules.to_json(), rounds=rounds, remembered=_remembered(rounds))
+        not reason, reason or (f"{_answers(found)}; {rules.numbers}" if found.new or found.drawn_new else NO_ROWS),
+        _summary(found.old), _summary(found.new), counts.wins, counts.losses, rules.p, rules.level, rules.test,
+        waits=bool(reason) and not against and not rules.new.is_worse, canary=canary,
+        corrected=_corrected(found.corrected), tests=rules.to_json(), rounds=rounds, remembered=_remembered(rounds),
+        promises=rules.population.promises, drawn=drawn if rules.by_traffic else None)
 
 
 # ---- better and worse ------------------------------------------------------------------------------------------------
@@ -124,36 +135,64 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
 
 @dataclass(frozen=True)
 class Rules:
-    """The first two rules on counts of rows. earlier: rows of earlier jobs; new: of the job that is evaluated."""
+    """The first two rules. earlier: on rows of earlier jobs; new: on those of the job that is evaluated; all: on both,
+    and on drawn ones if the adapter need not be better; drawn: on questions drawn from all that were asked.
+    """
 
-    earlier: Paired
-    new: Paired
+    earlier: Decision
+    new: Decision
+    all: Decision
+    drawn: Decision
     tests_before: int = 0
     required: str = BETTER
+    given: type[Population] = Given
+
+    @classmethod
+    def of(cls, found: Findings) -> Rules:
+        count = len(found.rounds)
+        earlier = values(found.old[:count], found.new[:count])
+        new = values(found.old[count:], found.new[count:])
+        drawn = values(found.drawn_old, found.drawn_new)
+        every = earlier + new + (drawn if found.required == NOT_WORSE else [])
+        of = found.population(found.tests_before)
+
+        def decided(pairs: list[tuple[Value, Value]], population: Population = of) -> Decision:
+            return compare([before for before, _ in pairs], [after for _, after in pairs], population)
+
+        return cls(decided(earlier), decided(new), decided(every), decided(drawn, Traffic(found.tests_before)),
+                   found.tests_before, found.required, found.population)
 
     @property
-    def all(self) -> Paired:
-        return self.new + self.earlier
+    def by_traffic(self) -> bool:
+        """Returns whether the questions that were drawn decide."""
+        return self.required == BETTER and self.drawn.right.rows >= LEAST_DRAWN
 
     @property
-    def better(self) -> Paired:
-        """Returns the rows that say more clearly that it is better: new ones, or all."""
+    def population(self) -> type[Population]:
+        return Traffic if self.by_traffic else self.given
+
+    @property
+    def counts(self) -> Paired:
+        """Returns wins and losses of the test that decides: of drawn questions, else of new rows, or of all, whichever
+        say more clearly that it is better.
+        """
         if self.required == NOT_WORSE:
-            return self.all
-        return min(self.new, self.all, key=lambda counts: counts.p_better)
+            return self.all.worse
+        if self.by_traffic:
+            return self.drawn.right
+        return min(self.new.right, self.all.right, key=lambda counts: counts.p_better)
 
     @property
     def p(self) -> float:
-        """Twice the smaller p of the two tests that `better` chooses from (Bonferroni), or the only one's. Earlier rows
-        chose the active adapter, which makes it no easier to be better on them.
-        """
+        """The p of the test that decides; twice the smaller one, if two are tried (Bonferroni)."""
         if self.required == NOT_WORSE:
-            return self.all.p_worse
-        return min(1.0, (2 if self.earlier.rows and self.new.rows else 1) * self.better.p_better)
+            return self.all.worse.p_worse
+        tried = 2 if not self.by_traffic and self.earlier.right.rows and self.new.right.rows else 1
+        return min(1.0, tried * self.counts.p_better)
 
     @property
-    def alpha(self) -> float:
-        return ALPHA if self.required == NOT_WORSE else alpha_of_test(ALPHA, self.tests_before)
+    def level(self) -> float:
+        return ALPHA if self.required == NOT_WORSE else self.all.level
 
     @property
     def test(self) -> int:
@@ -161,44 +200,57 @@ class Rules:
 
     @property
     def numbers(self) -> str:
-        better = self.better
-        limit = f"more than {ALPHA:g}" if self.required == NOT_WORSE else f"at most {self.alpha:.2g}"
-        return f"{better.wins} better, {better.losses} worse (p {self.p:.2g}, {limit} required)"
+        counts = self.counts
+        limit = f"more than {ALPHA:g}" if self.required == NOT_WORSE else f"at most {self.level:.2g}"
+        which = f" of {counts.rows} questions drawn from all that were asked" if self.by_traffic else ""
+        return f"{counts.wins} better, {counts.losses} worse{which} (p {self.p:.2g}, {limit} required)"
+
+    def unrated(self, changed: int) -> str:
+        """Says how people could let it pass, if they rated nothing of some answers that it would change."""
+        if not (changed and self.by_traffic and self.drawn.right.losses):
+            return ""
+        which = "1 of the worse ones is an answer" if changed == 1 else f"{changed} of the worse ones are answers"
+        return (f"; {which} that nobody rated, so that the present one counts as right: edgetune feedback check asks "
+                "you")
 
     @property
     def worse(self) -> str:
         if self.required == NOT_WORSE:
-            return f"worse on held-out questions: {self.numbers}" if self.p <= ALPHA else ""
-        if self.earlier.p_worse > ALPHA:
+            return f"worse on held-out questions: {self.numbers}" if self.all.is_worse else ""
+        if not self.earlier.is_worse:
             return ""
-        return (f"worse on questions of earlier jobs: {self.earlier.losses} worse, {self.earlier.wins} better "
-                f"(p {self.earlier.p_worse:.2g}, more than {ALPHA:g} required)")
+        counts = self.earlier.worse
+        return (f"worse on questions of earlier jobs: {counts.losses} worse, {counts.wins} better "
+                f"(p {counts.p_worse:.2g}, more than {ALPHA:g} required)")
 
     @property
     def not_better(self) -> str:
-        return f"not surely better: {self.numbers}" if self.required == BETTER and self.p > self.alpha else ""
+        return f"not surely better: {self.numbers}" if self.required == BETTER and self.p > self.level else ""
 
     def to_json(self) -> dict[str, Any]:
-        counts = {"earlier": self.earlier, "new": self.new, "all": self.all}
-        return {name: {**asdict(of), "p_better": of.p_better, "p_worse": of.p_worse} for name, of in counts.items()}
+        tests = {"earlier": self.earlier, "new": self.new, "all": self.all, "drawn": self.drawn}
+        return {name: {**asdict(of.right), "p_better": of.right.p_better, "p_worse": of.right.p_worse,
+                       "likelier": asdict(of.all)} for name, of in tests.items()}
 
 
-def paired(old: Sequence[Score], new: Sequence[Score]) -> Paired:
-    """Returns wins and losses of the new adapter on the rows that were measured under both."""
-    both = [(before, after) for a, b in zip(old, new, strict=True)
+def values(old: Sequence[Score], new: Sequence[Score]) -> list[tuple[Value, Value]]:
+    """Returns the values of both answers to each row that was measured under both."""
+    return [(before, after) for a, b in zip(old, new, strict=True)
             if (before := _worth(a, b)) is not None and (after := _worth(b, a)) is not None]
-    return Paired.of([before for before, _ in both], [after for _, after in both])
 
 
-def _worth(score: Score, other: Score) -> tuple[float, float] | None:
-    """The value of an answer, which orders two answers to one question: by the reward, or right before wrong and then
-    by how likely the right answer is, where both have that. None: nothing was measured.
+def _worth(score: Score, other: Score) -> Value | None:
+    """The value of an answer: its reward, or whether it is right, and then how likely the right answer is. None:
+    nothing was measured. A text has no answer that is right word for word, so its likelihood is its value.
     """
     if score.reward is not None:
         return score.reward, 0.0
+    has_losses = score.loss is not None and other.loss is not None
+    if score.right is None or score.prose or other.prose:
+        return worth(0.0, score.loss)[::-1] if has_losses and score.loss is not None else None
     if score.loss is None or other.loss is None:
-        return None if score.right is None else (float(score.right), 0.0)
-    return worth(float(score.right is True), score.loss)
+        return float(score.right), 0.0
+    return worth(float(score.right), score.loss)
 
 
 def _unlearned(canary: Drift | None, limits: Limits) -> str:
@@ -220,7 +272,9 @@ def _unlearned(canary: Drift | None, limits: Limits) -> str:
 def _answers(found: Findings) -> str:
     """Returns a sentence on changes of held-out answers, and on the number of corrections kept."""
     old, new = _summary(found.old), _summary(found.new)
-    if old["right"] or new["right"]:
+    if not found.new:
+        said = f"{len(found.drawn_new)} questions of people were asked again"
+    elif old["right"] or new["right"]:
         right = "told apart rightly" if all(score.pair for score in found.new) else "answered exactly"
         said = f"{new['right']} of {new['answered']} validation examples are {right}, {old['right']} before"
     elif new["reward"] is not None and old["reward"] is not None:
@@ -231,6 +285,11 @@ def _answers(found: Findings) -> str:
     if corrected := _corrected(found.corrected):
         return f"{corrected['kept']} of {corrected['rows']} corrected answers kept; {said}"
     return said
+
+
+def _drawn(found: Findings) -> dict[str, int]:
+    return {"rows": len(found.drawn_new), "unrated": found.unrated,
+            "changed": sum(score.unrated and score.right is False for score in found.drawn_new)}
 
 
 def _corrected(scores: Sequence[Score]) -> dict[str, int] | None:

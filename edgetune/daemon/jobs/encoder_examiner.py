@@ -9,13 +9,14 @@ answer is worse: an adapter with new labels would lose all questions that both a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ...adapters.heads import MULTILABEL
 from ...data.labelled import Read, question_and_answer
-from ...data.rows import Row
+from ...data.rows import Row, as_messages
 from ...errors import DataError
 from ...evaluation.judge import same
 from ...objectives.labelling import Floats, Labelling
@@ -23,6 +24,7 @@ from ...serving.encoder_model import EncoderModel
 from .exam import Exam, Score
 from .examiner import Examiner
 
+ANY = "?"  # an answer where none is read
 TOGETHER = 64  # rows that are answered until others have a turn
 
 
@@ -52,6 +54,21 @@ class EncoderExaminer(Examiner):
             found |= zip(some, self._scores(adapter, [pairs[key] for key in some]), strict=True)
         return found
 
+    def replies(self, adapter: str | None, rows: Sequence[Row]) -> list[str | None]:
+        """Returns labels; the encoder alone answers nothing."""
+        found: list[str | None] = []
+        for row in rows:
+            self.count()
+            self._before()
+            try:
+                question, _ = question_and_answer(_with_any(row))
+            except DataError:  # an earlier turn, say
+                found.append(None)
+                continue
+            read = self.served.encoder.read(question)
+            found.append(self.served.reader(adapter).classify([read])[0].label if adapter else None)
+        return found
+
     def _scores(self, adapter: str | None, pairs: list[tuple[str, str]]) -> list[Score]:
         for _ in pairs:
             self.count()
@@ -67,6 +84,14 @@ class EncoderExaminer(Examiner):
             is_right = same(reader.learned.canonical(right), reader.learned.canonical(found.label))
             scores.append(Score(0.0 if is_right else _mean(losses), is_right))
         return scores
+
+
+def _with_any(row: Row) -> dict[str, Any]:
+    """Returns a question with an answer that nobody reads."""
+    assert isinstance(row, Mapping)
+    if "prompt" in row:
+        return {"messages": as_messages(row["prompt"], ANY)}
+    return {"messages": [*row["messages"], {"role": "assistant", "content": ANY}]}
 
 
 def _equally_likely(learned: Labelling, read: Read) -> Floats:

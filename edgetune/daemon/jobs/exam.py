@@ -9,6 +9,7 @@ from typing import Any
 from ...data.around import Instruction
 from ...data.question import digest
 from ...data.rows import Row
+from ...evaluation.acceptance import Given, Population
 from ...persisted import from_json
 from .rewarded import Rewarding
 
@@ -22,6 +23,8 @@ class Score:
     says before its first mistake, 0 to 1. prose: the right answer is a longer text, which is compared by its loss.
     None: not measured for this row.
 
+    unrated: nobody rated the active adapter's answer, which counts as right.
+
     pair: the row is a pair of answers. It is right where the chosen one is likelier than the rejected one, and its loss
     is -log s of the difference of their log p: how sure it is of that. reward: of answers without one to compare.
     """
@@ -34,6 +37,7 @@ class Score:
     prose: bool = False
     pair: bool = False
     reward: float | None = None
+    unrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,8 @@ class Exam:
     """The rows and texts that adapters are evaluated by. rounds: the jobs that the first rows are from; the others are
     of the job that is evaluated, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in
     training. rewarding: how, where the job learns from rewards. tests_before: since the last publication. required: of
-    the new adapter, BETTER or NOT_WORSE.
+    the new adapter, BETTER or NOT_WORSE. drawn: questions that were drawn from all that people asked, with the right
+    answers; unrated: those without one. population: how the other rows were chosen.
     """
 
     rows: Sequence[Row]
@@ -53,6 +58,9 @@ class Exam:
     rewarding: Rewarding | None = None
     tests_before: int = 0
     required: str = BETTER
+    drawn: Sequence[Row] = ()
+    unrated: Sequence[Row] = ()
+    population: type[Population] = Given
 
     def is_rewarded(self, row: Row) -> bool:
         return self.rewarding is not None and self.rewarding.judges(row)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ...data.rows import Row
+from ...evaluation.judge import same
 from .exam import Asked, Exam, Score
 
 if TYPE_CHECKING:
@@ -36,6 +37,21 @@ class Examiner(ABC):
     @abstractmethod
     def answered(self, adapter: str | None, rows: dict[str, Row]) -> dict[str, Score]:
         """Returns the Score of each row by an adapter; None: by the base alone."""
+
+    def unrated(self, old: str | None, new: str | None) -> tuple[list[Score], list[Score]]:
+        """Returns the Scores of both adapters for the questions that nobody rated: what the active one answers counts
+        as right. Questions that it does not answer are left out.
+        """
+        rows = self.exam.unrated
+        before = self.replies(old, rows) if rows else []
+        after = self.replies(new, rows) if rows else []
+        pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None]
+        return ([Score(None, right=True, unrated=True) for _ in pairs],
+                [Score(None, right=b is not None and same(a, b), unrated=True) for a, b in pairs])
+
+    @abstractmethod
+    def replies(self, adapter: str | None, rows: Sequence[Row]) -> list[str | None]:
+        """Returns the answers to questions without a right answer; None for one that is not answered."""
 
     def drift(self, adapter: str | None) -> Drift | None:  # noqa: ARG002 - not every model has expectations of text
         """Returns how far an adapter is from the base on unrelated text; None: it is not measured."""

@@ -38,24 +38,29 @@ def evaluate(served: LlamaModel | Examiner, exam: Exam, old: Asked, new: Asked, 
     check(exam)
     rows = exam.rows
     examiner = served if isinstance(served, Examiner) else LlamaExaminer(served, exam, on_asked)
-    examiner.planned = len(examiner.missing(old, rows)) + len(examiner.missing(new, [*rows, *exam.corrected]))
+    drawn = exam.drawn
+    examiner.planned = (len(examiner.missing(old, [*rows, *drawn]))
+                        + len(examiner.missing(new, [*rows, *drawn, *exam.corrected])) + 2 * len(exam.unrated))
     before = examiner.scores(old, rows)
     after = examiner.scores(new, rows)
     corrected = examiner.scores(new, exam.corrected)
+    rated = (examiner.scores(old, drawn), examiner.scores(new, drawn))
+    unrated = examiner.unrated(old.name, new.name)
     limits = limits or Limits()
     canary = examiner.drift(new.name) if limits != Limits() else None
     found = Findings(before, after, exam.rounds, old.name is not None, canary, corrected, exam.tests_before,
-                     exam.required)
+                     exam.required, [*rated[0], *unrated[0]], [*rated[1], *unrated[1]], len(unrated[0]),
+                     exam.population)
     verdict = decide(found, limits)
-    verdict.scores.update((key, asdict(new.scores[key])) for key in map(exam.key, [*rows, *exam.corrected]))
+    verdict.scores.update((key, asdict(new.scores[key])) for key in map(exam.key, [*rows, *drawn, *exam.corrected]))
     return verdict
 
 
 def check(exam: Exam) -> None:
     """Raises DataError as `evaluate` does."""
-    if not exam.rows and exam.required == BETTER:
+    if not exam.rows and not exam.drawn and not exam.unrated and exam.required == BETTER:
         raise DataError("there are no rows to evaluate", "hold some out")
-    for row in exam.rows:
+    for row in [*exam.rows, *exam.drawn]:
         if not exam.is_rewarded(row):
             check_judgeable(row)
 

@@ -39,7 +39,7 @@ from ..state.shelf import Shelf
 from . import recipe
 from .queue import Queue
 from .rewarded import REWARD, with_rewards
-from .table import ENDED, JobTable, Note
+from .table import ENDED, JobTable, Note, Take
 from .table import Job as Job
 
 FOLDER = "runs"
@@ -54,8 +54,10 @@ class JobData:
     """Rows of a job, iterated over twice; None: it learns nothing. held: rows that are held out; None: a part of
     `rows`. rounds: of the first of `held`, which are of earlier feedback jobs, the job of each. corrected: rows that
     people corrected, whose answers the gate checks. measured: rows whose loss, or reward, is measured during the
-    training; none: the held-out rows, where they have one. fill: writes further files of its kind into the folder of
-    the job.
+    training; none: the held-out rows, where they have one. drawn: questions that were drawn from all that people asked.
+    fill: writes further files of its kind into the folder of the job. take: assigns what it learns to the job of an id,
+    in the transaction that adds the job. system: the system message of rows without one, which is people's text too: it
+    lies with the rows and goes with them. None: that of the options.
     """
 
     rows: Iterable[Row] | None
@@ -63,7 +65,10 @@ class JobData:
     rounds: Sequence[str] = ()
     corrected: Iterable[Row] = ()
     measured: Iterable[Row] = ()
+    drawn: recipe.Drawn = recipe.NONE_DRAWN
     fill: Callable[[Path], object] | None = None
+    take: Take | None = None
+    system: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,8 @@ class Jobs:
         """Saves the training, and returns when that is done."""
         self._queue.stop()
 
-    @property
-    def thread(self) -> threading.Thread:
-        return self._queue.thread
+    def threads(self) -> Sequence[threading.Thread]:
+        return [self._queue.thread]
 
     @property
     def on_done(self) -> list[Callable[[Job], None]]:
@@ -188,16 +192,18 @@ class Jobs:
         with self._runs.filling(job) as beside:
             beside.mkdir()
             sides = recipe.divide(data.rows, data.held, beside, self.holdout, data.rounds,
-                                  data.corrected, data.measured)
+                                  data.corrected, data.measured, data.drawn)
             selecting = recipe.halve(beside, objective.rows) if request.origin == FileJob.origin else 0
             if data.fill:
                 data.fill(beside)
+            if data.system is not None and "system" not in asked:
+                (beside / recipe.SYSTEM).write_text(data.system, encoding="utf-8")
             disk.sync_whole(beside)
             created = (f"created with {sides['train']['rows']} rows to learn, {sides['held_out']['rows']} held out"
                        + (f", of which {selecting} choose the checkpoint" if selecting else ""),
                        {"rows": sides, "config": config.to_json()})
             with self.changed:
-                self.table.insert(row, [created, *of_base, *notes])
+                self.table.insert(row, [created, *of_base, *notes], data.take)
                 self._runs.settle(job)
         return self.get(job)
 

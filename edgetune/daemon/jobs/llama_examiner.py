@@ -18,6 +18,7 @@ from ...data.rows import Row
 from ...errors import DataError
 from ...evaluation.canary import Drift, drift
 from ...evaluation.graders.llama_judge import LlamaJudge
+from ...evaluation.judge import is_json
 from ...evaluation.pairs import margins_of, served_logp
 from ...evaluation.served import Answer, exact_match, served_loss
 from ...serving.llama import LlamaModel
@@ -27,6 +28,7 @@ from .exam import Exam, Score
 from .examiner import Examiner
 from .rewarded import Rewarding
 
+REPLY = 96  # tokens of an answer that nobody rated; two that are equal so far count as equal
 PROSE_WORDS = 30  # longer texts are compared by loss, not word for word, unless they are JSON
 
 
@@ -45,6 +47,23 @@ class LlamaExaminer(Examiner):
         found = dict(zip(others, self._ask([*others.values()]), strict=True))
         if self.exam.rewarding and rewarded:
             found |= zip(rewarded, self._reward([*rewarded.values()], self.exam.rewarding), strict=True)
+        return found
+
+    def replies(self, adapter: str | None, rows: Sequence[Row]) -> list[str | None]:
+        """Returns greedy answers of REPLY tokens at most. A longer text is not compared word for word, so it is None,
+        and so is the answer to a question that leaves no room for one.
+        """
+        self.served.use(adapter)
+        asked = {i: tokens for i, row in enumerate(rows) if (tokens := self._prompt(row))}
+        places = [*asked]
+        budgets = [min(REPLY, self._max_length - len(tokens)) for tokens in asked.values()]
+        found: list[str | None] = [None] * len(rows)
+        for number, text in self.served.complete([*asked.values()], budgets) if asked else ():
+            is_prose = not is_json(text) and len(text.split()) > PROSE_WORDS
+            found[places[number]] = None if is_prose else text.strip()
+            self.count()
+        for _ in range(len(rows) - len(asked)):
+            self.count()
         return found
 
     def drift(self, adapter: str | None) -> Drift | None:

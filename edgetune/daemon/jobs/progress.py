@@ -62,8 +62,7 @@ class JobProgress:
             for name in ("judged", "judging"):
                 self.facts.pop(name, None)
             self.facts.update(phase="judging", trained_tokens=event["tokens"], tokens_per_s=None, eta_s=None)
-            self.add("message", f"trained on {event['tokens']} tokens, now the gate asks held-out rows",
-                      {"run": event["record"]})
+            self.add("message", f"trained on {event['tokens']} tokens, now the gate asks held-out rows")
 
     def _step(self, event: dict[str, Any]) -> None:
         facts = self.facts

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -15,9 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from ... import disk
-from ...errors import BudgetError, DiskError, EdgetuneError, Interrupted, TooMuchError, UsageError
+from ...errors import (
+    BudgetError,
+    DiskError,
+    EdgetuneError,
+    FormatError,
+    Interrupted,
+    NotFoundError,
+    TooMuchError,
+    UsageError,
+)
 from ...machine.policy import Policy
 from ...persisted import from_json
+from ...python_child import NO_ROOM
 from ...runs.tables import write_step_metrics
 from ...serving.answering import Answering
 from ...training.config import TrainConfig
@@ -29,6 +40,7 @@ from ..state.adapters import Adapters
 from ..state.database import dump, now
 from ..state.files import Files
 from ..state.shelf import Shelf
+from ..threads import told
 from .decide import without_scores
 from .process import JobProcess, WorkerProcess
 from .progress import JobProgress
@@ -42,6 +54,7 @@ RETRY_SECONDS = 60.0  # after the disk or memory refused
 DEATHS = 3  # deaths of the process with no step between, after which the job has failed
 REJUDGED = 3  # evaluations that a job repeats because the active adapter changed
 KEPT = 20  # decisions of the governor
+PASSING = (*disk.FULL, *NO_ROOM, errno.EIO, errno.EROFS)  # what the disk or the system refuses to every job
 
 
 @dataclass(frozen=True)
@@ -144,8 +157,8 @@ class Queue:
             return
         try:
             self.files.add_result(id, partial(write_step_metrics, run))
-        except EdgetuneError as error:  # no reason to fail, or to train again
-            log.warning("%s: its table of steps is not kept: %s", id, error)
+        except Exception as error:  # also of a damaged file: no reason to fail, or to train again
+            log.warning("%s: its table of steps is not kept: %s", id, told(error))
 
     # ---- the queue ----------------------------------------------------------------------------------------------
 
@@ -166,11 +179,13 @@ class Queue:
         if id := self._next():
             try:
                 self._run(self.table.get(id))
-            except (DiskError, TooMuchError, Interrupted, OSError):  # not of the job, which another try may finish
+            except (DiskError, TooMuchError, Interrupted):  # not of the job, which another try may finish
                 raise
             except Exception as error:
+                if (isinstance(error, OSError) and error.errno in PASSING) or not self.runs.is_there():
+                    raise
                 log.exception("job %s", id)
-                self._fail(id, type(error).__name__, str(error))
+                self._fail(id, type(error).__name__, told(error))
                 self.forget(id)
 
     def _next(self) -> str | None:
@@ -244,8 +259,10 @@ class Queue:
     def _task(self, job: Job) -> dict[str, Any]:
         config = from_json(TrainConfig, job.config, f"the options of {job.id}")
         folder = self.runs.path(job.id)
-        if not folder.is_dir():
+        if not folder.is_dir() and not self.runs.is_there():
             raise DiskError(f"{folder}, with the rows of {job.id}, is not there", "mount its disk, or cancel the job")
+        if not folder.is_dir():
+            raise NotFoundError(f"{folder}, with the rows of {job.id}, is gone", "begin another job")
         kind = kind_of(job.origin)
         room = self.options.room(kind.has_begun(folder))
         serving = self.adapters.serving
@@ -265,7 +282,8 @@ class Queue:
             status: str = self.table.get(job.id).status
             if status == "running" and last.get("event") == "judged":
                 status = self._finish(job, last["verdict"])
-            elif status == "running" and last.get("event") == "failed" and last["disk"]:
+            elif status == "running" and last.get("event") == "failed" and (
+                    last["disk"] or not self.runs.is_there()):
                 raise DiskError(last["what"], last["hint"])
             elif status == "running" and last.get("event") == "failed" and self._may_be_judged_again(job, against):
                 self._judge_again(job.id, against)
@@ -288,10 +306,18 @@ class Queue:
             return self._judge_again(job.id, against)
         run = self.runs.path(job.id) / RUN
         if made is None and not kind.leaves_adapter(run):
+            if kind.trains and verdict["passed"]:
+                raise FormatError(f"{run}, with the adapter that passed, is gone or not whole", "begin another job")
             shown = without_scores(verdict)
             self.table.set(job.id, "succeeded", verdict["reason"], verdict=dump(shown),
                            data=None if kind.trains else {"verdict": shown})
             return "succeeded"
+        try:
+            tokens = trained_tokens(run) if kind.trains else None
+        except FormatError:
+            if made is None:
+                raise
+            tokens = None  # the adapter is kept, so the job has succeeded
         try:
             made = made or kind.keep(self.adapters, job, run, verdict)
         except BudgetError as error:
@@ -312,7 +338,7 @@ class Queue:
         self.table.set(job.id, "succeeded", f"{'activated' if serves else 'not activated'}: {reason}",
                        data={"adapter": made.id, "verdict": verdict}, result=made.id,
                        verdict=dump(without_scores(verdict)),
-                       trained_tokens=trained_tokens(run) if kind.trains else None)
+                       trained_tokens=tokens)
         return "succeeded"
 
     def _may_be_judged_again(self, job: Job, against: str | None) -> bool:

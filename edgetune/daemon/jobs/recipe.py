@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import Field, replace
+from dataclasses import Field, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,9 +37,18 @@ CORRECTED = "corrected.jsonl"  # of a feedback job: corrections that it learns, 
 MAX_CORRECTED = 64  # rows of CORRECTED
 MEASURED = "measured.jsonl"  # rows whose loss is measured in training, where the method has none on held-out rows
 SELECTING = "selecting.jsonl"  # held-out rows that choose a checkpoint, or a round of the tutor, and do not decide
+SYSTEM = "system.txt"  # the system message of rows without one, where it is not in the options
 LEAST_HALVED = 16  # held-out rows; half of fewer could not show that an adapter is better, after some that were not
+DRAWN = "drawn.jsonl"  # questions that were drawn from all that people asked, with their right answers,
+UNRATED = "unrated.jsonl"  # and without one
 ROUNDS = "rounds.json"  # {"rounds": the job of each of the first rows of HELD, which are of earlier jobs}
 _MARK = "fresh"  # jobs of an earlier version have it in rows of HELD that are not of earlier jobs
+
+
+def with_system(config: TrainConfig, folder: Path) -> TrainConfig:
+    """Returns the options with the system message in the folder of a job, if there is one."""
+    path = folder / SYSTEM
+    return replace(config, system=path.read_text(encoding="utf-8")) if path.exists() else config
 
 
 def method_of(method: Mapping[str, Any] | None, hyperparameters: Mapping[str, Any] | None,
@@ -179,13 +188,30 @@ def check_judgeable(row: Row) -> None:
                         f"name a validation file with rows of {supervised_rows.EXPECTED}, or of pairs") from None
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Questions that were drawn from all that people asked. rated: rows with the right answer; unrated: rows without
+    an answer.
+    """
+
+    rated: Sequence[Row] = ()
+    unrated: Sequence[Row] = ()
+
+    def __len__(self) -> int:
+        return len(self.rated) + len(self.unrated)
+
+
+NONE_DRAWN = Drawn()
+
+
 def divide(rows: Iterable[Row] | None, held: Iterable[Row] | None, folder: Path, holdout: Holdout,
            rounds: Sequence[str] = (), corrected: Iterable[Row] = (),
-           measured: Iterable[Row] = ()) -> dict[str, dict[str, Any]]:
+           measured: Iterable[Row] = (), drawn: Drawn = NONE_DRAWN) -> dict[str, dict[str, Any]]:
     """Writes a job's rows into `folder`; returns rows and hash of either side. rows: None: it learns none, and may hold
     none out. held: None takes a part of `rows`, of which the gate uses MOST at most. A row that is held out is never
     learned, even if it is in both. rounds: the job of each of the first rows of `held`, which are of earlier jobs.
     corrected: corrections among the rows to learn, of which MAX_CORRECTED are kept apart. measured: rows for MEASURED.
+    drawn: questions that decide, which choose nothing.
 
     Rows are read twice, and hashed once. Raises DataError where nothing is left to learn, or nothing to hold out.
     """
@@ -203,11 +229,13 @@ def divide(rows: Iterable[Row] | None, held: Iterable[Row] | None, folder: Path,
         judging = held
     sides = {"train": _write(folder / TRAIN, learned), "held_out": _write(folder / HELD, judging)}
     for name, side in sides.items():
-        if learns and not side["rows"]:
+        if learns and not side["rows"] and not (name == "held_out" and drawn):
             raise DataError(f"no rows are left to {'learn' if name == 'train' else 'hold out'}",
                             "a row that is held out is not learned: give other rows")
     _write(folder / CORRECTED, islice(corrected, MAX_CORRECTED))
     _write(folder / MEASURED, measured)
+    _write(folder / DRAWN, drawn.rated)
+    _write(folder / UNRATED, drawn.unrated)
     _write_lines(folder / ROUNDS, [json.dumps({"rounds": [*rounds]})])
     return sides
 
@@ -222,6 +250,12 @@ def held_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     marked = sum(_MARK in row for row in rows)
     unmarked = [{key: value for key, value in row.items() if key != _MARK} for row in rows]
     return unmarked, [""] * (len(rows) - marked if marked else 0)
+
+
+def drawn_rows(folder: Path) -> Drawn:
+    """Returns the questions of a job that were drawn; an earlier version drew none."""
+    rated, unrated = ([*Rows(folder / name)] if (folder / name).exists() else [] for name in (DRAWN, UNRATED))
+    return Drawn(rated, unrated)
 
 
 def halve(folder: Path, parser: RowParser) -> int:
@@ -244,7 +278,8 @@ def measured_file(folder: Path, parser: RowParser) -> Path | None:
     for apart in (folder / MEASURED, folder / SELECTING):
         if apart.exists() and apart.stat().st_size:
             return apart
-    return folder / HELD if _is_measurable(folder, parser) else None
+    held = folder / HELD
+    return held if held.stat().st_size and _is_measurable(folder, parser) else None
 
 
 def _is_measurable(folder: Path, parser: RowParser) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ OLD = """SELECT id FROM (SELECT id FROM jobs WHERE finished_at IS NOT NULL
          WHERE id IS NOT ? AND id NOT IN (SELECT job FROM adapters)
          AND id NOT IN (SELECT job FROM feedback WHERE state = 'new' AND job IS NOT NULL)"""
 Note = tuple[str, Any]  # a sentence and its data
+Take = Callable[[sqlite3.Connection, str], object]  # assigns something to the job of an id, within a transaction
 
 
 @dataclass(frozen=True)
@@ -180,14 +182,16 @@ class JobTable:
                                 "give the id of the last one that you got")
         return self.store.newest(table, read, int(number), limit, "job = ?", job)
 
-    def insert(self, columns: Mapping[str, Any], notes: Iterable[Note]) -> None:
-        """Inserts a new job, and the first events of its history."""
+    def insert(self, columns: Mapping[str, Any], notes: Iterable[Note], take: Take | None = None) -> None:
+        """Inserts a new job with what it takes, and the first events of its history: all of it or nothing."""
         names = ", ".join(columns)
         values = ", ".join(f":{name}" for name in columns)
         with self.store.write() as db:
             db.execute(f"INSERT INTO jobs ({names}) VALUES ({values})", dict(columns))
             for text, data in notes:
                 add_event(db, columns["id"], "info", "message", text, data)
+            if take:
+                take(db, columns["id"])
         for text, _ in notes:
             log.info("%s: %s", columns["id"], text)
         self.changed.notify_all()

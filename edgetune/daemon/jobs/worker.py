@@ -32,7 +32,16 @@ from typing import Any
 from ...adapters import store
 from ...data import loader
 from ...data.dataset import Dataset
-from ...errors import DiskError, EdgetuneError, FormatError, Interrupted, MismatchError, TooMuchError, UsageError
+from ...errors import (
+    DiskError,
+    EdgetuneError,
+    FormatError,
+    Interrupted,
+    MismatchError,
+    TooMuchError,
+    UsageError,
+    named,
+)
 from ...evaluation.graders.sandbox import limit_processes, share_of
 from ...evaluation.graders.time_limit import set_time_limit
 from ...formats.bundle import open_bundle
@@ -52,8 +61,9 @@ from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
 from ..kinds.registry import kind_of
 from ..options import AllowedPython, Limits
+from . import recipe
 from .exam import BETTER, Asked, Exam, read_scores
-from .recipe import SELECTING, TRAIN, corrected_rows, held_rows, measured_file
+from .recipe import SELECTING, TRAIN, corrected_rows, drawn_rows, held_rows, measured_file
 from .rewarded import Rewarding, eval_samples, with_rewards
 from .room import Room
 
@@ -158,6 +168,9 @@ def work(task: dict[str, Any], commands: ParentCommands, emit: Emit) -> int:
         may_succeed_later = isinstance(error, DiskError) or type(error) is TooMuchError
         emit({"event": "failed", "kind": type(error).__name__, "what": error.what, "hint": error.hint,
               "disk": may_succeed_later, "resumable": has_begun and isinstance(error, UsageError)})
+    except FileNotFoundError as error:
+        emit({"event": "failed", "kind": "FormatError", "what": f"{error.filename}, which the job needs, is gone",
+              "hint": "begin another job", "disk": False, "resumable": False})
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -194,7 +207,7 @@ class Worker:
         self.out = self.folder / RUN
         self.method = task["method"]
         self.canary = task["canary"]
-        self.config = from_json(TrainConfig, task["config"], "the task")
+        self.config = recipe.with_system(from_json(TrainConfig, task["config"], "the task"), self.folder)
         self.room = from_json(Room, task["room"], "the task").wider(shared_memory())
         self.limits = from_json(Limits, task["limits"], "the task")
         self.python = from_json(AllowedPython, task["python"], "the task")
@@ -226,7 +239,7 @@ class Worker:
         gc.collect()
         trim()
         record = store.read_run(self.out)
-        self.emit({"event": "trained", "tokens": trained_tokens(self.out), "record": record})
+        self.emit({"event": "trained", "tokens": trained_tokens(self.out)})
         verdict = self.judged(self.out)
         if gap := self._gap(verdict["scores"], record):
             self.emit(gap)
@@ -307,8 +320,10 @@ class Worker:
         rows, rounds = held_rows(self.folder)
         serving = self.task["serving"]
         longest = as_begun(self.config, adapter).row_limit
+        drawn = drawn_rows(self.folder)
         exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.instruction, longest,
-                    self.rewarding(), self.task["tests_before"], required)
+                    self.rewarding(), self.task["tests_before"], required, drawn.rated, drawn.unrated,
+                    self.kind.population)
         adapters = {NEW: adapter}
         if self.old.name:
             adapters[OLD] = Path(serving["path"])
@@ -335,9 +350,15 @@ def is_done(out: Path) -> bool:
 
 
 def trained_tokens(out: Path) -> int:
-    """Returns the tokens of all steps; lines of steps that were done twice are already removed."""
-    lines = map(json.loads, (out / METRICS).read_text().splitlines())
-    return sum(line["tokens"] for line in lines if line["event"] == "step")
+    """Returns the tokens of all steps; lines of steps that were done twice are already removed. Raises FormatError
+    where the file of steps is gone or damaged.
+    """
+    try:
+        lines = map(json.loads, (out / METRICS).read_text().splitlines())
+        return sum(line["tokens"] for line in lines if line["event"] == "step")
+    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{out / METRICS} of the training is gone or damaged: {named(error)}",
+                          "begin another job") from None
 
 
 def _take_stdout() -> Emit:

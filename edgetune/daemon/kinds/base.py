@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ...evaluation.acceptance import Given, HeldOut, Population
 from ...objectives.base import Objective
 from ..jobs.progress import JobProgress
 from ..jobs.recipe import objective_of
@@ -29,12 +30,14 @@ if TYPE_CHECKING:
 
 class JobKind:
     """A kind of job. origin: its name, in rows and for clients. starts: the names of starters that only a daemon with
-    certain options has, and these options. trains: whether its jobs make an adapter; others evaluate one.
+    certain options has, and these options. trains: whether its jobs make an adapter; others evaluate one. population:
+    how its held-out rows are chosen.
     """
 
     origin: ClassVar[str]
     starts: ClassVar[Mapping[str, str]] = {}
     trains: ClassVar[bool] = True
+    population: ClassVar[type[Population]] = Given
 
     # ---- in the daemon ------------------------------------------------------------------------------------------
 
@@ -95,6 +98,7 @@ class FileJob(JobKind):
     """Jobs over rows that a client uploaded, or that the calling program has, by the method that the request names."""
 
     origin = "api"
+    population = HeldOut
 
 
 class Starter(ABC):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...errors import UsageError
 from ..jobs.exam import BETTER, NOT_WORSE
 from ..jobs.jobs import JobData
+from ..jobs.recipe import NONE_DRAWN, Drawn
 from ..jobs.table import Job
 from ..learning.curriculum import JobRows
 from ..learning.feedback import StoredRow
@@ -118,21 +119,21 @@ def begin_evaluation(service: Service, id: str, request: EvaluationRequest) -> J
 @dataclass(frozen=True)
 class Questions:
     """The held-out rows of this device. rounds: the jobs that the first ones are from. required: as of Exam. system: of
-    the active adapter.
+    the active adapter. drawn: questions that were drawn from all that people asked.
     """
 
     held: list[StoredRow | FileRow]
     rounds: list[str]
     required: str
     system: str
+    drawn: Drawn = NONE_DRAWN
 
     def begin(self, origin: str, service: Service, metadata: dict[str, str], fill: Callable[[Path], object]) -> Job:
         """Begins a job that evaluates by them. Raises errors of jobs."""
         kind = service.method.kind
         data = JobData(None, JobRows(service.feedback, self.held, lambda item: [kind.for_gate(item)]), self.rounds,
-                       fill=fill)
-        return service.jobs.begin(origin, data, service.method.asked, suffix="", metadata=metadata,
-                                  hyperparameters={"system": self.system})
+                       drawn=self.drawn, fill=fill, system=self.system)
+        return service.jobs.begin(origin, data, service.method.asked, suffix="", metadata=metadata, hyperparameters={})
 
 
 def questions(service: Service, request: EvaluationRequest) -> Questions:
@@ -141,11 +142,15 @@ def questions(service: Service, request: EvaluationRequest) -> Questions:
     system = "" if train.prompt else train.system or service.served.system_of(service.adapters.serving)
     file = rows_of_active(service.jobs, service.method.kind.parser, service.feedback.questions(), system)
     rows = service.feedback.training_rows(MOST - len(file.held))
-    held: list[StoredRow | FileRow] = [*file.held, *rows.held]
-    if len(held) < LEAST:
+    drawn = service.traffic.rows(service.method.kind)
+    apart = service.traffic.names()
+    given = [row for row in rows.fresh if row.question not in apart]
+    held: list[StoredRow | FileRow] = [*file.held, *rows.established, *given]
+    if len(held) + len(drawn) < LEAST:
         _require_canary(request, len(held), service.config.limits())
         return Questions([], [], NOT_WORSE, system)
-    return Questions(held, [file.name] * len(file.held) + [*rows.rounds], request.required, system)
+    return Questions(held, [file.name] * len(file.held) + [*rows.rounds], request.required, system,
+                     drawn)
 
 
 def _require_canary(request: EvaluationRequest, count: int, limits: Limits) -> None:

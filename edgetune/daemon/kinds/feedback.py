@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ...data.around import Instruction
 from ...data.dataset import load_rows
-from ...errors import DataError, NotFoundError, UsageError
+from ...errors import DataError, Interrupted, UsageError
 from ...serving.served import Served
 from ...training.anchored import rows_per_anchor
 from ...training.length import batch_of, peak_rate, reading_limit
+from ..jobs.decide import LEAST_DRAWN
 from ..jobs.jobs import JobData, Jobs
 from ..jobs.table import Job
 from ..learning.curriculum import JobRows, curriculum, least_rows, passes_over
-from ..learning.feedback import Feedback, StoredRow, TrainingRows
+from ..learning.feedback import Feedback, StoredRow, TrainingRows, assign
 from ..learning.file_rows import FileRow, FileRows, rows_of_active
+from ..learning.items import FeedbackItem
 from ..learning.kinds import LABELLED, PAIRS
 from ..learning.method import LearnMethod
+from ..learning.traffic import Traffic
 from ..options import DaemonConfig
 from ..state.holdout import MOST, SHARE
 from .base import JobKind, Starter
@@ -42,19 +47,24 @@ class FeedbackJob(JobKind):
     origin = "learn"
 
     def starters(self, service: Service) -> Sequence[Starter]:
-        common = (service.feedback, service.method, service.jobs, service.config, service.served)
+        common = (service.feedback, service.traffic, service.method, service.jobs, service.config, service.served,
+                  service.stopping)
         return NewFeedback(*common), AllFeedback(*common)
 
 
 @dataclass
 class NewFeedback(Starter):
-    """The starter of jobs over all new feedback, mixed with earlier feedback. served: says which rows fit the model."""
+    """The starter of jobs over all new feedback, mixed with earlier feedback. served: says which rows fit the model.
+    stopping: set when the daemon stops, which does not wait until a job has begun.
+    """
 
     feedback: Feedback
+    traffic: Traffic
     method: LearnMethod
     jobs: Jobs
     config: DaemonConfig
     served: Served
+    stopping: threading.Event
     learnable: set[str] = field(default_factory=set)  # items that were found to fit
 
     name = NEW
@@ -80,20 +90,17 @@ class NewFeedback(Starter):
         return f"{missing} more {'piece' if missing == 1 else 'pieces'} of feedback"
 
     def begin(self) -> Job:
-        self._set_aside_unlearnable(self.feedback.waiting_ids())
         file = self._file_rows()
-        rows = self.feedback.training_rows(MOST - len(file.held))
+        rows = self._chosen(lambda: self.feedback.training_rows(MOST - len(file.held)))
         if not rows.taken:
             raise UsageError("there is no new feedback to learn", "correct some answers")
         if not rows.new:
             raise UsageError(f"all new feedback, on {_questions(len(rows.fresh))}, is held out",
                              "correct answers to other questions")
-        if not rows.held:
+        if not rows.held and len(self.traffic.rows(self.method.kind)) < LEAST_DRAWN:
             raise UsageError(f"there is feedback on {_questions(len(rows.new))}, and none of it is held out",
                              f"correct answers to more questions: one of each {SHARE} is held out")
-        job = self._create(rows, file)
-        self.feedback.assign(rows.taken, job.id)
-        return job
+        return self._create(rows, file)
 
     def unsettled(self) -> Sequence[str]:
         return self.feedback.unsettled()
@@ -124,8 +131,12 @@ class NewFeedback(Starter):
         kind = self.method.kind
         earlier: list[StoredRow | FileRow] = [*file.learned, *rows.earlier]
         learned, options = self._lesson([*rows.new], earlier)
-        held: list[StoredRow | FileRow] = [*file.held, *rows.held]
+        drawn = self.traffic.rows(kind)
+        apart = self.traffic.names()  # they decide, so they must choose no checkpoint
+        given = [row for row in rows.fresh if row.question not in apart]
+        held: list[StoredRow | FileRow] = [*file.held, *rows.established, *given]
         counts = {"new": str(len(rows.new)), "earlier": str(len(rows.earlier)), "held": str(len(held)),
+                  "drawn": str(len(drawn)),
                   **({"file": str(len(file.learned))} if file.learned else {}),
                   **({} if rows.taken else {RETRAINS: "yes"})}
         is_measured = self.method.imitates and not file.held  # a file may hold out rows that training does not read
@@ -133,7 +144,9 @@ class NewFeedback(Starter):
                        JobRows(self.feedback, held, lambda item: [kind.for_gate(item)]),
                        [file.name] * len(file.held) + [*rows.rounds],
                        JobRows(self.feedback, [row for row in rows.new if row.has_answer]),
-                       () if is_measured else JobRows(self.feedback, rows.held, kind.learned))
+                       () if is_measured else JobRows(self.feedback, [*rows.established, *given], kind.learned), drawn,
+                       take=lambda db, job: assign(db, rows.taken, job),
+                       system=None if kind is LABELLED else self._system)
         return self.jobs.begin(self.origin, data, self.method.asked, suffix=SUFFIX, metadata=counts,
                                hyperparameters=options, files=file.ids, note=file.note)
 
@@ -150,8 +163,7 @@ class NewFeedback(Starter):
                              least_rows(different, train), least_rows(len(earlier), train))
         anchors = rows_per_anchor(replace(train, epochs="auto", steps=0), self.method.objective)
         return learned, {"epochs": 1.0, "steps": 0, "shuffle": False, "anchors": anchors,
-                         "batch_size": batch_of(train, different), "lr": peak_rate(train, different),
-                         "system": self._system}
+                         "batch_size": batch_of(train, different), "lr": peak_rate(train, different)}
 
     @property
     def _system(self) -> str:
@@ -161,25 +173,36 @@ class NewFeedback(Starter):
             return ""
         return self.jobs.train.system or self.served.system_of(self.jobs.adapters.serving)
 
-    def _set_aside_unlearnable(self, ids: Iterable[str]) -> None:
-        """Sets aside rows that the template or context does not accept: one would fail every job."""
-        self.learnable = {id for id in ids if id in self.learnable or self._is_learnable(id)}
+    def _chosen(self, choose: Callable[[], TrainingRows]) -> TrainingRows:
+        """Returns the rows that a job learns and is evaluated by. Those that the template or context does not accept
+        are set aside, and others take their places: one would fail every job.
+        """
+        system = self.jobs.train.instruction or self._system or None
+        while True:
+            rows = choose()
+            used = {row.id for row in (*rows.new, *rows.held)}
+            unfit = [item for item in self.feedback.items(used - self.learnable)
+                     if not self._is_learnable(item, system)]
+            if not unfit:
+                self.learnable = used
+                return rows
 
-    def _is_learnable(self, id: str) -> bool:
-        train = self.jobs.train
+    def _is_learnable(self, item: FeedbackItem, system: Instruction) -> bool:
+        if self.stopping.is_set():
+            raise Interrupted("the daemon stops", "ask again when it is back")
         kind = self.method.kind
+        longest = reading_limit(self.jobs.train.max_length, self.served.context)
         try:
-            rows = kind.learned(self.feedback.get(id))
-            if not rows:
+            rows = kind.learned(item)
+            if not rows and not item.held:  # a held-out one may be evaluated in another shape
                 raise DataError("the grader does not find what it needs in it", "")
-            load_rows(rows, self.served.tokenizer, max_length=reading_limit(train.max_length, self.served.context),
-                      system=train.instruction or self._system or None, parser=kind.parser)
-        except NotFoundError:  # damaged: jobs leave it out
-            return False
+            if rows:
+                load_rows(rows, self.served.tokenizer, max_length=longest, system=system, parser=kind.parser)
         except DataError as error:
-            log.warning("feedback %s cannot be learned: %s", id, error)
-            self.feedback.set_aside(id)
+            log.warning("feedback %s cannot be learned: %s", item.id, error)
+            self.feedback.set_aside(item.id)
             return False
+        self.learnable.add(item.id)
         return True
 
 
@@ -200,9 +223,8 @@ class AllFeedback(NewFeedback):
         return self.jobs.table.activated_since(self.origin, RETRAINS)
 
     def begin(self) -> Job:
-        self._set_aside_unlearnable(self.feedback.learned_ids())
         file = self._file_rows()
-        rows = self.feedback.learned_rows(MOST - len(file.held))
+        rows = self._chosen(lambda: self.feedback.learned_rows(MOST - len(file.held)))
         if not (rows.new and rows.held):
             raise UsageError("no feedback was learned yet", "learn what is new")
         return self._create(rows, file)

@@ -42,6 +42,7 @@ from ..jobs.table import Job, JobTable
 from ..learning.curriculum import JobRows
 from ..learning.file_rows import files_of_active
 from ..learning.method import read_options
+from ..learning.prompts import take
 from ..options import DaemonConfig
 from ..state.holdout import EDGE, MOST
 from .base import JobKind, Starter
@@ -212,14 +213,13 @@ class KeptPrompts(Starter):
         counts = {"prompts": str(len(rows)), "labelled": str(len(labelled)), "held": str(len(deciding)),
                   "selecting": str(len(selecting))}
         plain = TrainConfig()
-        options = {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start),
-                   "system": "" if self.jobs.train.prompt else self.jobs.train.system or store.read_system(active)}
+        options = {**{name: getattr(plain, name) for name in LEFT_OUT}, **store.recorded_size(start)}
+        system = "" if self.jobs.train.prompt else self.jobs.train.system or store.read_system(active)
         fill = partial(_fill, task=self.task, labelled=labelled, selecting=selecting, start=start)
-        job = self.jobs.begin(self.origin, JobData(rows, deciding, earlier, fill=fill), {"type": Sft.method},
-                              suffix=SUFFIX, metadata=counts, hyperparameters=options,
-                              files=files_of_active(self.jobs))
-        self.prompts.take([prompt.id for prompt in found], job.id)
-        return job
+        data = JobData(rows, deciding, earlier, fill=fill,
+                       take=lambda db, job: take(db, [prompt.id for prompt in found], job), system=system)
+        return self.jobs.begin(self.origin, data, {"type": Sft.method}, suffix=SUFFIX, metadata=counts,
+                               hyperparameters=options, files=files_of_active(self.jobs))
 
     def _fits(self, row: Row) -> bool:
         """Returns whether this model's template takes a prompt, and its answer can be learned whole."""

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from ...data.question import question_digest
@@ -30,10 +31,11 @@ from .limits import held_out, make_room, spread
 from .rows import Rating, Row, check_rating, check_size, expiry, make_row, read_row, with_answer
 from .withdrawn import withdraw, withdraw_earlier
 
-REPLAY_MOST = 2000  # rows read for replay, the latest
+REPLAY_MOST = 2000  # rows of each state and side that a job reads, the latest
+TOGETHER = 16  # rows that are read at once: of 256 KiB at most
 WAITS = "row IS NOT NULL AND state = 'new' AND job IS NULL"
 NO_SIDE = -1
-TRIES = 3  # jobs that learn a row, none of which passed
+TRIES = 5  # jobs that learn a row, none of which passed
 COUNTED = "row IS NOT NULL AND state = 'counted' AND expires_at IS NULL"
 
 
@@ -87,6 +89,7 @@ class Feedback:
         self.config = config
         self.kind = kind
         self.on_added: list[Callable[[], None]] = []  # called after each `add`
+        self.on_deleted: list[Callable[[str], None]] = []  # called with the question of what was deleted
         self._add_missing_questions()
         self._take_what_is_usable()
 
@@ -183,11 +186,13 @@ class Feedback:
         A damaged one can be deleted too. Only the digest of its question is kept, so that it stays on its side.
         """
         with self.store.write() as db:
-            found = db.execute("SELECT rowid, state, held, job FROM feedback WHERE id = ?", (id,)).fetchone()
+            found = db.execute("SELECT rowid, state, held, job, question FROM feedback WHERE id = ?", (id,)).fetchone()
             if found is None:
                 raise _unknown(id)
             withdraw_earlier(db, found["rowid"])
             db.execute("DELETE FROM feedback WHERE id = ?", (id,))
+        for call in self.on_deleted:
+            call(found["question"] or "")
         self.store.forget("feedback", id)
         self.store.wipe()
         return remains(found["state"], found["held"], found["job"])
@@ -273,26 +278,30 @@ class Feedback:
         return self._readable(row["rowid"] for row in reversed(found))
 
     def _readable(self, rowids: Iterable[int]) -> StoredRows:
-        """Returns the rows that are not damaged. One is in memory at a time."""
+        """Returns the rows that are not damaged, the oldest first. Few are in memory at a time."""
         found = []
-        for rowid in rowids:
-            for item in self.store.objects("feedback", self._columns(rowid), item_of):
-                if item.row is not None:
-                    found.append(StoredRow(rowid, item.id, item.question, item.job, "messages" in item.row,
-                                           bool(item.answer)))
+        for rows in self._together("rowid", rowids):
+            places = {row["id"]: row["place"] for row in rows}
+            found += [StoredRow(places[item.id], item.id, item.question, item.job, "messages" in item.row,
+                                bool(item.answer))
+                      for item in self.store.objects("feedback", rows, item_of) if item.row is not None]
         return found
+
+    def items(self, ids: Iterable[str]) -> Iterator[FeedbackItem]:
+        """Yields items that are there, and not damaged. Few are in memory at a time."""
+        for rows in self._together("id", ids):
+            yield from self.store.objects("feedback", rows, item_of)
+
+    def _together(self, column: str, values: Iterable[Any]) -> Iterator[Sequence[sqlite3.Row]]:
+        """Yields rows with these values of a column, TOGETHER at most at once: one statement each is slow for many."""
+        left = iter(values)
+        while part := [*islice(left, TOGETHER)]:
+            marks = ", ".join("?" * len(part))
+            yield self.store.read(f"SELECT *, rowid AS place FROM feedback WHERE {column} IN ({marks}) ORDER BY rowid",
+                                  *part)
 
     def _columns(self, rowid: int) -> Iterable[sqlite3.Row]:
         return self.store.read("SELECT * FROM feedback WHERE rowid = ?", rowid)
-
-    def waiting_ids(self) -> Sequence[str]:
-        """Returns ids of items with a row that waits for a job, the oldest first."""
-        return [row["id"] for row in self.store.read(f"SELECT id FROM feedback WHERE {self._waits} ORDER BY rowid")]
-
-    def learned_ids(self) -> Sequence[str]:
-        """Returns ids of items that a job has learned, the oldest first."""
-        return [row["id"] for row in self.store.read(
-            f"SELECT id FROM feedback WHERE state = 'used' AND held = 0 AND {self.kind.usable} ORDER BY rowid")]
 
     def waiting(self) -> int:
         """Counts rows that wait for a job, including those that will be held out."""
@@ -316,10 +325,9 @@ class Feedback:
             db.execute("UPDATE feedback SET state = 'aside' WHERE id = ?", (id,))
 
     def assign(self, rows: Iterable[StoredRow], job: str) -> None:
-        """Assigns these rows to a job, except those that were edited or deleted since it read them."""
+        """Assigns these rows to a job, as `assign` does, in one transaction."""
         with self.store.write() as db:
-            db.executemany("UPDATE feedback SET job = ? WHERE rowid = ? AND id = ?",
-                           [(job, row.rowid, row.id) for row in rows])
+            assign(db, rows, job)
 
     def settle(self, job: str, state: State) -> None:
         """Settles the new rows of a job that has ended: used, set aside, or new, to wait for another job."""
@@ -363,6 +371,11 @@ class Feedback:
                     except (ValueError, DataError, RecursionError):
                         question = ""
                     db.execute("UPDATE feedback SET question = ? WHERE rowid = ?", (question, each["rowid"]))
+
+
+def assign(db: sqlite3.Connection, rows: Iterable[StoredRow], job: str) -> None:
+    """Assigns these rows to a job, except those that were edited or deleted since it read them."""
+    db.executemany("UPDATE feedback SET job = ? WHERE rowid = ? AND id = ?", [(job, row.rowid, row.id) for row in rows])
 
 
 def word_of(row: StoredRow) -> tuple[str, bool]:

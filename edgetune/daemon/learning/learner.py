@@ -72,6 +72,12 @@ class Learner:
         if self.thread.ident:
             self.thread.join()
 
+    def threads(self) -> Sequence[threading.Thread]:
+        return [self.thread]
+
+    def reasons(self) -> Sequence[str]:
+        return [self.paused_reason] if self.paused_reason else []
+
     def begin(self, name: str = NEW) -> Job:
         """Begins a job of the starter with this name.
 

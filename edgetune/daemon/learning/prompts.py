@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,11 +119,6 @@ class Prompts:
         """Counts prompts that no job has taken."""
         return self._count(WAITS)
 
-    def take(self, ids: Sequence[str], job: str) -> None:
-        """Assigns these prompts to a job."""
-        with self.store.write() as db:
-            db.executemany("UPDATE prompts SET job = ? WHERE id = ?", [(job, id) for id in ids])
-
     def renew(self) -> None:
         """Lets all prompts wait again, because the active adapter has not learned from them."""
         with self.store.write() as db:
@@ -130,6 +126,11 @@ class Prompts:
 
     def _count(self, where: str) -> int:
         return int(self.store.read(f"SELECT count(*) FROM prompts WHERE {where}")[0][0])
+
+
+def take(db: sqlite3.Connection, ids: Sequence[str], job: str) -> None:
+    """Assigns these prompts to a job, within a transaction."""
+    db.executemany("UPDATE prompts SET job = ? WHERE id = ?", [(job, id) for id in ids])
 
 
 def _answered(row: Mapping[str, Any]) -> Row:

@@ -28,18 +28,18 @@ function jobCard(first) {
   const card = el("li", {}, el("div", { class: "row apart" }, el("div", { class: "row" }, title, badge, facts),
     el("div", { class: "row small-buttons" }, report, pause, resume, cancel)), bar, result, wrong, story);
   card.show = (job) => {
-    const { progress, status } = job, alive = ALIVE.includes(status);
+    const { progress, state } = job, alive = ALIVE.includes(state);
     put(title, ORIGINS[job.origin] || job.suffix || names.get(job.training_file));
-    put(badge, status);
-    badge.className = `badge ${COLOURS[status] || ""}`;
+    put(badge, state);
+    badge.className = `badge ${COLOURS[state] || ""}`;
     bar.hidden = !alive;
     bar.value = progress && progress.steps ? progress.step / progress.steps : 0;
     put(facts, progress && alive ? pace(progress) : ended(job));
     result.show(job.verdict);
     wrong.hidden = !job.error;
     put(wrong, job.error ? sentence(job.error.message) : "");
-    pause.hidden = !["running", "queued"].includes(status);
-    resume.hidden = !["pausing", "paused"].includes(status);
+    pause.hidden = !["running", "queued"].includes(state);
+    resume.hidden = !["pausing", "paused"].includes(state);
     cancel.hidden = !alive;
     report.hidden = !job.report;
   };
@@ -70,18 +70,18 @@ function figure() {
 const rewardOf = (line) => line.metrics && line.metrics.reward;
 
 /** The curves and what happened, fetched while somebody looks. */
-function jobStory({ id, status }) {
+function jobStory({ id, state }) {
   const rewards = curve("reward", rewardOf), events = new Map();
   const losses = curve("loss", (line) => (line.event === "eval" && Number.isFinite(rewardOf(line)) ? NaN : line.loss));
   const lines = el("ol", { class: "lines", tabIndex: 0, "aria-label": "Events" }); // it scrolls
-  const story = el("details", { open: ALIVE.includes(status), ontoggle: () => story.open && look() },
+  const story = el("details", { open: ALIVE.includes(state), ontoggle: () => story.open && look() },
     el("summary", { class: "small soft", text: "Loss and events" }),
     el("div", { class: "stack" }, rewards, losses, el("h4", { text: "Events" }), lines));
   let whole = false; // nothing more will happen
   story.learn = async (job) => {
     if (!story.open || whole) return;
     await fetchEvents(id, events);
-    whole = !ALIVE.includes(job.status);
+    whole = !ALIVE.includes(job.state);
     const all = [...events.values()].sort((a, b) => a.created_at - b.created_at);
     const of = (type) => all.filter((event) => event.type === type);
     const metrics = of("metrics").map((event) => event.data);

@@ -18,6 +18,7 @@ async function lookNow() {
     await showFeedback();
     await showPrompts(device.keep_prompts);
     await showProposals(device.proposals);
+    await showChecks(device.drawn, device.adapter);
     await showFleet(device.fleet);
     for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
     showHealth(health);
@@ -62,6 +63,9 @@ $("anew").addEventListener("click", () => {
 });
 $("given").addEventListener("toggle", () => $("given").open && look());
 $("proposed").addEventListener("toggle", () => $("proposed").open && look());
+$("checks").addEventListener("toggle", () => $("checks").open && look());
+$("more-checks").addEventListener("click", () => { wantedChecks += FEW; act($("more-checks"), () => {}); });
+$("forget-drawn").addEventListener("click", forgetDrawn);
 $("kept").addEventListener("toggle", () => $("kept").open && look());
 $("more-prompts").addEventListener("click", () => { wantedPrompts += MORE; act($("more-prompts"), () => {}); });
 $("forget").addEventListener("click", forgetPrompts);

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ... import disk
-from ...errors import DiskError, DiskFullError, EdgetuneError, FormatError, NotFoundError, TooMuchError, UsageError
+from ...errors import DiskError, DiskFullError, EdgetuneError, FormatError, LockedError, NotFoundError, UsageError
 from .schema import SCHEMA, UPGRADES, VERSION
 from .shelf import LOST
 
@@ -27,6 +27,8 @@ T = TypeVar("T")
 NAME = "state.db"
 LEAST_FREE = 4 * 2**20  # bytes of the disk, below which the database may not be able to write
 PROBE_SECONDS = 1.0  # between two tries whether a disk that refused accepts a write again
+LOCK_SECONDS = 3.0  # that a request waits for another program to let go of the database
+LOOK_SECONDS = 0.1  # that health waits for it
 
 
 class Store:
@@ -45,6 +47,9 @@ class Store:
         self._writing = threading.Lock()  # SQLite would make writers poll
         self._refusal: EdgetuneError | None = None  # of the last write, if the disk refused it
         self._probe_at = 0.0
+        self._locked: LockedError | None = None  # as long as another program holds the database
+        self._locked_at = 0.0  # when a write last gave up to wait for it
+        self._must_wipe = _wal(self.path).exists()  # a kill may have come between a deletion and its wipe
         self._files: dict[Path, tuple[int, int]] = {}  # device and inode of the files that connections have open
         if not self.path.exists() or not self.path.stat().st_size:
             self._set_log_aside()
@@ -53,6 +58,8 @@ class Store:
         with self._connection() as db:  # the log exists now, and as long as one connection is open
             db.execute("SELECT count(*) FROM service").fetchone()
         self._files = {path: _identity(path) for path in (self.path, _wal(self.path))}
+        if self._must_wipe:
+            self.wipe()
 
     def _set_log_aside(self) -> None:
         """Sets aside the log of a lost database: it may hold the newest writes, and SQLite would remove it."""
@@ -110,7 +117,7 @@ class Store:
         if lost := self.lost():
             raise lost
         try:
-            db = sqlite3.connect(self.path, isolation_level=None, timeout=30, check_same_thread=False)
+            db = sqlite3.connect(self.path, isolation_level=None, timeout=LOCK_SECONDS, check_same_thread=False)
             db.row_factory = sqlite3.Row
             # bytes that are not UTF-8 become half surrogate pairs, which `_sound` finds
             db.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
@@ -143,14 +150,21 @@ class Store:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """Opens a transaction: all of it is kept, or, after an error, nothing."""
+        """Opens a transaction: all of it is kept, or, after an error, nothing. Raises LockedError where another program
+        holds the database for LOCK_SECONDS.
+        """
         if lost := self.lost():
             raise lost
+        since = time.monotonic()
         with self._connection() as db, self._writing:
+            if self._locked and self._locked_at > since:  # another thread waited meanwhile, in vain
+                raise self._locked from None
             try:
-                db.execute("BEGIN IMMEDIATE")
+                self._begin(db, LOCK_SECONDS)
                 yield db
                 db.execute("COMMIT")
+                if self._must_wipe and self._files:
+                    self._wipe(db, 0.0)
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 known = self._as_known(error)
                 self._refusal = known if isinstance(known, DiskError) else None
@@ -162,19 +176,48 @@ class Store:
         if lost := self.lost():
             raise lost
 
+    def _begin(self, db: sqlite3.Connection, seconds: float) -> None:
+        """Begins a write. `_locked` says whether it waits for another program. Raises LockedError after `seconds`."""
+        try:
+            for wait in (0.0, seconds):
+                db.execute(f"PRAGMA busy_timeout = {wait * 1000:.0f}")
+                try:
+                    db.execute("BEGIN IMMEDIATE")
+                    self._locked = None
+                    return
+                except sqlite3.OperationalError as error:
+                    known = self._as_known(error)
+                    if not isinstance(known, LockedError):
+                        raise
+                    self._locked = known
+            self._locked_at = time.monotonic()
+            raise known
+        finally:
+            db.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000:.0f}")
+
     def holds_feedback(self) -> bool:
         """Returns whether any feedback is kept, or the digest of a question that once had some."""
         return bool(self.read("SELECT 1 FROM feedback UNION ALL SELECT 1 FROM questions LIMIT 1"))
 
     def wipe(self) -> None:
         """Removes deleted rows from the log of SQLite too, where they would stay until it is overwritten. If the disk
-        refuses now, it happens later; the rows are deleted all the same.
+        refuses now, or another program reads the database, it happens with a later write; the rows are deleted all the
+        same.
         """
         with self._connection() as db, self._writing:
-            try:
-                db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            except sqlite3.Error as error:
-                log.warning("%s is not emptied yet: %s", _wal(self.path), error)
+            self._wipe(db)
+
+    def _wipe(self, db: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> None:
+        """Waits so long for readers."""
+        db.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
+        try:
+            (is_read, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._must_wipe = bool(is_read)
+        except sqlite3.Error as error:
+            self._must_wipe = True
+            log.warning("%s is not emptied yet: %s", _wal(self.path), error)
+        finally:
+            db.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000:.0f}")
 
     def _as_known(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
         """Returns the EdgetuneError for an error of a user or a disk; a programming error is returned unchanged.
@@ -187,7 +230,8 @@ class Store:
             return DiskError(f"cannot use {self.path}: {message}",
                              "look at the disk and the folder's rights, or choose another state folder")
         if "locked" in message:
-            return TooMuchError(f"another program holds {self.path}: {message}", "end it, or try again")
+            return LockedError(f"another program holds {self.path}, nothing is kept meanwhile: {message}",
+                               "try again, or end that program")
         if "malformed" in message or "not a database" in message:
             return FormatError(f"{self.path} is damaged: {message}", "restore it, or begin with another state folder")
         return error
@@ -259,9 +303,20 @@ class Store:
             found.append(str(lost))
         elif (free := shutil.disk_usage(self.folder).free) < LEAST_FREE:
             found.append(f"the disk is full: {self.folder} has {free // 2**10} KiB free; make room")
-        elif refusal := self._still_refused():
+        elif refusal := self._still_refused() or self._still_locked():
             found.append(str(refusal))
         return found
+
+    def _still_locked(self) -> EdgetuneError | None:
+        """Returns the error of a write that would begin now, if another program holds the database."""
+        if self._writing.acquire(blocking=False):  # else a write has looked just now
+            try:
+                with suppress(EdgetuneError, sqlite3.Error), self._connection() as db:  # a write says more
+                    self._begin(db, LOOK_SECONDS)
+                    db.execute("ROLLBACK")
+            finally:
+                self._writing.release()
+        return self._locked
 
     def _still_refused(self) -> EdgetuneError | None:
         """Returns the last write's error, unless the disk accepts a write now."""

@@ -1,8 +1,9 @@
 """Held-out rows, which are never learned: one in five, by a key that only this daemon has.
 
-Each row of a file is ranked by its digest under the key. Questions of feedback are counted as they arrive: of each five
-that follow one another one is held out, at a position that the key decides. So feedback on 20 questions holds out 4,
-whatever they are, and a client that sends rows cannot compute which of them the gate will use.
+Each row of a file, and each question that people ask, is ranked by its digest under the key. Questions of feedback that
+nobody asked here are counted as they arrive: of each five that follow one another one is held out, at a position that
+the key decides. So feedback on 20 questions holds out 4, whatever they are. A client that sends rows cannot compute
+which of them the gate will use.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Holdout:
     def __init__(self, key: bytes, replaced: Path | None = None) -> None:
         self.key = key
         self.replaced = replaced
+        self._passed: set[str] = set()  # questions that were asked since the start, and not drawn
 
     def reasons(self) -> list[str]:
         """Returns the reasons why it is degraded, a sentence each."""
@@ -52,21 +54,55 @@ class Holdout:
         """Returns 64 hexadecimal digits, evenly distributed."""
         return hmac.new(self.key, name.encode(), hashlib.sha256).hexdigest()
 
+    def draws(self, question: str) -> bool:
+        """Returns whether a question that is asked is drawn, before anybody rates its answer: one of each SHARE.
+
+        Feedback on one that was not drawn is learned, at least until the daemon starts again.
+        """
+        if self.rank(question) < EDGE:
+            return True
+        if len(self._passed) >= REMEMBERED:
+            self._passed.clear()
+        self._passed.add(question)
+        return False
+
+    def hold(self, db: sqlite3.Connection, question: str) -> bool:
+        """Holds out a question that was drawn. Returns False if it is on the other side already. `db`: a transaction.
+        """
+        if (found := self._known(db, question)) is not None:
+            return found
+        self._decided(db, question, True)
+        return True
+
     def side(self, db: sqlite3.Connection, question: str) -> bool:
         """Returns whether a question of feedback is held out. A new one takes the next place, and stays on its side:
         also where its feedback is deleted and given again, or where another rule or another key decided then. `db`: a
         transaction.
         """
-        found = db.execute("SELECT held FROM feedback WHERE question = ? AND row IS NOT NULL AND held >= 0 UNION ALL "
-                           "SELECT held FROM questions WHERE name = ? LIMIT 1", (question, question)).fetchone()
-        if found:
-            return bool(found[0])
+        if (found := self._known(db, question)) is not None:
+            return found
+        if question in self._passed:
+            self._decided(db, question, False)
+            return False
         (last,) = db.execute("SELECT max(place) FROM questions WHERE place >= 0").fetchone()
         place = 0 if last is None else last + 1
         held = self.holds_place(place)
         db.execute("INSERT INTO questions (place, name, held) VALUES (?, ?, ?)", (place, question, held))
         db.execute("DELETE FROM questions WHERE place <= ?", (place - REMEMBERED,))
         return held
+
+    @staticmethod
+    def _known(db: sqlite3.Connection, question: str) -> bool | None:
+        found = db.execute("SELECT held FROM feedback WHERE question = ? AND row IS NOT NULL AND held >= 0 UNION ALL "
+                           "SELECT held FROM questions WHERE name = ? LIMIT 1", (question, question)).fetchone()
+        return None if found is None else bool(found[0])
+
+    @staticmethod
+    def _decided(db: sqlite3.Connection, question: str, held: bool) -> None:
+        """Notes a side that no count decided, at a place below 0."""
+        (least,) = db.execute("SELECT min(place) FROM questions").fetchone()
+        db.execute("INSERT INTO questions (place, name, held) VALUES (?, ?, ?)",
+                   (min(least or 0, 0) - 1, question, held))
 
     def holds_place(self, place: int) -> bool:
         """Returns whether the question that arrived at this place is held out: one of each SHARE."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 10  # of the schema, in user_version; see UPGRADES
+VERSION = 11  # of the schema, in user_version; see UPGRADES
 SCHEMA = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY,            -- file-...; stored in STATE/files/ID.jsonl, the results of a job in ID.csv
@@ -73,9 +73,24 @@ CREATE TABLE prompts (              -- that people asked, where they are kept
 CREATE TABLE proposals (            -- corrections that people made in a chat, until they are confirmed or dismissed
     id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
     row TEXT NOT NULL);             -- JSON of Proposal: conversation, answer, remark, proposed correction
+CREATE TABLE drawn (                -- a uniform sample of the questions that people asked; they are never learned
+    place INTEGER PRIMARY KEY,      -- in order of time
+    created_at INTEGER NOT NULL,
+    row TEXT NOT NULL,              -- JSON of what was asked, without any answer
+    question TEXT NOT NULL UNIQUE,  -- its digest, as in feedback
+    adapter TEXT NOT NULL);         -- that answered it, or the fingerprint of the base
 CREATE TABLE switches (             -- what people switched off; what has no row is on
     name TEXT PRIMARY KEY);
 """
+TEXTS_LEAVE_JOBS = """
+UPDATE events SET data = 'null' WHERE type = 'message' AND data LIKE '{"run":%';
+UPDATE events SET data = json_set(data, '$.config.system', '') WHERE type = 'message' AND data LIKE '{"rows":%'
+    AND json_valid(data) AND job IN (SELECT id FROM jobs WHERE origin != 'api');
+UPDATE jobs SET config = json_set(config, '$.system', '') WHERE json_valid(config) AND origin != 'api'
+    AND finished_at IS NOT NULL;
+UPDATE jobs SET method = json_remove(method, '$.' || json_extract(method, '$.type') || '.hyperparameters.system')
+    WHERE json_valid(method) AND origin != 'api' AND finished_at IS NOT NULL;
+"""  # of earlier versions, whose jobs kept system messages and labels of people's rows for ever
 UPGRADES = {  # from a version of the schema to the next
     1: """
 ALTER TABLE jobs ADD COLUMN verdict TEXT;
@@ -138,4 +153,8 @@ ALTER TABLE feedback ADD COLUMN vector BLOB;
     9: """
 ALTER TABLE adapters ADD COLUMN base TEXT NOT NULL DEFAULT '';
 ALTER TABLE service ADD COLUMN base TEXT NOT NULL DEFAULT '';
+""",
+    10: TEXTS_LEAVE_JOBS + """
+CREATE TABLE drawn (place INTEGER PRIMARY KEY, created_at INTEGER NOT NULL, row TEXT NOT NULL,
+    question TEXT NOT NULL UNIQUE, adapter TEXT NOT NULL);
 """}

@@ -31,6 +31,18 @@ class Shelf:
         self.lost = state / LOST / kind
         self._names = re.compile(names)
         disk.private_folder(self.folder)
+        self._opened = self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = self.folder.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def is_there(self) -> bool:
+        """Returns whether the folder is the one that was opened: a card may have been taken out since then."""
+        return self._identity() == self._opened
 
     def path(self, name: str) -> Path:
         """Returns the path of an entry. Raises FormatError for a name that does not match `names`."""

@@ -21,6 +21,7 @@ INDEX = "index"
 IN_PROGRESS = "in_progress"
 COMPLETED = "completed"
 FAILED = "failed"
+CANCELLED = "cancelled"
 _NAME = re.compile("vs_[0-9a-f]{24}")
 
 log = logging.getLogger("edgetune.daemon")
@@ -28,7 +29,9 @@ log = logging.getLogger("edgetune.daemon")
 
 @dataclass(frozen=True)
 class Attached:
-    """A file in a vector store. status: in_progress, completed or failed, and then error: why."""
+    """A file in a vector store. status: in_progress, completed, cancelled or failed, and then error: why. batch: with
+    which it was added.
+    """
 
     id: str
     name: str
@@ -37,6 +40,11 @@ class Attached:
     status: str = IN_PROGRESS
     error: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    batch: str = ""
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.status == CANCELLED
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,20 @@ class VectorStore:
     def status(self) -> str:
         return IN_PROGRESS if any(file.status == IN_PROGRESS for file in self.files) else COMPLETED
 
+    def batch(self, id: str) -> VectorStore:
+        """This store with the files of a batch only."""
+        return replace(self, files=[file for file in self.files if file.batch == id])
+
+    def without_unread(self, batch: str) -> VectorStore:
+        """This store, in which those files of a batch are cancelled that are not read yet."""
+        return replace(self, files=[replace(file, status=CANCELLED) if (file.batch, file.status) == (batch, IN_PROGRESS)
+                                    else file for file in self.files])
+
     def counts(self) -> dict[str, int]:
         """Files by their status, as OpenAI's object has them."""
-        found = {name: sum(file.status == name for file in self.files) for name in (IN_PROGRESS, COMPLETED, FAILED)}
-        return {**found, "cancelled": 0, "total": len(self.files)}
+        found = {name: sum(file.status == name for file in self.files)
+                 for name in (IN_PROGRESS, COMPLETED, FAILED, CANCELLED)}
+        return {**found, "total": len(self.files)}
 
     def with_file(self, file: Attached) -> VectorStore:
         """This store with a file, in place of one of the same id."""

@@ -20,15 +20,13 @@ from ...errors import FormatError, UnansweredError
 from ...formats.bundle import Bundle
 from ...formats.signature import unchecked
 from ...training.callbacks import RunCallbacks
-from ..joining.members import check_of, is_joined
+from ..joining.members import check_of
 from ..rounds.answer import AnswerFacts, open_answer
 from ..rounds.next_task import Ended, gathered, write_next
 from ..rounds.noise import Noise
 from ..rounds.task import open_task
 from ..rounds.train_round import train_round
 from .places import Place, check_name, newest
-from .secret_lead import SecretLead, Summed
-from .secret_part import SecretPart
 from .waiting import wait
 
 Say = Callable[[str], object]
@@ -36,19 +34,16 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Part:
-    """What a device did for a round. facts: of its answer; None where it did another step, or does not know them any
-    more. is_over: the round asks nothing more of it.
-    """
+    """What a device did for a round. facts: of its answer."""
 
     place: Place
-    facts: AnswerFacts | None
-    is_over: bool
+    facts: AnswerFacts
 
 
 @dataclass
 class Member:
     """A device that answers each round of a folder. work: a separate folder for what it computes with; own: as of
-    `train_round`; secret: where it has a key for sums in secret.
+    `train_round`.
     """
 
     folder: Path
@@ -61,88 +56,54 @@ class Member:
     noise: Noise | None
     key: Path | None
     own: dict[str, Any]
-    secret: SecretPart | None = None
-    _masked: int = 0  # the round that it answered under masks, and which is not over
 
     def answer(self, callbacks: RunCallbacks) -> Part | None:
-        """Does what the newest round asks of the device, and says what that was; None: nothing. Raises the errors of
-        open_task, train_round and SecretPart.
-        """
-        if self.secret and self.folder.is_dir() and not is_joined(self.folder):
-            self.secret.publish(self.folder, check_name(self.device))
+        """Answers the newest round; None: it is answered. Raises the errors of open_task and train_round."""
         place = newest(self.folder)
-        if over := self.left_behind(place):
-            return over
         if (place.answers / check_name(self.device)).exists():
-            return self.reveal(place)
-        return None if place.is_requested else self.make(place, callbacks)
+            return None
+        return self.make(place, callbacks)
 
-    def make(self, place: Place, callbacks: RunCallbacks) -> Part | None:
-        """Makes the answer to a round; None: the device does not answer it. Raises as `answer`."""
+    def make(self, place: Place, callbacks: RunCallbacks) -> Part:
+        """Makes the answer to a round. Raises as `answer`."""
         out = place.answers / self.device
         task = open_task(place.task, self.bundle)
-        if self.secret and not self.secret.may_answer(task):
-            return None
         made = self.work / f"{check_name(self.device)}-{task.name[:16]}"  # two devices may share a home folder
-        facts = None
         if not made.exists():
-            facts = train_round(task, self.bundle, self.rows, made, self.device, held_out=self.held_out, rank=self.rank,
-                                noise=self.noise, key=self.key, callbacks=callbacks,
-                                secret=self.secret.key if self.secret and task.secret else None, **self.own)
+            train_round(task, self.bundle, self.rows, made, self.device, held_out=self.held_out, rank=self.rank,
+                        noise=self.noise, key=self.key, callbacks=callbacks, **self.own)
         with new_folder(out) as beside:
             shutil.copytree(made, beside, dirs_exist_ok=True)
         shutil.rmtree(made, ignore_errors=True)
-        if task.secret:
-            self._masked = place.number
-            return Part(place, facts, False)
-        return Part(place, open_answer(out, task, unchecked).facts, True)
-
-    def reveal(self, place: Place) -> Part | None:
-        """Reveals what a request asks for; None: it asks nothing of this device. Raises FormatError."""
-        if not (self.secret and self.secret.reveal(place, self.device)):
-            return None
-        self._masked = 0
-        return Part(place, None, True)
-
-    def left_behind(self, place: Place) -> Part | None:
-        """The part of the round that this device answered under masks, where a newer one has begun."""
-        if not 0 < self._masked < place.number:
-            return None
-        before = Place(self.folder, self._masked)
-        self._masked = 0
-        return Part(before, None, True)
+        return Part(place, open_answer(out, task, unchecked).facts)
 
 
 @dataclass
 class Lead:
-    """The device that ends rounds and writes tasks. devices: answers that end a round [1; of one that is summed in
-    secret all]; after `seconds` the quorum of the task is enough. key: signs the tasks.
+    """The device that ends rounds and writes tasks. devices: answers that end a round; after `seconds` the quorum of
+    the task is enough. key: signs the tasks.
     """
 
     folder: Path
     bundle: Bundle
-    devices: int | None
+    devices: int
     seconds: float
     key: Path | None
     _seen: tuple[str, float] = ("", 0.0)  # the newest task, and when it was first seen
-    _secret: SecretLead | None = None
 
-    def end_round(self) -> Ended | Summed | None:
+    def end_round(self) -> Ended | None:
         """Ends the newest round and writes the task of the next one; None where too few have answered yet. Raises the
         errors of open_task and write_next.
         """
         place = newest(self.folder)
         task = open_task(place.task, self.bundle)
-        if task.secret:
-            self._secret = self._secret or SecretLead(self.bundle, self.devices, self.seconds, self.key)
-            return self._secret.end_round(place, task)
         if self._seen[0] != task.name:
             self._seen = (task.name, time.monotonic())
         is_late = time.monotonic() - self._seen[1] >= self.seconds
         quorum = task.options.quorum
         folders = place.answer_folders()
         checks = partial(check_of, self.folder, number=place.number)
-        if len(gathered(task, folders, checks)[0]) < (quorum if is_late else max(quorum, self.devices or 1)):
+        if len(gathered(task, folders, checks)[0]) < (quorum if is_late else max(quorum, self.devices)):
             return None
         return write_next(task, self.bundle, folders, Place(self.folder, place.number + 1).task, self.key,
                           check_of=checks)

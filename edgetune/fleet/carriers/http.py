@@ -18,15 +18,11 @@ from ...errors import EdgetuneError, FormatError, NotFoundError
 from ...formats.signature import unchecked
 from ...training.callbacks import RunCallbacks
 from ..rounds.answer import open_answer
-from ..rounds.task import ADAPTER, FACTS, MOST_BYTES, NEEDED, open_task, read_task
-from ..secret.files import ARRAYS, REQUEST, most_request, open_masked
-from ..secret.round import circle_of
+from ..rounds.task import ADAPTER, FACTS, MOST_BYTES, NEEDED, open_task
 from ..signed_folder import MAX_FACTS
 from .folder import Member, Part
 from .places import Place
-from .served import REQUEST_FILES, TASK_FILES
-
-WRONG = "update edgetune on both sides"
+from .served import TASK_FILES
 
 
 class Server(Protocol):
@@ -35,11 +31,11 @@ class Server(Protocol):
     def round(self, device: str, known: str) -> tuple[Mapping[str, Any], str] | None:
         """(what `served_round` returns, its ETag); None: the ETag is still `known`."""
 
-    def load(self, number: int, file: str, target: Path, most: int, of: str = "task") -> None:
-        """Writes a file of at most `most` bytes into a new one. of: whether it is of a task, or of a request."""
+    def load(self, number: int, file: str, target: Path, most: int) -> None:
+        """Writes a file of a task, of at most `most` bytes, into a new one."""
 
-    def send(self, number: int, device: str, folder: Path, to: str = "answers") -> None:
-        """Sends the answer in a folder, or what the device reveals. Raises NotFoundError where that is over."""
+    def send(self, number: int, device: str, folder: Path) -> None:
+        """Sends the answer in a folder. Raises NotFoundError where the round has ended."""
 
     def rest(self) -> None:
         """Takes no memory until the next call."""
@@ -54,8 +50,8 @@ class HttpMember:
     _known: str = ""
 
     def answer(self, callbacks: RunCallbacks) -> Part | None:
-        """Does what the newest round asks of the device, as Member does. Raises FormatError, too, where there is none,
-        or a newer one has begun meanwhile.
+        """Answers the newest round, as Member does. Raises FormatError, too, where there is none, or a newer one has
+        begun meanwhile.
         """
         asked = self.server.round(self.member.device, self._known)
         if asked is None:
@@ -65,55 +61,28 @@ class HttpMember:
         if place is None:
             raise FormatError("the daemon has no round yet", "its lead begins one: edgetune fleet task MODEL -o "
                               "FOLDER/round-0001/task")
-        part = self.member.left_behind(place) or self._next(place, found, callbacks)
-        if part is None:
-            self._known = tag
-        return part
-
-    def _next(self, place: Place, found: Mapping[str, Any], callbacks: RunCallbacks) -> Part | None:
         if found["answered"]:
-            return self._reveal(place, found) if found.get("request") and not found.get("revealed") else None
-        if found.get("request"):
-            return None  # the answer would be too late
+            self._known = tag
+            return None
         self.server.rest()
-        out = place.answers / self.member.device
-        part = Part(place, None, False) if out.exists() else self.member.make(place, callbacks)
-        return self._sent(place, part) if part else None
+        if not (place.answers / self.member.device).exists():
+            self.member.make(place, callbacks)
+        return self._sent(place)
 
-    def _sent(self, place: Place, part: Part) -> Part:
-        """Sends the answer that is in the copy."""
+    def _sent(self, place: Place) -> Part:
+        """Sends the answer that is in the copy. Raises FormatError where it is too late."""
         out = place.answers / self.member.device
         try:
-            task = open_task(place.task, self.member.bundle)
-            if task.secret:
-                open_masked(out, task, circle_of(task))
-            else:
-                part = Part(place, open_answer(out, task, unchecked).facts, True)
+            part = Part(place, open_answer(out, open_task(place.task, self.member.bundle), unchecked).facts)
         except EdgetuneError:  # it is made again
             shutil.rmtree(out, ignore_errors=True)
             raise
-        self._send(place, out, "answers")
-        return part
-
-    def _reveal(self, place: Place, found: Mapping[str, Any]) -> Part | None:
-        """Reveals what the daemon's request asks for; None: nothing of this device."""
-        if self.member.secret is None:
-            return None
-        fetch_request(self.server, place, found)
-        out = place.revealed / self.member.device
-        self.server.rest()
-        part = Part(place, None, True) if out.exists() else self.member.reveal(place)
-        if part:
-            self._send(place, out, "revealed")
-        return part
-
-    def _send(self, place: Place, folder: Path, to: str) -> None:
-        """Raises FormatError where it is too late."""
         try:
-            self.server.send(place.number, self.member.device, folder, to)
+            self.server.send(place.number, self.member.device, out)
         except NotFoundError as error:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(out, ignore_errors=True)
             raise FormatError(error.what, error.hint) from None
+        return part
 
 
 def fetch(server: Server, folder: Path, found: Mapping[str, Any]) -> Place | None:
@@ -126,7 +95,7 @@ def fetch(server: Server, folder: Path, found: Mapping[str, Any]) -> Place | Non
     if not (isinstance(number, int) and 0 < number < 10**9 and isinstance(files, dict) and
             {FACTS, *NEEDED} <= files.keys() <= {*TASK_FILES} and isinstance(found.get("answered"), bool)
             and all(isinstance(size, int) and 0 < size <= MOST_BYTES for size in files.values())):
-        raise FormatError("the round that was sent is none", WRONG)
+        raise FormatError("the round that was sent is none", "update edgetune on both sides")
     place = Place(folder, number)
     if _name_of(place.task / FACTS) != name:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,26 +111,8 @@ def fetch(server: Server, folder: Path, found: Mapping[str, Any]) -> Place | Non
     return place
 
 
-def fetch_request(server: Server, place: Place, found: Mapping[str, Any]) -> None:
-    """Brings the device's copy of the newest request for shares. Raises as `fetch`."""
-    name, files = found.get("request"), found.get("request_files")
-    if _name_of(place.request / REQUEST) == name:
-        return
-    most = most_request(read_task(place.task))
-    if not (isinstance(files, dict) and {REQUEST, ARRAYS[REQUEST]} <= files.keys() <= {*REQUEST_FILES}
-            and all(isinstance(size, int) and 0 < size <= most for size in files.values())):
-        raise FormatError("the request that was sent is none", WRONG)
-    shutil.rmtree(place.request, ignore_errors=True)
-    require_room(place.folder, sum(files.values()))
-    with new_folder(place.request) as beside:
-        for file, size in files.items():
-            server.load(place.number, file, beside / file, size, "request")
-        if _name_of(beside / REQUEST) != name:
-            raise FormatError(f"the request of round {place.number} changed while it was loaded", "try again")
-
-
 def _name_of(facts: Path) -> str:
-    """The name of a task or a request by its facts; "": there is none."""
+    """The name of a task by its facts; "": there is none."""
     try:
         return hashlib.sha256(read_small(facts, MAX_FACTS)).hexdigest()
     except OSError:

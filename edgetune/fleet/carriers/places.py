@@ -2,8 +2,6 @@
 
     round-0001/task/                  the task, which the lead writes
     round-0001/answers/DEVICE/        the answers
-    round-0001/request/               of a round that is summed in secret: which answers the lead adds up
-    round-0001/revealed/DEVICE/       what uncovers their sum
     round-0002/task/
 """
 
@@ -13,10 +11,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...errors import FormatError, UsageError
+from ...errors import FormatError, UsageError, shell_word
 from ..rounds.answer import FACTS as ANSWER
 from ..rounds.task import FACTS
-from ..secret.files import MASKED, REQUEST, REVEALED
 from ..signed_folder import is_whole
 
 NAME = re.compile(r"[\w-]{1,64}")  # of a device, which is that of a folder; a folder that is being made has a dot
@@ -38,26 +35,10 @@ class Place:
     def answers(self) -> Path:
         return self._part("answers")
 
-    @property
-    def request(self) -> Path:
-        return self._part("request")
-
-    @property
-    def revealed(self) -> Path:
-        return self._part("revealed")
-
-    @property
-    def is_requested(self) -> bool:
-        """Whether the lead has chosen the answers that it adds up, so that no further one counts."""
-        return is_whole(self.request, REQUEST)
-
     def answer_folders(self) -> list[Path]:
-        """The answers that have begun to arrive, masked or not."""
-        return _begun(self.answers, ANSWER, MASKED)
-
-    def revealed_folders(self) -> list[Path]:
-        """The shares that have begun to arrive."""
-        return _begun(self.revealed, REVEALED)
+        """The answers that have begun to arrive."""
+        found = self.answers.iterdir() if self.answers.is_dir() else ()
+        return [path for path in found if NAME.fullmatch(path.name) and is_whole(path, ANSWER)]
 
     def _part(self, name: str) -> Path:
         return self.folder / f"round-{self.number:04}" / name
@@ -71,7 +52,7 @@ def newest(folder: Path) -> Place:
     there = rounds_of(folder)
     if not there:
         raise FormatError(f"{folder} holds no round-0001/task", f"the lead begins it: edgetune fleet task MODEL -o "
-                         f"{folder / 'round-0001' / 'task'}")
+                         f"{shell_word(folder / 'round-0001' / 'task')}")
     return max(there, key=lambda place: place.number)
 
 
@@ -91,8 +72,3 @@ def check_name(device: str) -> str:
     if not NAME.fullmatch(device):
         raise UsageError(f"the device is named {device!r:.80}", "use 1 to 64 letters, digits, - and _")
     return device
-
-
-def _begun(folder: Path, *facts: str) -> list[Path]:
-    found = folder.iterdir() if folder.is_dir() else ()
-    return [path for path in found if NAME.fullmatch(path.name) and any(is_whole(path, name) for name in facts)]

@@ -1,4 +1,4 @@
-"""What a device keeps of a fleet that it joined: its keys and its name, in a folder for each URL."""
+"""What a device keeps of a fleet that it joined: its key and its name, in a folder for each URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ...disk import new_folder, private_folder, read_small, state_folder, sync
 from ...errors import FormatError, UsageError
 from ...formats import signature
 from ..device import device_name
-from ..secret.key import load_key, make_key, need_cryptography, write_private
 from .members import NAME
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ JOINED = "fleet-joined"
 FACTS = "device.json"
 SIGNING = "signing.pem"
 NEXT = "signing.next.pem"  # that replaces it once the daemon knows it
-SECRET = "secret.pem"
 
 
 @dataclass(frozen=True)
@@ -37,15 +35,14 @@ class Joined:
         """The key that signs. Raises UsageError where it is damaged."""
         return signature.private_key(self.folder / SIGNING)
 
-    def public(self) -> tuple[str, str]:
-        """The public keys: Ed25519, X25519."""
-        secret = load_key(self.folder / SECRET).public_key().public_bytes_raw()
-        return public_of(self.key()), secret.hex()
+    def public(self) -> str:
+        """The public key."""
+        return public_of(self.key())
 
     def next_key(self) -> Ed25519PrivateKey:
         """The key that shall replace the one that signs: the same, until it has."""
         if not (self.folder / NEXT).exists():
-            _make_signing(self.folder / NEXT)
+            signature.make_key(self.folder / NEXT)
         return signature.private_key(self.folder / NEXT)
 
     def replace_key(self) -> None:
@@ -88,23 +85,16 @@ def name_at(url: str, key_file: Path | None, device: str) -> tuple[str, Joined |
 
 
 def begin(url: str, device: str) -> Joined:
-    """Makes keys for the fleet at a URL. Raises UsageError where there are some, UnsupportedError without cryptography,
+    """Makes a key for the fleet at a URL. Raises UsageError where there is one, UnsupportedError without cryptography,
     and DiskError.
     """
-    need_cryptography()
     folder = _folder_of(url)
     private_folder(folder.parent)
     with new_folder(folder) as beside:
         beside.chmod(0o700)
-        _make_signing(beside / SIGNING)
-        make_key(beside / SECRET)
+        signature.make_key(beside / SIGNING)
         (beside / FACTS).write_text(json.dumps({"url": url, "device": device}) + "\n")
     return Joined(folder, device)
-
-
-def _make_signing(path: Path) -> None:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    write_private(path, Ed25519PrivateKey.generate())
 
 
 def _folder_of(url: str) -> Path:

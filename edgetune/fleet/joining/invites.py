@@ -66,8 +66,7 @@ def invite(folder: Path, now: int, seconds: int = SECONDS, at: Moment | None = N
     return "-".join(code[i:i + GROUP] for i in range(0, len(code), GROUP))
 
 
-def join(folder: Path, code: str, device: str, key: str, secret: str, now: int, signature: str = "",
-         at: Moment | None = None) -> MemberFile:
+def join(folder: Path, code: str, device: str, key: str, now: int, at: Moment | None = None) -> MemberFile:
     """Lets the device that has a code wait for its approval. A device whose answer was lost may ask again. at: the
     moment [now].
 
@@ -79,10 +78,10 @@ def join(folder: Path, code: str, device: str, key: str, secret: str, now: int, 
     def use(found: Invite | None) -> Invite:
         if found is None or found.is_over(now, at or moment()):
             raise MismatchError("the code has expired", AGAIN)
-        before = check_asked(folder, device, key, secret, signature)
+        before = check_asked(folder, device, key)
         if found.key and (before is None or found.key != key):
             raise MismatchError("the code has been used", AGAIN)
-        joined.append(ask(folder, device, key, secret, now, signature))
+        joined.append(ask(folder, device, key, now))
         return replace(found, key=key)
 
     record.change(use)

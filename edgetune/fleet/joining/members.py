@@ -7,24 +7,26 @@ who can write to it decides who takes part, so no sync may carry it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ...disk import Record, private_folder
-from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError
+from ...errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UsageError, shell_word
 from ...formats import signature
 from ...formats.signature import Check
-from ...persisted import from_json
+from ...persisted import checked_fields, from_json
 from ...version import __version__
-from ..secret.cards import PUBLIC, SHOWN, Card
 
 VERSION = 1
 MEMBERS = "members"
 REPORTS = Path(MEMBERS, "reports")  # the newest report of each device that counted (rollout/folder.py)
 WAITING, APPROVED, REVOKED = STATES = ("waiting", "approved", "revoked")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of a folder of answers, and of a device in a roll-out
+PUBLIC = re.compile("[0-9a-f]{64}")
+SHOWN = 16  # digits of a key by which people compare it
 MOST = 16 * 1024  # bytes of a file
 AGAIN = "remove it, and let the device join again"
 ASK = "ask the fleet's owner for a code, and join: edgetune fleet join URL --code CODE"
@@ -32,23 +34,26 @@ ASK = "ask the fleet's owner for a code, and join: edgetune fleet join URL --cod
 
 @dataclass(frozen=True)
 class MemberFile:
-    """A device. key: its public Ed25519 key; secret: its X25519 key, for sums in secret; 64 hexadecimal digits each.
-    asked_at, decided_at, rotated_at: seconds since 1970, 0: not yet. signature: of the card (secret/cards.py), by key;
-    "": it has none. key_before: that `key` replaced; it still counts in the round rotated_in, 0: in none.
+    """A device. key: its public Ed25519 key, 64 hexadecimal digits. asked_at, decided_at, rotated_at: seconds since
+    1970, 0: not yet. key_before: that `key` replaced; it still counts in the round rotated_in, 0: in none.
     """
 
     device: str
     key: str
-    secret: str
     state: str
     asked_at: int
     decided_at: int = 0
     rotated_at: int = 0
     version: int = VERSION
     edgetune: str = __version__
-    signature: str = ""
     key_before: str = ""
     rotated_in: int = 0
+
+    @classmethod
+    def read_json(cls, found: Mapping[str, Any], source: str) -> MemberFile:
+        """Reads it as from_json does, without the second key that earlier versions made for sums in secret."""
+        return cls(**checked_fields(cls, {name: found[name] for name in found if name not in ("secret", "signature")},
+                                    source))
 
 
 def is_joined(folder: Path) -> bool:
@@ -80,18 +85,15 @@ def read_members(folder: Path) -> tuple[dict[str, MemberFile], list[str]]:
     return found, wrong
 
 
-def check_asked(folder: Path, device: str, key: str, secret: str, signature: str = "") -> MemberFile | None:
+def check_asked(folder: Path, device: str, key: str) -> MemberFile | None:
     """The device where it has asked before with this key; None: it may ask. Raises UsageError for a name or a key that
-    is none, and MismatchError where another device has the name, or the signature is of another card.
+    is none, and MismatchError where another device has the name.
     """
     if not NAME.fullmatch(device):
         raise UsageError(f"the device is named {device!r:.80}",
                          "use 1 to 64 letters, digits, - and _, a letter or digit first")
-    for one in (key, secret):
-        if not PUBLIC.fullmatch(one):
-            raise UsageError(f"the key {one!r:.80} is no public key", "join with edgetune fleet join")
-    if signature:
-        Card(device, secret, key, signature).check("the request")
+    if not PUBLIC.fullmatch(key):
+        raise UsageError(f"the key {key!r:.80} is no public key", "join with edgetune fleet join")
     before = _record(folder, device).read()
     if before is None:
         return None
@@ -105,16 +107,16 @@ def check_asked(folder: Path, device: str, key: str, secret: str, signature: str
     return None
 
 
-def ask(folder: Path, device: str, key: str, secret: str, now: int, signature: str = "") -> MemberFile:
+def ask(folder: Path, device: str, key: str, now: int) -> MemberFile:
     """Lets a device wait for its approval. A revoked device's name may be taken again. Raises as check_asked."""
-    check_asked(folder, device, key, secret, signature)
+    check_asked(folder, device, key)
     private_folder(folder / MEMBERS)
 
     def asked(_: MemberFile | None) -> MemberFile:
-        if before := check_asked(folder, device, key, secret, signature):
+        if before := check_asked(folder, device, key):
             return before
         (folder / REPORTS / f"{device}.json").unlink(missing_ok=True)  # of the device that had the name before
-        return MemberFile(device, key, secret, WAITING, now, signature=signature)
+        return MemberFile(device, key, WAITING, now)
 
     return _record(folder, device).change(asked)
 
@@ -136,11 +138,10 @@ def revoke(folder: Path, device: str, now: int) -> MemberFile:
                     replace(found, state=REVOKED, decided_at=now))
 
 
-def rotate(folder: Path, device: str, key: str, now: int, signature: str = "", number: int = 0,
-           signed_by: str = "") -> MemberFile:
-    """Replaces an approved device's Ed25519 key. signature: of its card, by the new one; number: of the newest round,
-    in which the old key still counts; signed_by: the key that asked for it, which must be the device's still [not
-    looked at]. Raises MismatchError for another device, card or key, UsageError for no key.
+def rotate(folder: Path, device: str, key: str, now: int, number: int = 0, signed_by: str = "") -> MemberFile:
+    """Replaces an approved device's Ed25519 key. number: of the newest round, in which the old key still counts;
+    signed_by: the key that asked for it, which must be the device's still [not looked at]. Raises MismatchError for
+    another device or key, UsageError for no key.
     """
     if not PUBLIC.fullmatch(key):
         raise UsageError(f"the key {key!r:.80} is no public key", "use edgetune fleet rotate")
@@ -149,9 +150,7 @@ def rotate(folder: Path, device: str, key: str, now: int, signature: str = "", n
         _check_approved(found)
         if signed_by not in ("", found.key):
             raise MismatchError(f"the device {device} has another key by now", "use the newest one")
-        if signature:
-            Card(device, found.secret, key, signature).check("the request")
-        return replace(found, key=key, rotated_at=now, signature=signature, key_before=found.key, rotated_in=number)
+        return replace(found, key=key, rotated_at=now, key_before=found.key, rotated_in=number)
 
     return _changed(folder, device, change)
 
@@ -192,7 +191,7 @@ def _check_approved(found: MemberFile) -> MemberFile:
     """Raises MismatchError for a device that does not take part."""
     if found.state == WAITING:
         raise MismatchError(f"the device {found.device} waits for its approval",
-                            f"its owner approves it: edgetune fleet approve FOLDER {found.device}")
+                            f"its owner approves it: edgetune fleet approve FOLDER {shell_word(found.device)}")
     if found.state == REVOKED:
         raise MismatchError(f"the device {found.device} was revoked", ASK)
     return found
@@ -212,7 +211,7 @@ def _joined(folder: Path, device: str, found: MemberFile | None) -> MemberFile:
     """What a device's file has, checked. Raises as read_member."""
     if found is None:
         raise NotFoundError(f"no device {device!r:.80} has joined the fleet", ASK)
-    if (found.version, found.device) != (VERSION, device) or found.state not in STATES or not (
-            PUBLIC.fullmatch(found.key) and PUBLIC.fullmatch(found.secret)):
+    if (found.version, found.device) != (VERSION, device) or (
+            found.state not in STATES or not PUBLIC.fullmatch(found.key)):
         raise FormatError(f"{_record(folder, device).path} is no file of the device {device}", AGAIN)
     return found

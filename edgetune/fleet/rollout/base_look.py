@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ...disk import cannot_write, require_room
-from ...errors import AwayError, EdgetuneError, MismatchError, TooMuchError, UnansweredError, UsageError
+from ...errors import (
+    AwayError,
+    EdgetuneError,
+    MismatchError,
+    TooMuchError,
+    UnansweredError,
+    UsageError,
+    shell_word,
+)
 from ...formats.bundle import MODEL, open_bundle
 from ...formats.gguf import open_gguf
 from ...formats.slot import Slot
@@ -232,7 +240,8 @@ class BaseLook(Look):
         served = self.daemon.slot()
         path = owner.slot.path.resolve()
         if served is None or Path(served.path) != path:
-            raise UsageError(f"the daemon does not serve the slot {path}", f"start it with edgetune daemon {path}")
+            raise UsageError(f"the daemon does not serve the slot {path}",
+                             f"start it with edgetune daemon {shell_word(path)}")
         if artifact.digest in self.own.superseded:
             raise UsageError("a later base replaced this one here", "roll out a new one")
         if artifact.facts.base == self.own.model and artifact.has_adapter:

@@ -39,9 +39,9 @@ class AnswerFacts:
     update: SHA-256 of the file. rank: of the pairs. rows, tokens: learned, of tokens the supervised ones. held_rows: of
     the device's own, by which the losses are measured. norm: of the change of the weights. noise: standard deviation of
     the noise that was added to each value, 0.0 for none; noise_norm: the norm to which the update was scaled down
-    before. With noise no losses are said; with that of the task, rows and tokens are the least that it takes, so that
-    they say nothing and all devices weigh the same. seconds, peak_mib: of the training. kind: of the device, as
-    machine.device has it; "": not said.
+    before. With noise no losses are said, and neither seconds nor peak_mib, which are of the training; with that of the
+    task, rows and tokens are the least that it takes, so that they say nothing and all devices weigh the same. kind: of
+    the device, as machine.device has it; "": not said.
     """
 
     version: int
@@ -119,7 +119,7 @@ def open_answer(folder: Path, task: Task, check: Check = signature.check) -> Ans
                                                                         and task.half != A + B):
         raise MismatchError(f"{source} has {facts.half!r:.10} of rank {facts.rank}, the task asks for {task.half!r} of "
                             f"rank {_rank(task)}", LEAVE_OUT)
-    if not (task.facts.least_rows <= facts.rows and 1 <= facts.tokens <= MOST_TOKENS):
+    if not (task.facts.least_rows <= facts.rows <= MOST_TOKENS and 1 <= facts.tokens <= MOST_TOKENS):
         raise MismatchError(f"{source} learned {facts.rows} rows of {facts.tokens} tokens, the task asks for "
                             f"{task.facts.least_rows} rows", LEAVE_OUT)
     losses = [facts.loss_before or 0.0, facts.loss_after or 0.0]

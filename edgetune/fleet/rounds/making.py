@@ -17,21 +17,19 @@ from ...training.config import TrainConfig
 from ...training.planned import make_plan
 from ...training.sized import objective_for
 from ..options import FleetOptions
-from .task import Content, Secret, check_secret, of_round, write_task
+from .task import Content, of_round, write_task
 
 
 def make_task(bundle: Bundle, folder: Path, config: TrainConfig, options: FleetOptions, *, start: Path | None = None,
-              least_rows: int = 1, secret: Secret | None = None, key: Path | None = None) -> Lora:
+              least_rows: int = 1, key: Path | None = None) -> Lora:
     """Writes the task of round 1; returns the pairs that it begins with. config: of each device's run, whose family the
-    aggregation decides. start: an adapter to begin from [one that changes nothing, drawn by the seed]. secret: the
-    devices whose updates are summed in secret. key: of the file that signs it.
+    aggregation decides. start: an adapter to begin from [one that changes nothing, drawn by the seed]. key: of the file
+    that signs it.
 
     Raises UsageError where the folder exists or options do not fit, UnsupportedError for a model that learns labels.
     """
     refuse_existing(folder)
     options.check()
-    if secret:
-        check_secret(options)
     if objective_for(bundle.gguf).name != Sft.name:
         raise UnsupportedError(f"{bundle.path} is an encoder, and a fleet trains language models",
                                "give a model such as smollm2")
@@ -39,7 +37,7 @@ def make_task(bundle: Bundle, folder: Path, config: TrainConfig, options: FleetO
     pairs = _drawn(bundle, config)
     if start:
         pairs = _begun(bundle, start, pairs)
-    write_task(folder, bundle, pairs, Content(config, options, least_rows=least_rows, secret=secret), key=key)
+    write_task(folder, bundle, pairs, Content(config, options, least_rows=least_rows), key=key)
     return pairs
 
 

@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 from typing import Any
 
 from ...disk import refuse_existing
-from ...errors import EdgetuneError, MismatchError, UsageError
+from ...errors import EdgetuneError, MismatchError
 from ...formats import signature
 from ...formats.bundle import Bundle
 from ...formats.signature import Check
 from ..options import MEAN
 from ..sums.aggregation import Aggregate, aggregate
-from ..sums.screening import LeftOut
+from ..sums.screening import HEAVIEST, LeftOut
 from .answer import Answer, open_answer
 from .outcome import outcome_of
+from .reach import check_reach, usual_norm
 from .spent import Spent, spent
 from .task import RoundRecord, Task, following, records_of, write_task
 
@@ -54,7 +56,7 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
     refuse_existing(out)
     answers, left_out = gathered(task, folders, check_of)
     found = aggregate(answers, task.pairs, task.options, task.number, task.moments(),
-                      [f"{one.device}: {one.reason}" for one in left_out])
+                      [f"{one.device}: {one.reason}" for one in left_out], _usual(task, answers))
     counted = [answer for answer in answers if any(one.update is answer for one in found.counted)]
     left_out += found.left_out
     record = record_of(task, found, counted, len(left_out))
@@ -67,35 +69,47 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
 
 def gathered(task: Task, folders: Sequence[Path],
              check_of: CheckOf = any_trusted) -> tuple[list[Answer], list[LeftOut]]:
-    """(the answers that can be read, one a device, those that are left out and why). A device that answers twice, or
-    with the update of another, counts once: its first folder by name. Raises UsageError for a task that is summed in
-    secret.
+    """(the answers that can count, those that are left out and why). A device counts once: the answer in the folder
+    with its name, else the first. An update that several devices sent counts once, by the most tokens that one of them
+    says: whose it is cannot be known, so nobody who copies an update can take it away or make it weigh less.
     """
-    if task.secret:
-        raise UsageError(f"{task.folder} is summed in secret", "add its answers up with edgetune fleet request and "
-                         "edgetune fleet sum")
     answers: list[Answer] = []
     left_out = []
-    devices: set[str] = set()
-    updates: set[str] = set()
     for folder in sorted(folders):
         try:
             check = check_of(folder.name)
             answer = open_answer(folder, task, check)
             if check is not signature.check and answer.device != folder.name:
                 raise MismatchError(f"the answer is of {answer.device!r:.70}", "send it under its own name")
+            check_reach(task, answer)
         except EdgetuneError as error:
             left_out.append(LeftOut(folder.name, error.what.replace(f"{folder}/", "")))  # the others see it
-            continue
-        if answer.device in devices:
-            left_out.append(LeftOut(folder.name, f"the device {answer.device:.16} has another answer"))
-        elif answer.facts.update in updates:
-            left_out.append(LeftOut(folder.name, "it repeats the update of another device"))
         else:
             answers.append(answer)
-        devices.add(answer.device)
-        updates.add(answer.facts.update)
-    return answers, left_out
+    counting, repeated = _once_each(answers)
+    return counting, left_out + repeated
+
+
+def _once_each(answers: Sequence[Answer]) -> tuple[list[Answer], list[LeftOut]]:
+    """(one answer of each device and each update, as `gathered` says; the others)"""
+    repeated = []
+    of_device: dict[str, Answer] = {}
+    for answer in sorted(answers, key=lambda answer: answer.device != answer.folder.name):
+        if of_device.setdefault(answer.device, answer) is not answer:
+            repeated.append(LeftOut(answer.folder.name, f"the device {answer.device:.16} has another answer"))
+    of_update: dict[str, Answer] = {}
+    for answer in sorted(of_device.values(), key=lambda answer: (-answer.tokens, answer.device)):
+        if (counts := of_update.setdefault(answer.facts.update, answer)) is not answer:
+            repeated.append(LeftOut(answer.folder.name, f"its update is that of {counts.device:.16}, too, and counts "
+                                    "once for both"))
+    return [*of_update.values()], repeated
+
+
+def _usual(task: Task, answers: Sequence[Answer]) -> Callable[[Answer], float]:
+    """The usual norm of an answer, by the rows that it says; more than HEAVIEST times those of others say no more."""
+    most = HEAVIEST * median_low([answer.facts.rows for answer in answers] or [1])
+    norm = cache(partial(usual_norm, task))
+    return lambda answer: norm(min(answer.facts.rows, most))
 
 
 def record_of(task: Task, found: Aggregate, answers: Sequence[Answer], left_out: int) -> RoundRecord:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,35 @@ from ..sums.screening import LeftOut
 VERSION = 1
 FILE = "round.json"
 MOST_BYTES = 16 * MIB
+MOST_ROWS = 10**12
+
+
+@dataclass(frozen=True)
+class DeviceOutcome:
+    """A device that counted. share: of its update in the sum; norm: of the update, and in medians of all; clipped:
+    whether it was scaled down. The others are as of AnswerFacts.
+    """
+
+    device: str
+    share: float = 0.0
+    norm: float = 0.0
+    of_median: float = 1.0
+    clipped: bool = False
+    kind: str = ""
+    rows: int = 0
+    tokens: int = 0
+    held_rows: int = 0
+    loss_before: float | None = None
+    loss_after: float | None = None
+    noise: float = 0.0
+    seconds: float = 0.0
+    peak_mib: float = 0.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """round.json. round: its number. devices: a line for each device that counted, as of `devices_table`, empty for a
-    round that was summed in secret. left_out: `device` and `reason` of each answer that did not count.
+    """round.json. round: its number. devices: the fields of DeviceOutcome of each that counted. left_out: `device` and
+    `reason` of each answer that did not.
     """
 
     version: int
@@ -64,7 +87,11 @@ def read_outcome(task: Path) -> Outcome | None:
         raise FormatError(f"cannot read {path}: {error}", AGAIN) from None
     if found.version != VERSION:
         raise FormatError(f"{path} is of version {found.version}, this edgetune reads {VERSION}", "update edgetune")
-    return found
+    devices = [asdict(from_json(DeviceOutcome, one, f"a device in {path}")) for one in found.devices]
+    left_out = [vars(from_json(LeftOut, one, f"a device in {path}")) for one in found.left_out]
+    if wrong := [one["device"] for one in devices if not 0 <= one["held_rows"] <= MOST_ROWS]:
+        raise FormatError(f"{path} has a number of rows of {wrong[0]:.70} that is none", AGAIN)
+    return replace(found, devices=devices, left_out=left_out)
 
 
 def losses_by_kind(found: Outcome) -> list[KindLoss]:

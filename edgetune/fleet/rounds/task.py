@@ -12,7 +12,6 @@ and the server begin from, so that all agree on it to the bit.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,16 +27,13 @@ from ...errors import FormatError, UsageError
 from ...formats.bundle import Bundle
 from ...formats.safetensors import read_safetensors, write_safetensors
 from ...options import make_options
-from ...persisted import from_json
+from ...persisted import checked_fields, from_json
 from ...training.config import TrainConfig
 from ...version import __version__
 from ..base import Base, base_of, check_base
-from ..options import LOCAL, MEAN, FleetOptions
-from ..secret.cards import Card
-from ..secret.fixed_point import LIMIT
-from ..secret.masks import Circle, least_threshold
+from ..options import LOCAL, FleetOptions
 from ..signed_folder import AGAIN, check_file, read_facts, write_facts
-from ..sums.ways import FAMILIES, SVD, half_of
+from ..sums.ways import FAMILIES, half_of
 from . import outcome
 from .noise import Noise
 
@@ -48,7 +44,6 @@ MOMENTS = "server.safetensors"
 NEEDED = (f"{ADAPTER}/{store.FILE}", f"{ADAPTER}/{store.RUN}")
 MOST_BYTES = 2048 * MIB  # of an adapter
 FORMAT = "F16"
-WITHIN = 5.0  # standard deviations of noise that a secret sum must hold: so that it cuts off nearly none
 MOST_HISTORY = 1000  # rounds whose records a task carries
 
 
@@ -75,45 +70,10 @@ class RoundRecord:
 
 
 @dataclass(frozen=True)
-class Secret:
-    """The devices whose updates are summed in secret (masks.py). keys: their public keys, 64 hexadecimal digits each,
-    ascending; threshold: how many must answer and reveal. cards: of each key, as of secret.cards.Card, where the
-    devices have names; else none.
-    """
-
-    keys: list[str]
-    threshold: int
-    cards: list[dict[str, str]] = field(default_factory=list)
-
-    @property
-    def public(self) -> tuple[bytes, ...]:
-        return tuple(bytes.fromhex(key) for key in self.keys)
-
-    @classmethod
-    def of(cls, cards: Sequence[Card], threshold: int | None) -> Secret:
-        """The devices with these cards. threshold: [the usual one]. Raises UsageError for too few devices, or a
-        threshold out of range.
-        """
-        found = sorted(cards, key=lambda card: card.secret)
-        circle = Circle(tuple(bytes.fromhex(card.secret) for card in found), bytes(32),
-                        threshold or least_threshold(len(found)))
-        return cls([card.secret for card in found], circle.threshold, [asdict(card) for card in found])
-
-    @property
-    def is_usual(self) -> bool:
-        """Whether the threshold is the usual one of that number of devices."""
-        return self.threshold == least_threshold(len(self.keys))
-
-    def named(self) -> list[Card]:
-        """The cards, whose signatures are not checked. Raises FormatError for what are none."""
-        return [from_json(Card, card, "a device of the task") for card in self.cards]
-
-
-@dataclass(frozen=True)
 class TaskFacts:
     """task.json. base: as of Base. files: the SHA-256 of each. training: the options of each device's run; fleet: those
     of the aggregation. least_rows: rows to learn of a device, at least. before: the name of the task before. history:
-    the records of the rounds before. secret: as of Secret, empty where updates are open.
+    the records of the rounds before.
     """
 
     version: int
@@ -126,7 +86,14 @@ class TaskFacts:
     edgetune: str
     before: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
-    secret: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read_json(cls, found: Mapping[str, Any], source: str) -> TaskFacts:
+        """Reads it as from_json does. Raises UsageError for a task of an earlier version that asks for a secret sum."""
+        if found.get("secret"):
+            raise UsageError(f"{source} asks for a sum in secret, which this edgetune no longer has",
+                             "begin a new fleet with edgetune fleet task")
+        return cls(**checked_fields(cls, {name: found[name] for name in found if name != "secret"}, source))
 
 
 @dataclass(frozen=True)
@@ -139,7 +106,6 @@ class Content:
     least_rows: int = 1
     before: str = ""
     history: list[dict[str, Any]] = field(default_factory=list)
-    secret: Secret | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +120,6 @@ class Task:
     options: FleetOptions
     pairs: Lora
     bytes: int
-    secret: Secret | None = None
 
     @property
     def number(self) -> int:
@@ -163,7 +128,7 @@ class Task:
     @property
     def half(self) -> str:
         """The halves of the pairs that the round trains."""
-        return half_of(self.options.aggregation, _turn(self.number, self.facts.history))
+        return half_of(self.options.aggregation, self.number)
 
     @property
     def noise(self) -> Noise | None:
@@ -208,59 +173,25 @@ def read_task(folder: Path) -> Task:
             raise FormatError(f"{source} lists no {needed}", AGAIN)
     size = sum(check_file(folder / needed, facts.files[needed], MOST_BYTES) for needed in NEEDED)
     pairs = store.blank_pairs(folder / NEEDED[0])
-    secret = _secret(facts, options, source)
-    return Task(folder, name, facts, base, config, options, pairs, size + (folder / FACTS).stat().st_size, secret)
-
-
-def _secret(facts: TaskFacts, options: FleetOptions, source: str) -> Secret | None:
-    if not facts.secret:
-        return None
-    found = from_json(Secret, facts.secret, f"the devices in {source}")
-    if not all(re.fullmatch("[0-9a-f]{64}", key) for key in found.keys):
-        raise FormatError(f"{source} has a key of a device that is none", AGAIN)
-    check_secret(options)
-    Circle(found.public, bytes(32), found.threshold)  # refuses what is no circle
-    cards = found.named()
-    if cards and ([card.secret for card in cards] != found.keys or len({card.device for card in cards}) < len(cards)):
-        raise FormatError(f"{source} has other keys of its devices than their cards", AGAIN)
-    return found
-
-
-def check_secret(options: FleetOptions) -> None:
-    """Raises UsageError for options of sums that a secret one cannot have."""
-    if options.aggregation == SVD:
-        raise UsageError(f"aggregation is {SVD}, whose products cannot be summed in secret",
-                         "take --aggregation frozen-a or rolora")
-    if options.average != MEAN:
-        raise UsageError(f"average is {options.average}, which needs the value of each device", "take --average mean")
-    deviation = options.noise * options.noise_norm
-    if deviation > LIMIT / WITHIN:
-        raise UsageError(f"noise has the standard deviation {deviation:g}, and a secret sum, which cuts values off at "
-                         f"{LIMIT:g}, has room for {LIMIT / WITHIN:g}", "lower --noise or --noise-norm")
-
-
-def _turn(number: int, history: Sequence[Mapping[str, Any]]) -> int:
-    """The number of a round without those that were dropped, so that halves take turns."""
-    return number - len([record for record in history if record.get("devices") == 0])
+    return Task(folder, name, facts, base, config, options, pairs, size + (folder / FACTS).stat().st_size)
 
 
 def of_round(config: TrainConfig, options: FleetOptions, number: int) -> TrainConfig:
-    """The options of a device's run in round `number`, of those that were not dropped, with the family that trains its
-    half. Raises UsageError for a family that has no rank and alpha.
+    """The options of a device's run in round `number`, with the family that trains its half. Raises UsageError for a
+    family that has no rank and alpha.
     """
     size = config.family.options()
     return TrainConfig(**{**vars(config), "family": FAMILIES[half_of(options.aggregation, number)],
                           "rank": size["rank"], "alpha": size["alpha"]})
 
 
-def following(task: Task, record: RoundRecord, secret: Secret | None = None) -> Content:
-    """What the task after this one says, whose round ended with this record. secret: the devices of its sum [the same].
-    """
+def following(task: Task, record: RoundRecord) -> Content:
+    """What the task after this one says, whose round ended with this record."""
     number = task.number + 1
     history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
-    config = of_round(task.config, task.options, _turn(number, history))
+    config = of_round(task.config, task.options, number)
     config = replace(config, seed=task.config.seed + 1)  # another order of rows
-    return Content(config, task.options, number, task.facts.least_rows, task.name, history, secret or task.secret)
+    return Content(config, task.options, number, task.facts.least_rows, task.name, history)
 
 
 def records_of(history: Sequence[Mapping[str, Any]], source: str) -> list[RoundRecord]:
@@ -287,8 +218,7 @@ def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,
         files = {name: sha256(beside / name) for name in names}
         base = base_of(bundle, store.base_name(bundle.gguf))
         facts = TaskFacts(VERSION, content.number, vars(base), files, content.config.to_json(), vars(content.options),
-                          content.least_rows, __version__, content.before, content.history,
-                          vars(content.secret) if content.secret else {})
+                          content.least_rows, __version__, content.before, content.history)
         write_facts(beside, FACTS, facts, key)
 
 

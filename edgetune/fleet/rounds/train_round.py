@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from ...adapters import store
 from ...adapters.lora import Lora, Pair
-from ...disk import refuse_existing
+from ...disk import make_folder, refuse_existing
 from ...errors import Interrupted, MismatchError, UsageError
 from ...formats.bundle import Bundle
 from ...machine.device import read_device
@@ -25,7 +26,6 @@ from ...runs.train import train
 from ...training.callbacks import Event, RunCallbacks
 from ...training.config import TrainConfig
 from ...version import __version__
-from ..secret import aside
 from ..sums.low_rank_sums import squared_norm, term_of
 from ..sums.ways import A, B
 from .answer import VERSION, AnswerFacts, began_at, write_answer
@@ -38,24 +38,22 @@ Arrays = dict[str, NDArray[np.float16]]
 
 
 def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, *, held_out: str | None = None,
-                rank: int = 0, noise: Noise | None = None, key: Path | None = None, secret: Path | None = None,
+                rank: int = 0, noise: Noise | None = None, key: Path | None = None,
                 callbacks: RunCallbacks | None = None, **own: Any) -> AnswerFacts:
     """Learns the rows, and writes the answer to the new folder `out`; returns its facts. held_out: a file of rows,
     "none", or a tenth of `rows`. rank: of this device, 0 for the task's; a smaller one takes less memory. noise: added
-    to the answer. secret: this device's key, by which its update is masked. own: options that a device decides for
-    itself, such as memory.
+    to the answer. own: options that a device decides for itself, such as memory.
 
     Raises UsageError where `out` exists, MismatchError where there are fewer rows than the task asks for, Interrupted
     where it was stopped: the same call continues.
     """
     refuse_existing(out)
     noise = _noise_of(task, noise)
-    _check_secret(task, secret)
     work = out.with_name(f"{out.name}.work")
     config = _config(task, rank, own)
     config = replace(config, lr=rate_of(config, rows) * share_of(task.options.planned_rounds, task.number))
     began = {name: began_at(pair, config.family.options()["rank"]) for name, pair in task.pairs.items()}
-    work.mkdir(parents=True, exist_ok=True)
+    make_folder(work)
     start = _start(task, bundle, work, began, config)
     run = work / "run"
     record = store.read_run(run) if run.exists() else {}
@@ -65,6 +63,10 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
                            callbacks=_checked(callbacks or RunCallbacks(), task)).record
         except Interrupted as stop:
             raise Interrupted(stop.what, f"the state is in {work}: {CONTINUE}") from None
+        except BaseException:
+            with suppress(OSError):
+                work.rmdir()  # if nothing was saved
+            raise
     elif record["start"]["fingerprint"] != store.fingerprint_of(start):
         raise MismatchError(f"{work} is of another task", "remove it, or name another answer")
     facts = _facts(task, device, record, config)
@@ -75,29 +77,9 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
         after = _with(task, began, arrays)
         facts = _hidden(task, facts, noise)
     facts = replace(facts, norm=norm_of_change(began, after))
-    if secret is not None:
-        _mask(task, arrays, facts.tokens, secret, out, key)
-    else:
-        facts = write_answer(out, facts, arrays, key)
+    facts = write_answer(out, facts, arrays, key)
     shutil.rmtree(work, ignore_errors=True)
     return facts
-
-
-def _check_secret(task: Task, secret: Path | None) -> None:
-    """Raises UsageError or MismatchError where the device cannot answer the task by masks, or must."""
-    if secret is None and task.secret is None:
-        return
-    if secret is None:
-        raise UsageError(f"{task.folder} is summed in secret", "give this device's key with --secret KEY")
-    aside.check(task.folder, secret)
-
-
-def _mask(task: Task, arrays: Arrays, tokens: int, secret: Path, out: Path, key: Path | None) -> None:
-    """Writes the masked answer in another process, which has no part of the training in memory."""
-    from safetensors.numpy import save
-    update = out.with_name(f"{out.name}.work") / "update.safetensors"
-    update.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
-    aside.mask(task.folder, update, tokens, secret, out, key)
 
 
 def _config(task: Task, rank: int, own: dict[str, Any]) -> TrainConfig:
@@ -123,7 +105,8 @@ def _noise_of(task: Task, own: Noise | None) -> Noise | None:
 
 def _hidden(task: Task, facts: AnswerFacts, noise: Noise) -> AnswerFacts:
     """The facts without what would tell of the rows beyond the noise."""
-    facts = replace(facts, noise=noise.deviation, noise_norm=noise.most, held_rows=0, loss_before=None, loss_after=None)
+    facts = replace(facts, noise=noise.deviation, noise_norm=noise.most, held_rows=0, loss_before=None, loss_after=None,
+                    seconds=0.0, peak_mib=0.0)  # both grow with the rows
     return replace(facts, rows=task.facts.least_rows, tokens=1) if task.noise else facts
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from ...errors import EdgetuneError
 from ..options import ADAM, FleetOptions
 from .averages import AVERAGES
 from .low_rank_sums import best_of_rank, missed_by_averages, squared_norm, term_of
-from .screening import Counted, LeftOut, Update, screened
+from .screening import Counted, LeftOut, Update, screened, unknown
 from .server_adam import Arrays, ServerAdam
 from .ways import A, B, half_of
 
@@ -39,21 +40,23 @@ class Aggregate:
 
 
 def aggregate(updates: Sequence[Update], start: Lora, options: FleetOptions, number: int,
-              moments: Mapping[str, NDArray[np.float32]], refused: Sequence[str] = ()) -> Aggregate:
+              moments: Mapping[str, NDArray[np.float32]], refused: Sequence[str] = (),
+              usual: Callable[[Any], float] = unknown) -> Aggregate:
     """The aggregate of round `number`, which began from `start`. moments: of the server, of the rounds before. refused:
-    what was left out before, for the error.
+    what was left out before, for the error. usual: as of screened.
 
     The updates are summed in the order of their devices' names, so that their own order decides nothing. Raises
     EdgetuneError where fewer updates count than the quorum.
     """
-    counted, left_out = screened(sorted(updates, key=lambda update: update.device), start, options)
+    counted, left_out = screened(sorted(updates, key=lambda update: update.device), start, options, usual)
     if len(counted) < options.quorum:
         reasons = [*refused, *(f"{one.device}: {one.reason}" for one in left_out)]
         why = f" (left out: {'; '.join(reasons)})" if reasons else ""
         raise EdgetuneError(f"{len(counted)} answers count, the quorum of the round is {options.quorum}{why}",
                             "wait for more devices")
     half = half_of(options.aggregation, number)
-    step, kept = server_step(options, moments)
+    server = ServerAdam(options.server_rate, moments)
+    step: Step = server.step if options.server == ADAM else lambda _, change: options.server_rate * change
     sums = partial(_of_products, options.server_rate) if half == A + B else partial(_of_half, half, options, step)
     pairs: Lora = {}
     missed = cut = change = 0.0
@@ -64,15 +67,7 @@ def aggregate(updates: Sequence[Update], start: Lora, options: FleetOptions, num
         change += squared_norm([term_of(pairs[name]), term_of(pair, -1.0)])
         if half == A + B:  # else all have one A, or one B, of which averages miss nothing
             missed += missed_by_averages(sent, [one.share for one in counted])
-    return Aggregate(pairs, counted, left_out, _share(missed, change), _share(cut, change), kept())
-
-
-def server_step(options: FleetOptions,
-                moments: Mapping[str, NDArray[np.float32]]) -> tuple[Step, Callable[[], Arrays]]:
-    """The server's step for an array's average change, and what returns the moments after all steps."""
-    server = ServerAdam(options.server_rate, moments)
-    step: Step = server.step if options.server == ADAM else lambda _, change: options.server_rate * change
-    return step, lambda: server.moments
+    return Aggregate(pairs, counted, left_out, _share(missed, change), _share(cut, change), server.moments)
 
 
 def _of_products(rate: float, _: str, start: Pair, counted: Sequence[Counted],
@@ -100,13 +95,8 @@ def _of_half(half: str, options: FleetOptions, step: Step, name: str, start: Pai
     before = getattr(start, half).astype(np.float64)
     changes = np.stack([one.scale * (getattr(pair, half) - before) for one, pair in zip(counted, sent, strict=True)])
     average = AVERAGES[options.average](changes, [one.share for one in counted], options.trim)
-    return moved(start, half, step(f"{name}.{half}", average)), 0.0
-
-
-def moved(start: Pair, half: str, change: NDArray[np.float64]) -> Pair:
-    """A pair with one half changed."""
-    after = (getattr(start, half).astype(np.float64) + change).astype(np.float32)
-    return Pair(start.a if half == B else after, start.b if half == A else after, start.scale)
+    after = (before + step(f"{name}.{half}", average)).astype(np.float32)
+    return Pair(start.a if half == B else after, start.b if half == A else after, start.scale), 0.0
 
 
 def _share(part: float, whole: float) -> float:

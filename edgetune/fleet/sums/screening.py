@@ -7,10 +7,10 @@ high, or that lies, would move the sum as far as it likes; after this it moves i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Protocol
+from statistics import median, median_low
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -54,13 +54,22 @@ class LeftOut:
     reason: str
 
 
-def screened(updates: Sequence[Update], start: Lora, options: FleetOptions) -> tuple[list[Counted], list[LeftOut]]:
-    """(the updates that count, those that are left out and why), each in their order."""
+def unknown(_: Update) -> float:
+    """The usual norm of an update, which is not known."""
+    return math.inf
+
+
+def screened(updates: Sequence[Update], start: Lora, options: FleetOptions,
+             usual: Callable[[Any], float] = unknown) -> tuple[list[Counted], list[LeftOut]]:
+    """(the updates that count, those that are left out and why), each in their order. usual: the norm that an update
+    usually has. Of two answers one is half of the median, so above what is usual the lower of the two middle ones is
+    taken, by which no update is left out.
+    """
     norms = [norm_of(update, start) for update in updates]
     finite = [norm for norm in norms if math.isfinite(norm)]
     middle = median(finite) if finite else 0.0
     most = options.refuse * middle if options.refuse and middle else math.inf
-    limit = options.clip * middle if options.clip and middle else math.inf
+    lower = median_low(finite) if finite else 0.0
     left_out = []
     kept = []
     for update, norm in zip(updates, norms, strict=True):
@@ -73,8 +82,10 @@ def screened(updates: Sequence[Update], start: Lora, options: FleetOptions) -> t
             kept.append((update, norm))
     most_tokens = HEAVIEST * median([update.tokens for update, _ in kept]) if kept else 0
     weights = [min(update.tokens, most_tokens) for update, _ in kept]
-    return [Counted(update, norm, weight / sum(weights), min(1.0, limit / norm) if norm else 1.0)
-            for (update, norm), weight in zip(kept, weights, strict=True)], left_out
+    factors = [options.clip * max(lower, min(middle, usual(update))) / norm if options.clip and norm else 1.0
+               for update, norm in kept]
+    return [Counted(update, norm, weight / sum(weights), min(1.0, factor) if factor else 1.0)
+            for (update, norm), weight, factor in zip(kept, weights, factors, strict=True)], left_out
 
 
 def norm_of(update: Update, start: Lora) -> float:

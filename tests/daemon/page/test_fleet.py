@@ -36,7 +36,7 @@ def url(model, folder, tmp_path_factory):
 
 def ask_to_join(folder, device, key):
     now = int(time.time())
-    invites.join(folder, invites.invite(folder, now), device, key, key, now)
+    invites.join(folder, invites.invite(folder, now), device, key, now)
 
 
 def decide(page, verb, within="#changes"):
@@ -131,7 +131,7 @@ def test_a_device_is_invited_approved_and_revoked(page, folder):
     expect(page.locator("#invited")).to_contain_text(f"such as http://192.168.1.20:{port}. The address of this page "
                                                      "is one of this machine alone.")
     now = int(time.time())
-    invites.join(folder, command.inner_text().split()[-1], "shed", KEY, KEY, now)
+    invites.join(folder, command.inner_text().split()[-1], "shed", KEY, now)
     ask_to_join(folder, "attic", "f" * 64)
     page.reload()
     expect(page.locator("#members-count")).to_have_text("Devices that asked to join: 2, of which 2 wait for you")

@@ -123,7 +123,7 @@ def test_a_training_is_paused_resumed_and_cancelled(page, url):
 
     def becomes(status):
         expect(job.locator(".badge")).to_have_text(status, timeout=60_000)
-        assert get(url, "/v1/fine_tuning/jobs")["data"][0]["status"] == status
+        assert get(url, "/v1/fine_tuning/jobs")["data"][0]["state"] == status
 
     becomes("running")
     expect(job.locator("svg path.train")).to_have_attribute("d", re.compile("L"), timeout=60_000)

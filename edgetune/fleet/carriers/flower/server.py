@@ -16,10 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ....disk import alone, private_folder, read_object, replaced
+from ....disk import alone, private_folder, read_object, read_small, replaced
 from ....errors import EdgetuneError, UsageError
 from ....formats.bundle import Bundle
-from ...listed_keys import listed_keys
 from ...rounds.task import RoundRecord, open_task, records_of
 from ..places import newest
 from ..waiting import wait
@@ -76,9 +75,7 @@ class Server:
         and the errors of open_task, of Flower's programs and of the server app.
         """
         ended = newest(self.folder).number
-        if open_task(newest(self.folder).task, self.bundle).secret:  # what is wrong is said at once
-            raise UsageError(f"{newest(self.folder).task} is summed in secret, and Flower carries no shares",
-                             "let a folder carry these rounds")
+        open_task(newest(self.folder).task, self.bundle)  # what is wrong is said at once
         state = self.flower.state
         private_folder(state)
         with alone(state):
@@ -205,8 +202,15 @@ def node_keys(path: Path) -> tuple[str, ...]:
 
     Raises UsageError for another line, or none.
     """
+    try:
+        lines = read_small(path).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}", "write a file with a public key a line") from None
     found = []
-    for number, words in listed_keys(path, "write a file with a public key a line"):
+    for number, line in enumerate(lines, 1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
         key = " ".join(words[:2])
         if not _KEY.fullmatch(key):
             raise UsageError(f"line {number} of {path} is no public key of a node",

@@ -1,0 +1,141 @@
+"""The traffic: a uniform sample of the questions that people ask, by which the gate decides.
+
+One question in five is drawn by a key of the daemon, when it is asked and before anybody rates its answer. So the
+sample is like all questions, while those that people correct are the ones on which the active adapter is wrong. A drawn
+question is never learned. Only the question is kept, and never an answer, for `days` days and not beyond MOST. If
+nobody rated the answer, the active adapter's answer counts as right, which is never in favour of a new adapter.
+
+Not drawn are answers with variety, answers of other sources than the active model, questions whose request forbids it
+(`store`), and questions that were learned before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ...data.question import question_digest
+from ...errors import DataError, EdgetuneError, UsageError
+from ..jobs.recipe import Drawn
+from ..state.database import Store, dump, now
+from ..state.holdout import Holdout
+from .items import FeedbackItem, item_of
+from .kinds import HAS_ANSWER, RowKind
+from .rows import Row, make_row
+
+log = logging.getLogger("edgetune.daemon")
+MOST = 1000  # questions that are kept: the latest
+ASKED = 256  # questions of a test, the latest
+UNRATED = 64  # of them without a rating, the latest: each takes two answers
+LARGEST = 16 << 10  # bytes of a question with its conversation
+DAY = 86_400  # seconds
+NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {} AND state != 'withdrawn'
+            AND expires_at IS NULL ORDER BY rowid DESC LIMIT 1"""
+
+
+class Traffic:
+    """The sample in the store, for any number of threads. days: for which a question is kept; 0: nothing is drawn, and
+    what was is deleted. active: returns the name of what answers now, the active adapter, or the base's fingerprint.
+    """
+
+    def __init__(self, store: Store, holdout: Holdout, days: int, active: Callable[[], str]) -> None:
+        self.store = store
+        self.holdout = holdout
+        self.days = days
+        self.active = active
+        self._tidy()
+
+    def see(self, content: Mapping[str, Any]) -> None:
+        """Draws a question that is asked, or does not. content: {messages, tools} or {prompt}."""
+        if not self.days:
+            return
+        try:
+            row = make_row(content.get("messages"), content.get("prompt"), "", content.get("tools"))
+            question = question_digest(row, by_shape=True)
+            if self.holdout.draws(question) and len(text := dump(row)) <= LARGEST:
+                self._keep(question, text)
+        except (DataError, UsageError, TypeError, ValueError, RecursionError):
+            return  # no feedback could be about it
+        except EdgetuneError as error:  # of the disk; the question is answered all the same
+            log.warning("a question is not drawn: %s", error)
+
+    def _keep(self, question: str, row: str) -> None:
+        with self.store.write() as db:
+            if not self.holdout.hold(db, question):
+                return
+            (last,) = db.execute("SELECT coalesce(max(place), 0) FROM drawn").fetchone()
+            db.execute("INSERT INTO drawn (place, created_at, row, question, adapter) VALUES (?, ?, ?, ?, ?) "
+                       "ON CONFLICT (question) DO UPDATE SET place = excluded.place, created_at = excluded.created_at, "
+                       "adapter = excluded.adapter", (last + 1, now(), row, question, self.active()))
+            db.execute("DELETE FROM drawn WHERE place <= ?", (last + 1 - MOST,))
+
+    def _tidy(self) -> None:
+        """Deletes what is older than `days`."""
+        old = now() - self.days * DAY if self.days else now() + 1
+        with self.store.write() as db:
+            gone = db.execute("DELETE FROM drawn WHERE created_at < ?", (old,)).rowcount
+        if gone:
+            self.store.wipe()
+
+    def names(self) -> set[str]:
+        """Returns the digests of all drawn questions."""
+        return {row["question"] for row in self.store.read("SELECT question FROM drawn")}
+
+    def rows(self, kind: RowKind) -> Drawn:
+        """Returns the drawn questions that the active adapter answered. kind: of the daemon's rows. A question whose
+        answer was called wrong, without a right one, is left out.
+        """
+        self._tidy()
+        rated: list[Row] = []
+        unrated: list[Row] = []
+        found = self.store.read("SELECT question, row FROM drawn WHERE adapter = ? ORDER BY place DESC LIMIT ?",
+                                self.active(), ASKED)
+        for drawn in found:
+            item = self._rating(drawn["question"])
+            if item is not None and item.answer:
+                rated.append(kind.for_gate(item))
+            elif item is None and len(unrated) < UNRATED:
+                unrated.append(_asked(json.loads(drawn["row"])))
+        return Drawn(rated, unrated)
+
+    def _rating(self, question: str) -> FeedbackItem | None:
+        """Returns the newest feedback on a question: one with a right answer, if there is one."""
+        for condition in (HAS_ANSWER, "TRUE"):
+            found = self.store.read(NEWEST.format(condition), question)
+            if items := self.store.objects("feedback", found, item_of):
+                return items[0]
+        return None
+
+    def unrated(self, limit: int = 100) -> Sequence[dict[str, Any]]:
+        """Returns questions that the active adapter answered and nobody rated, the newest first, as rows of a question.
+        """
+        found = self.store.read("SELECT row FROM drawn WHERE adapter = ? AND question NOT IN (SELECT question FROM "
+                                "feedback WHERE row IS NOT NULL AND question IS NOT NULL) ORDER BY place DESC LIMIT ?",
+                                self.active(), limit)
+        return [_asked(json.loads(drawn["row"])) for drawn in found]
+
+    def facts(self) -> dict[str, int]:
+        """Returns days, kept (questions), and unrated ones."""
+        [(kept,)] = self.store.read("SELECT count(*) FROM drawn")
+        return {"days": self.days, "kept": kept, "unrated": len(self.unrated(MOST)) if kept else 0}
+
+    def forget(self, question: str) -> None:
+        """Deletes a question permanently, with its feedback; its digest stays, so that it is never learned."""
+        with self.store.write() as db:
+            db.execute("DELETE FROM drawn WHERE question = ?", (question,))
+
+    def clear(self) -> int:
+        """Deletes all questions permanently; returns how many there were."""
+        with self.store.write() as db:
+            gone = db.execute("DELETE FROM drawn").rowcount
+        self.store.wipe()
+        return gone
+
+
+def _asked(row: Row) -> Row:
+    """Returns the question of a row of feedback."""
+    if "prompt" in row:
+        return {"prompt": row["prompt"]}
+    return {**{key: value for key, value in row.items() if key == "tools"}, "messages": row["messages"][:-1]}

@@ -1,1 +1,0 @@
-"""Sums in secret: the aggregator sees sums of updates, and no single one."""

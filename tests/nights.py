@@ -1,0 +1,46 @@
+"""Nights in which adapters are tested by the gate's real rules, on the questions of simulated people."""
+
+import numpy as np
+from people import Pair, People, Sample, counts
+
+from edgetune.daemon.jobs.decide import LEAST_DRAWN, Rules
+from edgetune.evaluation.acceptance import ALPHA, Decision, Paired, alpha_of_test
+
+ONLY_CORRECTIONS = People(1.0)
+A_THIRD = People(1 / 3)
+TENTHS = People(0.1, 0.1)
+PRAISE = People(0.0, 0.5)
+CONTRADICTING = People(0.5, 0.1, contradicts=0.2)
+EVERYBODY = (ONLY_CORRECTIONS, A_THIRD, TENTHS, PRAISE, CONTRADICTING)
+SHAPES = ({}, {"shared": 0.5}, {"shared": 0.8}, {"nested": 0.05}, {"nested": 0.2}, {"likes": True})
+ASKED = 40  # questions a day
+
+
+def passes(wins: int, losses: int, rows: int, tests_before: int) -> bool:
+    """By the real rules, with nothing but drawn questions."""
+    nothing = Decision(Paired(0, 0), Paired(0, 0), alpha_of_test(ALPHA, tests_before))
+    drawn = Paired(wins, losses, rows - wins - losses)
+    return not Rules(nothing, nothing, nothing, Decision(drawn, drawn, nothing.level), tests_before).not_better
+
+
+def nights_until(dice: np.random.Generator, pair: Pair, people: People, nights: int, drift: bool = False) -> int:
+    """The night after which an adapter is published, each night another one; 0: none is. drift: A and B have other
+    accuracies each night, always by the same difference.
+    """
+    sample = Sample()
+    for night in range(nights):
+        accuracy = float(dice.uniform(0.3, 0.9)) if drift else pair.accuracy
+        sample.night(dice, accuracy, people, ASKED)
+        rows = len(sample.right)
+        if rows < LEAST_DRAWN:
+            continue
+        b, as_a = pair.answers(dice, sample.right, sample.said)
+        if passes(*counts(sample.said, b, as_a), rows, night):
+            return night + 1
+    return 0
+
+
+def share(pair: Pair, people: People, nights: int, runs: int, seed: int = 0, drift: bool = False) -> float:
+    """The share of runs in which an adapter is published."""
+    dice = np.random.default_rng(seed)
+    return sum(bool(nights_until(dice, pair, people, nights, drift)) for _ in range(runs)) / runs

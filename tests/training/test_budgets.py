@@ -1,0 +1,71 @@
+"""A run of an encoder keeps to its budget: the heads and the answers afterwards too."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from encoders import WORDS, tiny_bert, write_encoder
+from json_lines import write_lines
+
+from edgetune.training import logistic
+
+MIB = 1 << 20
+ROWS = [{"prompt": f"turn the {letter} light {word}", "completion": f"{word} {letter}"}
+        for word in ("on", "off") for letter in "abcdefghijklmnopqrstuvwxyz"] * 4
+
+
+PROGRAM = """
+import atexit, re, resource, sys
+from pathlib import Path
+
+def tell():
+    own = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+    print("PEAK", max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss), flush=True)
+
+atexit.register(tell)
+from edgetune.__main__ import main
+main()
+"""  # the kernel's count for a process that has ended would include the memory of pytest, which started it
+
+
+def peak_of(command):
+    """The exit code of a command, the greatest memory that it and each process that it started had, and its output."""
+    run = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, command)], stdout=subprocess.PIPE,
+                         stderr=subprocess.STDOUT, text=True, check=False)
+    return run.returncode, int(run.stdout.split("PEAK ")[1]) << 10, run.stdout
+
+
+@pytest.mark.parametrize("evaluated", [True, False], ids=["answers", "no answers"])
+def test_a_run_takes_no_more_than_its_budget(tmp_path, evaluated):
+    model = write_encoder(tmp_path / "tiny.gguf", tiny_bert(), WORDS)
+    rows = write_lines(tmp_path / "rows.jsonl", ROWS)
+    out = tmp_path / "out"
+    held = [rows] if evaluated else ["none", "--no-answers"]
+    command = ["train", model, rows, "--eval", *held, "-o", out, "--steps", 2, "--threads", 1]
+    code, _, said = peak_of([*command, "--memory", "10M"])
+    assert (code, out.exists()) == (2, False), said
+    least = int(said.split("give it --memory ")[1].split("M")[0])
+    code, peak, said = peak_of([*command, "--memory", f"{least}M"])
+    assert code in (0, 3), said
+    assert peak <= least * MIB, f"{peak / MIB:.1f} MiB of {least}"
+    record = json.loads((out / "run.json").read_text())
+    assert peak <= record["plan"]["peak_mib"] * MIB or evaluated
+
+
+@pytest.mark.parametrize(("rows", "k"), [(1500, 200), (200, 1000)], ids=["many rows", "many labels"])
+def test_a_fit_takes_what_the_plan_counts(rows, k, monkeypatch):
+    monkeypatch.setattr(logistic, "MOST_ITERATIONS", 10)
+    rng = np.random.default_rng(rows)
+    vectors = rng.standard_normal((rows, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    classes = rng.integers(0, k, rows).astype(np.int32)
+    tracemalloc.start()
+    try:
+        logistic.fit(vectors, classes, k)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak <= logistic.fit_bytes(64, k)
