@@ -12,7 +12,6 @@ import pytest
 from edgetune.errors import EdgetuneError, MismatchError, NotFoundError
 from edgetune.fleet.joining import invites, members
 
-SECRET = "1" * 64
 TRIES = 40
 ROTATES = """
 import sys
@@ -40,7 +39,7 @@ for device in sys.argv[2:]:
 def approved(folder, *devices):
     members.begin(folder)
     for device in devices:
-        members.ask(folder, device, "0" * 64, SECRET, 1)
+        members.ask(folder, device, "0" * 64, 1)
         members.approve(folder, device, 2)
 
 
@@ -109,7 +108,7 @@ def test_of_devices_that_use_a_code_at_the_same_time_one_joins(tmp_path):
 
     def join(number):
         try:
-            return invites.join(tmp_path, code, f"cam{number}", f"{number:064x}", SECRET, 1).device
+            return invites.join(tmp_path, code, f"cam{number}", f"{number:064x}", 1).device
         except MismatchError as error:
             return error.what
 
@@ -124,7 +123,7 @@ def test_guesses_at_the_same_time_are_all_counted(tmp_path):
 
     def guess(letters):
         try:
-            return invites.join(tmp_path, code[:-2] + letters, "cam", "0" * 64, SECRET, 1).state
+            return invites.join(tmp_path, code[:-2] + letters, "cam", "0" * 64, 1).state
         except EdgetuneError as error:
             return error.hint
 
@@ -133,4 +132,4 @@ def test_guesses_at_the_same_time_are_all_counted(tmp_path):
                                    if not code.endswith(pair)][:9])]
     assert sum(hint.startswith("type it again") for hint in found) == invites.ATTEMPTS
     with pytest.raises(MismatchError, match="none of this fleet's"):
-        invites.join(tmp_path, code, "cam", "0" * 64, SECRET, 1)
+        invites.join(tmp_path, code, "cam", "0" * 64, 1)

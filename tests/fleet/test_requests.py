@@ -31,7 +31,7 @@ def device(folder, name, state="approved"):
     """The key of a device that has joined."""
     key = Ed25519PrivateKey.generate()
     members.begin(folder)
-    members.ask(folder, name, key.public_key().public_bytes_raw().hex(), "1" * 64, 1)
+    members.ask(folder, name, key.public_key().public_bytes_raw().hex(), 1)
     if state != "waiting":
         members.approve(folder, name, 2)
     if state == "revoked":
