@@ -44,10 +44,10 @@ def kept(http):
     return [prompt["question"] for prompt in http.get("/v1/prompts").json()["data"]]
 
 
-def test_nothing_is_kept_without_the_option(tmp_path):
-    """Also where a client would let it be kept; what is asked is nowhere in the state folder."""
+def test_nothing_is_kept_without_the_options(tmp_path):
+    """Also where a client would let it be kept; what is asked is nowhere in the state folder, if none is drawn."""
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", n_context=256)
-    with daemon(model, tmp_path / "state", context=256) as made, httpx.Client(
+    with daemon(model, tmp_path / "state", context=256, drawn_days=0) as made, httpx.Client(
             base_url=made.url, timeout=PATIENCE) as http:
         for store in (None, True):
             ask(http, "my secret lamp", store=store)
@@ -158,4 +158,4 @@ def test_a_state_of_version_5_opens(folder):
         assert all(job.rounds is None for job in service.jobs.list())
         assert service.prompts.keep(Question(prompt="lamp on"))
     with closing(sqlite3.connect(folder / "state" / NAME)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,) == (10,)
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,) == (11,)

@@ -118,7 +118,7 @@ def test_the_first_gate_tests_the_labelled_rows_alone_too(done):
     assert [one.adapter for one in first.decisions] == [ROUND, LABELS]
     assert [one.alpha for one in first.decisions] == pytest.approx([0.125 / 2, 0.125 / 6])
     assert [one.adapter for one in second.decisions] == [ROUND]
-    assert second.decisions[0].alpha == pytest.approx(0.05)  # the first one published
+    assert second.decisions[0].alpha == pytest.approx(0.125 / 2)  # the first one published
     base, own, labels = (next(one.losses for one in first.answers if one.adapter == name)
                          for name in ("published", ROUND, LABELS))
     assert min(base) > 0
