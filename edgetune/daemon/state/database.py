@@ -172,7 +172,8 @@ class Store:
             finally:
                 if db.in_transaction:
                     db.execute("ROLLBACK")
-        self._refusal = None
+        if not self._must_wipe:
+            self._refusal = None
         if lost := self.lost():
             raise lost
 
@@ -200,9 +201,9 @@ class Store:
         return bool(self.read("SELECT 1 FROM feedback UNION ALL SELECT 1 FROM questions LIMIT 1"))
 
     def wipe(self) -> None:
-        """Removes deleted rows from the log of SQLite too, where they would stay until it is overwritten. If the disk
-        refuses now, or another program reads the database, it happens with a later write; the rows are deleted all the
-        same.
+        """Removes deleted rows from the log of SQLite too, where they would stay until it is overwritten, and from its
+        pages: secure_delete leaves what a row was before SQLite moved it. If the disk refuses now, or another program
+        reads the database, it happens with a later write; the rows are deleted all the same.
         """
         with self._connection() as db, self._writing:
             self._wipe(db)
@@ -211,11 +212,14 @@ class Store:
         """Waits so long for readers."""
         db.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
         try:
+            db.execute("VACUUM")
             (is_read, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._must_wipe = bool(is_read)
         except sqlite3.Error as error:
             self._must_wipe = True
             log.warning("%s is not emptied yet: %s", _wal(self.path), error)
+            known = self._as_known(error)
+            self._refusal = known if isinstance(known, DiskError) else None  # so health tries again
         finally:
             db.execute(f"PRAGMA busy_timeout = {LOCK_SECONDS * 1000:.0f}")
 

@@ -1,0 +1,78 @@
+"""What was deleted is in no file of the state, whenever the daemon was killed and whatever the disk refused."""
+
+from random import Random
+
+import pytest
+from full_disks import full_disk
+from marks import mark_of, marks_below
+from rigs import Rig, template
+
+GONE = mark_of(1)
+NAME = mark_of(2)
+KILLS = 14
+
+
+@pytest.fixture
+def rig(tmp_path):
+    rig = Rig(tmp_path)
+    yield rig
+    rig.close()
+
+
+def correct(rig, word):
+    asked = [{"role": "user", "content": f"lamp {word}"}]
+    return rig.service.feedback.add(messages=asked, correction=f"on {word}").id
+
+
+def learned(rig, count):
+    """Corrections whose rows have grown since they were written, so that SQLite has moved them."""
+    notes = {mark_of(10 + i): correct(rig, mark_of(10 + i)) for i in range(count)}
+    feedback = rig.service.feedback
+    feedback.assign(feedback.training_rows().taken, "ftjob-0123456789abcdef01234567")
+    feedback.settle("ftjob-0123456789abcdef01234567", "used")
+    return notes
+
+
+def uploaded(rig, word):
+    return rig.service.files.add(f"{NAME}.txt", "assistants", [f"The {word} is here.\n\nAnd there.".encode()]).id
+
+
+def delete_file(rig, file):
+    """As DELETE /v1/files does."""
+    rig.service.files.delete(file)
+    rig.service.documents.stores.forget(file)
+
+
+def killed(rig, make, delete):
+    """Yields what `make` made, after `delete` was killed in the middle: each time one change of a file later."""
+    for number in range(KILLS):
+        made = make(number)
+        with rig.killed(number):
+            delete(made)
+            rig.quiet()
+        rig.start_from_copy()
+        yield made
+
+
+def test_no_page_of_the_database_keeps_a_copy_of_a_row(rig):
+    """SQLite moves rows within a page, and to others, when some grow and some leave."""
+    notes = learned(rig, 20)
+    dice = Random(0)
+    for number in range(100, 300):
+        word = mark_of(number)
+        notes[word] = correct(rig, word + " and" * dice.randrange(40))
+        gone = dice.choice([*notes])
+        rig.service.feedback.delete(notes.pop(gone))
+    assert marks_below(rig.state).keys() == notes.keys()
+
+
+def test_what_the_disk_refused_to_overwrite_is_overwritten_later(rig):
+    notes = learned(rig, 60)
+    rig.service.store.wipe()
+    word, id = notes.popitem()
+    with full_disk(40_000):  # the transaction has room, the database has not
+        rig.service.feedback.delete(id)
+    assert word in marks_below(rig.state)
+    rig.service.store._probe_at = 0.0
+    assert rig.service.health()["status"] == "ok"  # it tries again
+    assert word not in marks_below(rig.state)
