@@ -76,3 +76,12 @@ def test_what_the_disk_refused_to_overwrite_is_overwritten_later(rig):
     rig.service.store._probe_at = 0.0
     assert rig.service.health()["status"] == "ok"  # it tries again
     assert word not in marks_below(rig.state)
+
+
+def test_the_name_of_a_deleted_file_and_adapter_goes_too(rig):
+    rig.service.files.delete(uploaded(rig, GONE))
+    assert marks_below(rig.state) == {}
+    made = rig.service.add_adapter(template().runs[rig.slot.side])
+    rig.service.adapters.rename(made.id, NAME)
+    rig.service.adapters.delete(made.id)
+    assert marks_below(rig.state) == {}

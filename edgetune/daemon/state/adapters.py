@@ -394,6 +394,7 @@ class Adapters:
                 raise UsageError(f"the adapter {id} is active", "promote another one or roll back before")
             self._shelf.remove(str(rows[0]["folder"]), delete_row)
             self.store.forget("adapters", id)
+            self.store.wipe()  # its name
         if self.damaged.pop(id, None) is None and id in self.batcher.served.adapters():
             self.batcher.unload(id)
 

@@ -154,6 +154,7 @@ class Files:
             raise _unknown(id)
         self._shelf.remove(_name(id, rows[0]["purpose"]), delete_row)
         self.store.forget("files", id)
+        self.store.wipe()  # its name
 
     def content(self, id: str) -> Path:
         """Returns the path of a file's bytes. Raises NotFoundError, also where they were removed or changed."""
