@@ -78,6 +78,30 @@ def test_what_the_disk_refused_to_overwrite_is_overwritten_later(rig):
     assert word not in marks_below(rig.state)
 
 
+def test_deleted_feedback_is_gone_with_its_question_after_a_kill(rig):
+    """Its question was drawn to test adapters by."""
+    def drawn():
+        """Words whose question is drawn."""
+        for number in range(100, 10_000):
+            word = mark_of(number)
+            rig.service.chat([{"role": "user", "content": f"lamp {word}"}]).text()
+            if word in marks_below(rig.state):
+                yield word
+
+    words = drawn()
+
+    def make(_number):
+        word = next(words)
+        return word, correct(rig, word)
+
+    left = 0
+    for word, id in killed(rig, make, lambda made: rig.service.feedback.delete(made[1])):
+        is_left = bool(rig.service.store.read("SELECT 1 FROM feedback WHERE id = ?", id))
+        assert is_left == (word in marks_below(rig.state))
+        left += is_left
+    assert 0 < left < KILLS
+
+
 def test_the_name_of_a_deleted_file_and_adapter_goes_too(rig):
     rig.service.files.delete(uploaded(rig, GONE))
     assert marks_below(rig.state) == {}

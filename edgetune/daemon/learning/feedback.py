@@ -89,7 +89,8 @@ class Feedback:
         self.config = config
         self.kind = kind
         self.on_added: list[Callable[[], None]] = []  # called after each `add`
-        self.on_deleted: list[Callable[[str], None]] = []  # called with the question of what was deleted
+        # called with the question of what is deleted, within its transaction
+        self.on_deleted: list[Callable[[sqlite3.Connection, str], None]] = []
         self._add_missing_questions()
         self._take_what_is_usable()
 
@@ -191,8 +192,8 @@ class Feedback:
                 raise _unknown(id)
             withdraw_earlier(db, found["rowid"])
             db.execute("DELETE FROM feedback WHERE id = ?", (id,))
-        for call in self.on_deleted:
-            call(found["question"] or "")
+            for call in self.on_deleted:
+                call(db, found["question"] or "")
         self.store.forget("feedback", id)
         self.store.wipe()
         return remains(found["state"], found["held"], found["job"])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -121,10 +122,12 @@ class Traffic:
         [(kept,)] = self.store.read("SELECT count(*) FROM drawn")
         return {"days": self.days, "kept": kept, "unrated": len(self.unrated(MOST)) if kept else 0}
 
-    def forget(self, question: str) -> None:
-        """Deletes a question permanently, with its feedback; its digest stays, so that it is never learned."""
-        with self.store.write() as db:
-            db.execute("DELETE FROM drawn WHERE question = ?", (question,))
+    @staticmethod
+    def forget(db: sqlite3.Connection, question: str) -> None:
+        """Deletes a question permanently, with its feedback; its digest stays, so that it is never learned. `db`: a
+        transaction.
+        """
+        db.execute("DELETE FROM drawn WHERE question = ?", (question,))
 
     def clear(self) -> int:
         """Deletes all questions permanently; returns how many there were."""
