@@ -53,8 +53,15 @@ class VectorStores:
         self._failures: dict[str, str] = {}  # by store: why it is not as its files are, a sentence
         self._closing = threading.Event()
         self._thread = Background("documents", self._read_next, self._closing, "read the files of vector stores")
-        for store in self._stores.values():
-            if store.status == IN_PROGRESS:
+        self._continue()
+
+    def _continue(self) -> None:
+        """Does what the daemon was killed before: a file that was deleted leaves, and its passages too."""
+        for store in self.list():
+            for file in store.files:
+                if not self._files.has(file.id):
+                    store = self._save(store.without_file(file.id))
+            if store.status == IN_PROGRESS or store.stale:
                 self._begin(store.id)
 
     def close(self) -> None:
@@ -257,9 +264,9 @@ class VectorStores:
                 else:
                     self._changing.wait(min(self._due.values()) - time.monotonic() if self._due else None)
 
-    def _indexed(self, store: VectorStore) -> tuple[dict[str, str], int]:
-        """Indexes a store. Returns why files failed, by id, and the bytes of the index; 0: unknown. Raises LATER, and
-        Interrupted.
+    def _indexed(self, store: VectorStore) -> tuple[dict[str, str], int, bool]:
+        """Indexes a store. Returns why files failed, by id, the bytes of the index, 0: unknown, and whether it is made.
+        Raises LATER, and Interrupted.
         """
         try:
             found = self._index(store)
@@ -267,14 +274,14 @@ class VectorStores:
             raise
         except EdgetuneError as error:
             log.warning("the vector store %s is not indexed: %s", store.id, error)
-            return dict.fromkeys((file.id for file in store.files), str(error)), 0
+            return dict.fromkeys((file.id for file in store.files), str(error)), 0, False
         except Exception as error:  # unforeseen: other stores need this thread
             log.exception("the vector store %s", store.id)
             self._note(store.id, f"is not indexed: {told(error)}; the daemon's log says more")
-            return dict.fromkeys((file.id for file in store.files), told(error)), 0
+            return dict.fromkeys((file.id for file in store.files), told(error)), 0, False
         with self._changing:
             self._failures.pop(store.id, None)
-        return found
+        return (*found, True)
 
     def _note(self, id: str, why: str) -> None:
         """Notes for the daemon's health why a store is not as its files are."""
@@ -307,8 +314,10 @@ class VectorStores:
                           options, on_progress=go_on)
         return failed | {each["file"].partition("/")[0]: each["reason"] for each in report.skipped}, report.bytes
 
-    def _end(self, indexed: VectorStore, failed: Mapping[str, str], usage: int = 0) -> None:
-        """Notes what became of the files of a store, but for those that came or went meanwhile. failed: why, by id."""
+    def _end(self, indexed: VectorStore, failed: Mapping[str, str], usage: int = 0, is_whole: bool = True) -> None:
+        """Notes what became of the files of a store, but for those that came or went meanwhile. failed: why, by id.
+        is_whole: whether the index is made.
+        """
         known = {file.id for file in indexed.files}
 
         def ended(file: Attached) -> Attached:
@@ -321,7 +330,9 @@ class VectorStores:
         with self._changing:
             if store := self._stores.get(indexed.id):
                 files = [ended(file) if file.id in known else file for file in store.files]
-                self._save(replace(store, files=files, usage=usage or store.usage))
+                has_left = bool(known - {file.id for file in files})
+                self._save(replace(store, files=files, usage=usage or store.usage,
+                                   stale=store.stale and (has_left or not is_whole)))
 
 
 def _named(passage: Passage) -> Passage:

@@ -102,6 +102,43 @@ def test_deleted_feedback_is_gone_with_its_question_after_a_kill(rig):
     assert 0 < left < KILLS
 
 
+def test_a_deleted_document_is_gone_from_its_stores_after_a_kill(rig):
+    stores = []
+
+    def make(number):
+        file = rig.service.files.add(f"{mark_of(300 + number)}.txt", "assistants",
+                                     [f"The {mark_of(200 + number)} is here.\n\nAnd there.".encode()]).id
+        stores.append(rig.service.documents.stores.create("papers", {}, [file]).id)
+        rig.quiet()
+        return file, {mark_of(200 + number), mark_of(300 + number)}
+
+    left = 0
+    for file, marks in killed(rig, make, lambda made: delete_file(rig, made[0])):
+        is_left = bool(rig.service.store.read("SELECT 1 FROM files WHERE id = ?", file))
+        assert marks & marks_below(rig.state).keys() == (marks if is_left else set())
+        assert [each.id for each in rig.service.documents.stores.get(stores[-1]).files] == [file] * is_left
+        left += is_left
+    assert 0 < left < KILLS
+
+
+def test_a_store_that_was_killed_half_made_or_half_deleted_leaves_nothing(rig):
+    def make(number):
+        file = uploaded(rig, mark_of(200 + number))
+        return rig.service.documents.stores.create("papers", {}, [file]).id, file
+
+    def delete(made):
+        rig.service.documents.stores.delete(made[0])
+
+    for store, file in killed(rig, make, delete):
+        if store not in [each.id for each in rig.service.documents.stores.list()]:
+            assert not (rig.state / "vector_stores" / store).exists()
+        rig.service.files.delete(file)
+
+    file = uploaded(rig, GONE)
+    for _ in killed(rig, lambda _number: None, lambda _: rig.service.documents.stores.create("papers", {}, [file])):
+        assert not [*(rig.state / "vector_stores").glob("*/*.tmp")]
+
+
 def test_the_name_of_a_deleted_file_and_adapter_goes_too(rig):
     rig.service.files.delete(uploaded(rig, GONE))
     assert marks_below(rig.state) == {}

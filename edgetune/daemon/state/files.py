@@ -137,6 +137,10 @@ class Files:
         """Returns a file. Raises NotFoundError."""
         return self.store.one("files", self.store.read("SELECT * FROM files WHERE id = ?", id), _file, _unknown(id))
 
+    def has(self, id: str) -> bool:
+        """Returns whether a file is there, also one whose row is damaged."""
+        return bool(self.store.read("SELECT 1 FROM files WHERE id = ?", id))
+
     def list(self, after: str | None = None, limit: int = 100, purpose: str | None = None) -> Sequence[File]:
         """Returns files, the newest first, at most `limit` of them, those older than the file `after`."""
         return self.store.newest("files", _file, self.store.before("files", after), limit, "? IN (purpose, '')",

@@ -49,7 +49,9 @@ class Attached:
 
 @dataclass(frozen=True)
 class VectorStore:
-    """A vector store. created_at, last_active_at: seconds since 1970. usage: bytes of its index."""
+    """A vector store. created_at, last_active_at: seconds since 1970. usage: bytes of its index. stale: whether this
+    may hold files that left the store.
+    """
 
     id: str
     name: str
@@ -58,6 +60,7 @@ class VectorStore:
     metadata: Mapping[str, str] = field(default_factory=dict)
     usage: int = 0
     files: Sequence[Attached] = ()
+    stale: bool = False
 
     @property
     def status(self) -> str:
@@ -83,7 +86,7 @@ class VectorStore:
         return replace(self, files=[*(each for each in self.files if each.id != file.id), file])
 
     def without_file(self, id: str) -> VectorStore:
-        return replace(self, files=[each for each in self.files if each.id != id])
+        return replace(self, files=[each for each in self.files if each.id != id], stale=True)
 
 
 class StoreRecords:
@@ -99,13 +102,17 @@ class StoreRecords:
         for path in sorted(self.folder.iterdir()):
             if not _NAME.fullmatch(path.name) or path.is_symlink():
                 continue
+            for half in path.glob("*.tmp"):  # written when the daemon was killed; it may hold what was deleted since
+                half.unlink(missing_ok=True)
             try:
                 store = self._load(path)
             except EdgetuneError as error:
                 log.warning("the vector store %s is left out: %s", path.name, error)
-            else:
-                if store:
-                    found[store.id] = store
+                continue
+            if store:
+                found[store.id] = store
+            else:  # half made, or half deleted
+                shutil.rmtree(path, ignore_errors=True)
         return dict(sorted(found.items(), key=lambda each: (each[1].created_at, each[0])))
 
     @staticmethod
