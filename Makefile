@@ -23,7 +23,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 FLOWER = build/flower
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families families5 fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kernel-sets kernel-sets-arm kinds learning life like lint load memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families families5 fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kernel-sets kernel-sets-arm kinds learning life like lint load machine memory methods own-engine \
     peers picture preferences pressure prompts proofs ready recipes release retrieval rollout samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
@@ -234,6 +234,11 @@ compiled: ready ## minutes, needs the rows of make data: a home's prompt, compil
 
 second-task: ready ## an hour each, needs the rows of make data: home commands after seven rounds of Snips, then wrong labels of both
 	$(RUN) proofs/second_task.py $(SECOND_TASK)
+
+machine: ready ## half an hour: 10,000 steps of the daemon with each of 20 seeds: requests, kills, full disks, clocks; SEEDS="0 1"
+	for seed in $(or $(SEEDS),$$(seq 0 19)); do \
+	    ($(RUN) -m pytest -n 0 -s -m slow daemon/test_machine.py -k "long[$$seed]") || exit 1; \
+	done
 
 fuzz-daemon: ready ## minutes: 10,000 random requests, and schemathesis over the daemon's own OpenAPI
 	$(RUN) proofs/fuzz_daemon.py
