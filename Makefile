@@ -23,7 +23,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 FLOWER = build/flower
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families families5 fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kernel-sets kernel-sets-arm kinds learning life like lint load machine memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families families5 faults fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kernel-sets kernel-sets-arm kinds learning life like lint load machine memory methods own-engine \
     peers picture preferences pressure prompts proofs ready recipes release retrieval rollout samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
@@ -116,6 +116,9 @@ durability: ready ## minutes: 200 kills at random moments, a kill between any tw
 	$(RUN) proofs/kill.py
 	$(RUN) proofs/kill.py --method grpo --kills 30
 	$(RUN) -m pytest -m '' training/test_durability.py training/test_resume.py
+
+faults: ready ## an hour: the n-th open, write, sync, rename, mapping, thread and allocation of actions fails, for each n
+	$(RUN) -m pytest -n 0 -s -m '' test_faults.py
 
 crash: ready ## minutes: the daemon killed at KILLS random moments (100), all that it accepted still there
 	$(RUN) proofs/crash.py --kills $(or $(KILLS),100)

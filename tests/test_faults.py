@@ -1,0 +1,325 @@
+"""What edgetune does if the system refuses: the n-th open, write, sync, rename, mapping, thread or allocation of an
+action fails, once or from then on, for n = 1, 2, ... until the action makes fewer of them.
+
+After each: the error is one sentence, nothing is half written, and the same action succeeds once nothing fails.
+"""
+
+import contextlib
+import json
+import shutil
+import time
+import traceback
+from dataclasses import replace
+from queue import Queue
+
+import commands
+import pytest
+from durable import CONFIG, go
+from fake_workers import FakeProcess
+from faults import KINDS, fault, intercepted
+from learners import give, opened
+from services import ROWS, make_state, open_service, until, upload
+from thread_workers import ThreadWorker
+
+from edgetune.daemon import threads, vector_stores
+from edgetune.daemon.jobs import queue
+from edgetune.daemon.learning import learner
+from edgetune.daemon.state import database
+from edgetune.errors import DiskError, EdgetuneError, TooMuchError
+
+MOST = 400  # calls of a kind of one action: a sweep that goes on has found no end
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch, made, bundle, model):  # noqa: ARG001 (they are made before anything is intercepted)
+    """What failed is tried again at once. Health looks each time."""
+    for module in (threads, queue, learner):
+        monkeypatch.setattr(module, "RETRY_SECONDS", 0.02)
+    monkeypatch.setattr(database, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(vector_stores, "RETRY_SECONDS", 0.02, raising=False)
+    with intercepted():
+        yield
+
+
+def sweep(tmp_path, kind, lasting, scenario):
+    """Runs a scenario with each n. Returns how many calls of the kind its action makes, and what went wrong, by n."""
+    wrong = {}
+    for n in range(1, MOST):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        try:
+            was_hit = disturbed(folder, kind, n, lasting, scenario)
+        except Exception as error:
+            wrong[n] = "".join(traceback.format_exception(error)[-6:])
+            was_hit = True
+        if not was_hit:
+            return n - 1, wrong
+        shutil.rmtree(folder)
+    raise AssertionError(f"it makes {MOST} calls or more")
+
+
+def disturbed(folder, kind, n, lasting, scenario):
+    """Whether the n-th call came. scenario: a generator function of a folder, whose value is the action; sent the error
+    that it raised, or None, it checks what is left, and that the same action succeeds now.
+    """
+    run = scenario(folder)
+    action = next(run)
+    raised = None
+    with fault(kind, n, lasting) as planted:
+        try:
+            action()
+        except (EdgetuneError, MemoryError) as error:
+            raised = error
+    assert raised is None or (planted.hit and "\n" not in str(raised))
+    with contextlib.suppress(StopIteration):
+        run.send(raised)
+    return planted.hit
+
+
+# ---- scenarios -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A daemon's state that was in use: copy it."""
+    return make_state(tmp_path_factory.mktemp("made"), ThreadWorker)
+
+
+def is_well(service):
+    end = time.monotonic() + 10
+    while (health := service.health())["status"] != "ok":
+        assert time.monotonic() < end, health["reasons"]
+        time.sleep(0.01)
+
+
+def ids(folder):
+    """Adapters of the state, the newest first, which a start loads, and the active one."""
+    with open_service(folder) as service:
+        assert service.health() == {"status": "ok", "reasons": []}
+        assert "".join(service.generate("lamp", max_tokens=2)) is not None
+        return [*service.adapters.ids()], service.adapters.serving
+
+
+def no_halves(folder):
+    """Nothing in the state is half written."""
+    return not [*folder.rglob("*.tmp")]
+
+
+def starting(made):
+    def scenario(folder):
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        service = open_service(folder)
+        error = yield service.start
+        if error is None:
+            is_well(service)
+            assert len(service.adapters.ids()) == 2
+        service.stop()
+        with open_service(folder) as service:
+            assert service.health() == {"status": "ok", "reasons": []}
+            assert len(service.adapters.ids()) == 2
+            assert service.adapters.serving == service.adapters.ids()[0]
+            assert len(service.feedback.list()) == 3
+            assert len(service.files.list(purpose="fine-tune")) == 3
+            assert "".join(service.generate("lamp", max_tokens=2)) is not None
+
+    return scenario
+
+
+def promoting(made):
+    def scenario(folder):
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        with open_service(folder) as service:
+            new, old = service.adapters.ids()
+            error = yield lambda: service.adapters.promote(old, "for the test")
+            assert service.adapters.serving == (new if error else old)
+            is_well(service)
+            service.adapters.promote(old, "again")
+            assert service.adapters.serving == old
+        assert ids(folder) == ([new, old], old)
+
+    return scenario
+
+
+def uploading(made):
+    def scenario(folder):
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        with open_service(folder) as service:
+            before = {file.id for file in service.files.list()}
+            error = yield lambda: upload(service)
+            is_well(service)
+            now = {file.id for file in service.files.list()}
+            assert len(now) == len(before) + (error is None)
+            id = upload(service)
+            assert len([*service.files.rows(id)]) == len(ROWS)
+            for id in {file.id for file in service.files.list()}:
+                assert service.files.content(id).is_file()
+        with open_service(folder) as service:
+            assert service.health() == {"status": "ok", "reasons": []}
+            assert len(service.files.list()) == len(now) + 1
+            assert no_halves(folder / "state")
+
+    return scenario
+
+
+class Prompt(FakeProcess):
+    """A process that has learned all at once."""
+
+    def __init__(self):
+        super().__init__(1, Queue())
+
+    def begin(self, task):
+        super().begin(task)
+        self.train()
+        self.judge()
+
+
+def settled(service):
+    """Waits for it; a daemon that learns by itself looks every few seconds."""
+    until(lambda: service.learner.tick() or not service.feedback.unsettled(), 10)
+
+
+def learning(model, start_process):
+    def scenario(folder):
+        with opened(model, folder, start_process=start_process, learn_rows=10, canary_rise="off") as service:
+            give(service, range(20))
+            held = service.feedback.counts()["held"]
+
+            def act():
+                job = service.learner.begin()
+                until(lambda: service.jobs.table.get(job.id).finished_at or service.jobs.paused_reason, 20)
+
+            yield act
+            until(lambda: not service.learner._unfinished(), 30, f"the job does not end: {service.jobs.list()}")
+            settled(service)
+            is_well(service)
+            if not any(job.status == "succeeded" for job in service.jobs.list()):
+                job = service.learner.begin()
+                job = service.jobs.wait(job.id, 30)
+                assert job.status == "succeeded", job.error
+                settled(service)
+            [done] = [job for job in service.jobs.list() if job.status == "succeeded"]
+            assert service.adapters.of_job(done.id).id == service.adapters.serving
+            counts = service.feedback.counts()
+            assert (counts["used"], counts["held"], counts["new"]) == (20 - held, held, 0), counts
+            assert {note.job for note in service.feedback.list() if note.state == "used"} == {done.id}
+            adapter = service.adapters.serving
+        with opened(model, folder) as service:
+            assert [*service.jobs.folder.iterdir()] == []
+            assert service.adapters.serving == adapter
+            assert service.health() == {"status": "ok", "reasons": []}
+
+    return scenario
+
+
+def training(bundle):
+    def scenario(folder):
+        out = folder / "out"
+        config = replace(CONFIG, steps=2)
+        error = yield lambda: go(bundle, out, config)
+        if error is None:
+            assert (out / "adapter.gguf").exists()
+        elif out.exists():
+            if not (out / "adapter.gguf").exists() or "done" not in (out / "run.json").read_text():
+                go(bundle, out, config, resume=True)
+        else:
+            go(bundle, out, config)
+        go(bundle, folder / "whole", config)
+        assert (out / "adapter.gguf").read_bytes() == (folder / "whole" / "adapter.gguf").read_bytes()
+        assert not [*out.glob("*.tmp")]
+
+    return scenario
+
+
+# ---- the sweep -------------------------------------------------------------------------------------------------------
+
+QUICK = {("start", "thread"), ("promotion", "sync"), ("upload", "rename"), ("train", "mmap")}  # once
+
+
+@pytest.fixture
+def scenario(request):
+    def of(name):
+        return request.getfixturevalue(name)
+
+    makers = {"start": lambda: starting(of("made")), "promotion": lambda: promoting(of("made")),
+              "upload": lambda: uploading(of("made")), "job": lambda: learning(of("model"), Prompt),
+              "train": lambda: training(of("bundle"))}
+    return makers[request.param]()
+
+
+def cases():
+    for name in ("start", "promotion", "upload", "job", "train"):
+        for kind in KINDS:
+            for lasting in (False, True):
+                is_quick = (name, kind) in QUICK and not lasting
+                yield pytest.param(name, kind, lasting, id=f"{name}-{kind}-{'from then on' if lasting else 'once'}",
+                                   marks=[] if is_quick else [pytest.mark.slow, pytest.mark.timeout(1800)])
+
+
+@pytest.mark.parametrize(("scenario", "kind", "lasting"), [*cases()], indirect=["scenario"])
+def test_nothing_is_lost_where_the_system_refuses(tmp_path, scenario, kind, lasting):
+    calls, wrong = sweep(tmp_path, kind, lasting, scenario)
+    print(f"{calls} calls")
+    assert not wrong, "\n".join(f"{n}: {error}" for n, error in wrong.items())
+
+
+# ---- what it found ---------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_stays_active_where_no_further_file_can_be_opened(made, tmp_path):
+    """That start fails, the next one has it."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    with fault("open", path="/adapters/"), pytest.raises(TooMuchError, match=r"adapter.gguf: Too many open files"):
+        open_service(tmp_path).start()
+    found, active = ids(tmp_path)
+    assert (len(found), active) == (2, found[0])
+
+
+def test_a_training_is_kept_where_no_further_file_can_be_opened(model, tmp_path):
+    """Its job ends when one can be."""
+    with opened(model, tmp_path, start_process=Prompt, learn_rows=10, canary_rise="off") as service:
+        give(service, range(20))
+        with fault("open", path="/run/run.json"):
+            job = service.learner.begin()
+            until(lambda: service.jobs.paused_reason or service.jobs.get(job.id).finished_at)
+            assert "Too many open files" in service.health()["reasons"][0]
+        assert service.jobs.wait(job.id, 30).status == "succeeded"
+        is_well(service)
+
+
+def test_a_file_whose_name_the_disk_refuses_is_there(made, tmp_path):
+    """Its row says so, and so do its bytes, before and after the next start."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    with open_service(tmp_path) as service:
+        with fault("rename"):
+            id = upload(service)
+        assert [*service.files.rows(id)] == ROWS
+    with open_service(tmp_path) as service:
+        assert service.files.content(id).name == f"{id}.jsonl"
+        assert [*service.files.rows(id)] == ROWS
+
+
+def refused(*_args):
+    raise DiskError("cannot write it: Input/output error", "try again")
+
+
+def test_rows_of_a_job_are_settled_though_the_disk_refused_when_it_ended(model, tmp_path):
+    with opened(model, tmp_path, start_process=Prompt, learn_rows=10, canary_rise="off") as service:
+        give(service, range(20))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(service.feedback, "settle", refused)
+            job = service.jobs.wait(service.learner.begin().id, 30)
+            until(lambda: not [*service.jobs.folder.iterdir()])
+        assert service.feedback.unsettled() == [job.id]
+        service.learner.tick()
+        assert {note.job for note in service.feedback.list() if note.state == "used"} == {job.id}
+
+
+def test_a_command_says_in_a_sentence_that_the_system_has_no_room(model, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    command = ["train", model, tmp_path / "rows.jsonl", "-o", tmp_path / "out", "--steps", 1, "--threads", 1]
+    with fault("open", path=str(model)):
+        said = commands.run(*command, code=1)
+    assert "Too many open files" in said
+    assert said.count("\n") <= 3
+    assert not (tmp_path / "out").exists()
