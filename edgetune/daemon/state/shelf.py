@@ -45,10 +45,11 @@ class Shelf:
         return self._identity() == self._opened
 
     def path(self, name: str) -> Path:
-        """Returns the path of an entry. Raises FormatError for a name that does not match `names`."""
-        if not self._names.fullmatch(name):
-            raise FormatError(f"{name!r:.80} is not a name in {self.folder}", "restore the database from a copy")
-        return self.folder / name
+        """Returns the path of an entry, as `settle` left it. Raises FormatError for a name that does not match `names`.
+        """
+        path = self._named(name)
+        half = self._half(name)
+        return half if half.exists() and not path.exists() else path
 
     def tidy(self, named: Collection[str], done: Collection[str] = ()) -> None:
         """Tidies up at a start. named: entries that rows name. done: those no longer needed, which are removed."""
@@ -91,12 +92,14 @@ class Shelf:
             raise
 
     def settle(self, name: str) -> None:
-        """Names the entry after its row is written; where that fails, the next start does. Raises DiskError."""
+        """Names the entry after its row is written. Where the disk refuses, the next start does: what has a row is
+        kept, and `path` finds it meanwhile.
+        """
         try:
-            self._half(name).rename(self.path(name))
+            self._half(name).rename(self._named(name))
             disk.sync(self.folder)
         except OSError as error:
-            raise disk.cannot_write(self.path(name), error) from None
+            log.warning("%s is not named yet: %s", self.folder / name, error.strerror or error)
 
     def remove(self, name: str, delete_row: Callable[[], None]) -> None:
         """Deletes a row, then the entry, if it is valid; on a full disk the entry first, to make room."""
@@ -123,8 +126,13 @@ class Shelf:
         """Removes an entry that a row no longer needs; if that fails now, the next start removes it."""
         _remove(self.path(name))
 
+    def _named(self, name: str) -> Path:
+        if not self._names.fullmatch(name):
+            raise FormatError(f"{name!r:.80} is not a name in {self.folder}", "restore the database from a copy")
+        return self.folder / name
+
     def _half(self, name: str) -> Path:
-        return self.path(name).with_name(f"{name}.tmp")
+        return self._named(name).with_name(f"{name}.tmp")
 
 
 def lost_things(state: Path) -> dict[str, int]:
