@@ -183,6 +183,7 @@ class Learner:
         if now < self._retry_at:
             return
         try:
+            self._settle_ended()  # the disk may have refused when they ended
             for starter in self.starters.values():
                 waiting = starter.waiting()
                 if starter.needed and not self._obstacle(starter, waiting, now):
