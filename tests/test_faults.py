@@ -15,7 +15,7 @@ from queue import Queue
 import commands
 import pytest
 from durable import CONFIG, go
-from fake_workers import FakeProcess
+from fake_workers import FakeProcess, FakeWorkers
 from faults import KINDS, fault, intercepted
 from learners import give, opened
 from services import ROWS, make_state, open_service, until, upload
@@ -277,12 +277,17 @@ def test_an_adapter_stays_active_where_no_further_file_can_be_opened(made, tmp_p
 
 def test_a_training_is_kept_where_no_further_file_can_be_opened(model, tmp_path):
     """Its job ends when one can be."""
-    with opened(model, tmp_path, start_process=Prompt, learn_rows=10, canary_rise="off") as service:
+    workers = FakeWorkers()
+    with opened(model, tmp_path, start_process=workers, learn_rows=10, canary_rise="off") as service:
         give(service, range(20))
-        with fault("open", path="/run/run.json"):
-            job = service.learner.begin()
+        job = service.learner.begin()
+        process = workers.next()
+        process.train()
+        with fault("open", path=f"{process.folder}/run/"):
+            process.judge()
             until(lambda: service.jobs.paused_reason or service.jobs.get(job.id).finished_at)
             assert "Too many open files" in service.health()["reasons"][0]
+        workers.next().judge()
         assert service.jobs.wait(job.id, 30).status == "succeeded"
         is_well(service)
 
@@ -318,8 +323,8 @@ def test_rows_of_a_job_are_settled_though_the_disk_refused_when_it_ended(model, 
 def test_a_command_says_in_a_sentence_that_the_system_has_no_room(model, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     command = ["train", model, tmp_path / "rows.jsonl", "-o", tmp_path / "out", "--steps", 1, "--threads", 1]
-    with fault("open", path=str(model)):
+    with fault("mmap"):
         said = commands.run(*command, code=1)
-    assert "Too many open files" in said
+    assert "Cannot allocate memory" in said
     assert said.count("\n") <= 3
     assert not (tmp_path / "out").exists()
