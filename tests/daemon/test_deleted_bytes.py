@@ -1,11 +1,15 @@
 """What was deleted is in no file of the state, whenever the daemon was killed and whatever the disk refused."""
 
+import sqlite3
+from contextlib import closing
 from random import Random
 
 import pytest
 from full_disks import full_disk
 from marks import mark_of, marks_below
 from rigs import Rig, template
+
+from edgetune.daemon.state import database
 
 GONE = mark_of(1)
 NAME = mark_of(2)
@@ -76,6 +80,27 @@ def test_what_the_disk_refused_to_overwrite_is_overwritten_later(rig):
     rig.service.store._probe_at = 0.0
     assert rig.service.health()["status"] == "ok"  # it tries again
     assert word not in marks_below(rig.state)
+
+
+def test_a_reader_does_not_make_the_log_longer_with_each_write(rig, monkeypatch):
+    """Another program reads the database, such as a backup: what is deleted meanwhile is overwritten after it."""
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.0)
+    notes = learned(rig, 60)
+    word, id = notes.popitem()
+    with closing(sqlite3.connect(rig.service.store.path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM feedback").fetchone()
+        rig.service.feedback.delete(id)
+        before = wal_bytes(rig)
+        for number in range(100, 110):
+            correct(rig, mark_of(number))
+        assert wal_bytes(rig) - before < 1 << 20  # ten copies of the database have twice as much
+    correct(rig, GONE)
+    assert word not in marks_below(rig.state)
+
+
+def wal_bytes(rig):
+    return rig.service.store.path.with_name("state.db-wal").stat().st_size
 
 
 def test_deleted_feedback_is_gone_with_its_question_after_a_kill(rig):

@@ -50,6 +50,7 @@ class Store:
         self._locked: LockedError | None = None  # as long as another program holds the database
         self._locked_at = 0.0  # when a write last gave up to wait for it
         self._must_wipe = _wal(self.path).exists()  # a kill may have come between a deletion and its wipe
+        self._must_vacuum = self._must_wipe
         self._files: dict[Path, tuple[int, int]] = {}  # device and inode of the files that connections have open
         if not self.path.exists() or not self.path.stat().st_size:
             self._set_log_aside()
@@ -206,13 +207,16 @@ class Store:
         reads the database, it happens with a later write; the rows are deleted all the same.
         """
         with self._connection() as db, self._writing:
+            self._must_vacuum = True
             self._wipe(db)
 
     def _wipe(self, db: sqlite3.Connection, seconds: float = LOCK_SECONDS) -> None:
         """Waits so long for readers."""
         db.execute(f"PRAGMA busy_timeout = {seconds * 1000:.0f}")
         try:
-            db.execute("VACUUM")
+            if self._must_vacuum:
+                db.execute("VACUUM")
+                self._must_vacuum = False  # not again while somebody reads: each makes the log as much longer
             (is_read, _, _) = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             self._must_wipe = bool(is_read)
         except sqlite3.Error as error:
