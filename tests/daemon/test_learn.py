@@ -17,7 +17,7 @@ from edgetune.daemon.kinds.feedback import ALL
 from edgetune.daemon.learning import feedback as learned_feedback
 from edgetune.data.anchors import ROWS_PER_ANCHOR
 from edgetune.data.dataset import load_rows
-from edgetune.errors import Interrupted, UsageError
+from edgetune.errors import DiskFullError, Interrupted, UsageError
 
 FAR = 1e12  # seconds on the monotonic clock: nobody asked for long
 
@@ -274,3 +274,20 @@ def test_rows_are_settled_after_a_crash(tiny_q8, tmp_path, workers):
     with opened(tiny_q8, tmp_path) as service:
         assert not service.feedback.unsettled()
         assert service.feedback.counts()["used"] > 0
+
+
+def test_rows_of_a_job_whose_end_a_full_disk_hid_wait_again(service, monkeypatch):
+    """At the next look, without a restart."""
+    give(service, range(20))
+    job = service.learner.begin()
+
+    def refused(*_):
+        raise DiskFullError("no room", "make some")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(service.feedback, "settle", refused)
+        cancel(service, job)
+        until(lambda: service.jobs.running is None)
+    assert service.feedback.waiting() == 0
+    service.learner.tick(0.0)
+    assert service.feedback.waiting() == 20

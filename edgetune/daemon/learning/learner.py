@@ -230,7 +230,7 @@ class Learner:
                 self._failed[starter.name] = starter.waiting(), why
 
     def _settle_ended(self) -> None:
-        """Settles jobs that ended before they were settled, because the daemon ended as well."""
+        """Settles jobs that ended before they were settled, because the daemon ended as well, or the disk was full."""
         for starter in self.starters.values():
             for id in starter.unsettled():
                 if (job := self.jobs.get(id)).finished_at is not None:
