@@ -31,6 +31,7 @@ from edgetune.daemon.jobs.recipe import TRAIN
 from edgetune.daemon.jobs.worker import RUN
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
+from edgetune.daemon.state.store_records import IN_PROGRESS
 from edgetune.daemon.vector_stores import VectorStores
 from edgetune.data.dataset import load_rows
 from edgetune.fleet.rollout.slots import make_slot
@@ -166,9 +167,6 @@ class Rig:
     def quiet(self) -> None:
         """Waits until no thread has anything to do: a process waits for what it is told, and stores are indexed."""
         end = time.monotonic() + PATIENCE
-        stores = self.service.documents.stores
-        if stores._thread and stores._thread.is_alive():
-            stores._waiting.put("the last")  # no store: when it is taken, those before it are done
         while not (self._queue_is_quiet() and self._stores_are_quiet()):
             assert time.monotonic() < end, "the threads do not come to rest"
             time.sleep(0.0002)
@@ -185,10 +183,10 @@ class Rig:
         return True
 
     def _stores_are_quiet(self) -> bool:
+        """Whether each store is as its files are, or waits for a minute after an error."""
         stores = self.service.documents.stores
-        if stores._thread is None or not stores._thread.is_alive():
-            return True
-        return stores._waiting.empty()
+        waits = {id for id, at in stores._due.items() if at > time.monotonic()}
+        return all(store.id in waits or not (store.stale or store.status == IN_PROGRESS) for store in stores.list())
 
     def later(self) -> None:
         """A minute passes for what waits to be tried again."""
@@ -196,8 +194,12 @@ class Rig:
         with queue.changed:
             queue._retry_at = 0.0
             queue.changed.notify_all()
+        stores = self.service.documents.stores
+        with stores._changing:
+            stores._due = dict.fromkeys(stores._due, 0.0)
+            stores._changing.notify_all()
         self.service.learner._retry_at = 0.0
-        self.service.learner.paused_reason = ""  # as its next look says
+        self.service.learner.tick(0.0)  # too early to begin a job
         self.service.store._probe_at = 0.0
         end = time.monotonic() + PATIENCE
         while queue.paused_reason and queue.table.next() is not None:

@@ -20,7 +20,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 from marks import marks_below
-from rigs import Process, Rig
+from rigs import Rig
 from steps import NAMES, PROBATION, Steps
 
 from edgetune.adapters import store as lora
@@ -42,11 +42,7 @@ ACCIDENTS = ("",) * 40 + ("killed", "full", "full_database", "clock_jumps") * 2 
 LIMITS = (0, 100, 5_000, 40_000)  # bytes of a file
 JUMPS = (1, PROBATION, DAY, DAYS * DAY + 1, -1, -PROBATION, -DAY)  # seconds
 
-# Known defects; remove each where it is mended.
-WHILE_A_JOB_BEGINS = ("learn",)  # between the row of a job and its assignment to rows
 ELSEWHERE = ("add_key",)  # in no file of the state
-WHILE_INDEXED = ("make_store", "fill_store", "empty_store", "delete_file")  # the thread dies
-HISTORY_KEEPS_LABELS = True  # in the table events, when their feedback is deleted
 
 
 class Daemon(RuleBasedStateMachine):
@@ -57,7 +53,6 @@ class Daemon(RuleBasedStateMachine):
         self.place = Path(tempfile.mkdtemp(dir=SHM if SHM.is_dir() else None))
         self.clock = time_machine.travel(BEGINS, tick=False)
         self.time = self.clock.start()
-        Process.says = not HISTORY_KEEPS_LABELS
         self.rig = Rig(self.place, drawn_days=DAYS)
         self.does = Steps(self.rig)
         self.checked: set[str] = set()  # jobs whose rows were looked at
@@ -81,7 +76,7 @@ class Daemon(RuleBasedStateMachine):
     def step(self, name: str, a: int, accident: str, number: int) -> None:
         """Somebody asks for something, and there may be an accident meanwhile, or after it."""
         self.time.shift(1)
-        if accident in MEANWHILE and name not in SPARED[accident]:
+        if accident in MEANWHILE and name not in ELSEWHERE:
             MEANWHILE[accident](self, name, a, number)
         else:
             self.do(name, a)
@@ -241,11 +236,9 @@ class Daemon(RuleBasedStateMachine):
     def check_health(self) -> None:
         """It is ok only if all threads live and all queues move; and it is, but for jobs that wait for a person."""
         health = self.service.health()
-        threads = (self.service.batcher.thread, self.service.jobs.thread, self.service.learner.thread)
         stores = self.service.documents.stores
         if health["status"] == "ok":
-            assert all(thread.is_alive() for thread in threads)
-            assert stores._thread is None or stores._thread.is_alive()
+            assert all(thread.is_alive() for part in self.service.parts for thread in part.threads() if thread.ident)
             assert not [store.id for store in stores.list() if store.status == "in_progress"]
             lives = [lesson.id for lesson in self.books.lessons.values() if lesson.state == "live"]
             assert bool(lives) == (self.rig.process is not None), lives
@@ -275,8 +268,6 @@ def check_sentence(error: EdgetuneError) -> None:
 
 MEANWHILE = {"killed": Daemon.killed, "full": Daemon.full, "full_database": Daemon.full_database}
 AFTERWARDS = {"restarted": Daemon.restarted, "two_processes": Daemon.two_processes, "clock_jumps": Daemon.clock_jumps}
-SPARED = {"killed": WHILE_A_JOB_BEGINS, "full": WHILE_A_JOB_BEGINS + WHILE_INDEXED + ELSEWHERE,
-          "full_database": WHILE_A_JOB_BEGINS}
 
 
 def live(seed: int, steps: int, phases: tuple[Phase, ...] = (Phase.generate,)) -> None:
