@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
-from .errors import DiskError, DiskFullError, FormatError, UsageError, size_text
+from .errors import DiskError, DiskFullError, FormatError, TooMuchError, UsageError, size_text
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,6 +33,8 @@ LOCK_POLL = 0.002  # seconds between two tries
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 CLOCK_ERROR = 2.0  # seconds by which the time at which a process began may be wrong
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no place on the disk, in the quota, below the limit of a file
+NO_ROOM = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # for a process, a thread, an open file
+PASSING = (*FULL, *NO_ROOM, errno.EIO, errno.EROFS)  # what the disk or the system refuses, whoever asks
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -183,9 +185,10 @@ def exchange(one: Path, other: Path) -> bool:
 def alone(folder: Path) -> Iterator[None]:
     """Holds `folder` against other processes that ask the same; the kernel lets go when this one ends, however it ends.
 
-    Raises UsageError where another holds it.
+    Raises UsageError where another holds it, TooMuchError where the system opens no further file.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    with refusals():
+        handle = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -223,6 +226,35 @@ def cannot_write(path: Path, error: OSError) -> DiskError:
     if not path.parent.is_dir():
         return DiskError(f"cannot write {path}: {error.strerror or error}", f"make the folder {path.parent} before")
     return DiskError(f"cannot write {path}: {error.strerror or error}", "choose another place")
+
+
+def refusal(error: BaseException | None) -> TooMuchError | None:
+    """The error to raise where the system has no room for a thread, a process, a mapping or an open file now, so that
+    no file is to blame, whatever `error`, made of the system's, says; None for any other error.
+    """
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        what = f"the system has no room for {error.filename or 'more'}: {error.strerror}"
+    elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        what = "the system starts no further thread"
+    else:
+        return refusal(error.__context__) if error else None
+    return TooMuchError(what, "try again, or end other programs")
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether another try may succeed later, for the disk or the system refused."""
+    return (isinstance(error, OSError) and error.errno in PASSING) or refusal(error) is not None
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Within it, an error of `refusal` is raised as that."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if (known := refusal(error)) is None:
+            raise
+        raise known from None
 
 
 def sync(path: Path) -> None:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import os
 import resource
@@ -19,7 +18,6 @@ from typing import Any, TextIO
 
 from .machine.procfs import kib
 
-NO_ROOM = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)  # of a start that may succeed in a minute
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.02  # it takes 1/200 of them
 _WALL = 256 << 20  # bytes of address space above a limit where the kernel refuses; llama.cpp aborts there

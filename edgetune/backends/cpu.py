@@ -55,11 +55,14 @@ def _check_isa(isa: str | None) -> None:
 class Pages:
     """An anonymous mapping; its pages cost memory when they are first written.
 
-    It asks for huge pages, which make training faster; none extends beyond the mapping.
+    It asks for huge pages, which make training faster; none extends beyond the mapping. Raises MemoryError.
     """
 
     def __init__(self, nbytes: int) -> None:
-        self._mapping = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            self._mapping = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(f"{nbytes} bytes: {error.strerror}") from None
         with contextlib.suppress(OSError):  # fewer misses in the page tables, where the kernel has huge pages
             self._mapping.madvise(mmap.MADV_HUGEPAGE)
         self.array: Array = np.frombuffer(self._mapping, np.uint8)

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from rich.text import Text
 
 from ..console import Terminal
+from ..disk import refusals
 from ..errors import EdgetuneError, UsageError, install_hint, lacking
 from ..machine.policy import Policy, read_policy
 from ..machine.signals import stop_requests
@@ -143,7 +144,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with told():
+            with told(), refusals():
                 return self._invoke(ctx)
         except EdgetuneError as error:
             if "--json" in sys.argv:

@@ -124,6 +124,7 @@ class Service:
 
     # ---- start and stop -----------------------------------------------------------------------------------------
 
+    @disk.refusals()
     def start(self) -> Service:
         """Opens the state and the model. Raises EdgetuneError if one cannot be opened, or memory is too small."""
         folder = self.config.folder()

@@ -16,6 +16,7 @@ from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from ...disk import refusal
 from ...errors import (
     ContextLengthError,
     DataError,
@@ -138,6 +139,7 @@ def status_and_body(error: Exception, expected: type[BaseModel] | None = None) -
     if isinstance(error, RequestValidationError):
         message, param = sentence_of(error, expected)
         return 400, error_body(400, message, param, "invalid_value")
+    error = refusal(error) or error
     if isinstance(error, HTTPException) and isinstance(error.__cause__, OSError):  # while FastAPI took an upload in
         error = DiskError(f"cannot keep the upload: {error.__cause__.strerror}", "make room on the disk")
     if isinstance(error, HTTPException):

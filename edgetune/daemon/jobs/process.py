@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
+from ... import disk
 from ...errors import EdgetuneError, TooMuchError
-from ...python_child import NO_ROOM, child
+from ...python_child import child
 from . import worker
 
 STOP_SECONDS = 60.0  # that saving may take before the process is killed
@@ -59,7 +60,7 @@ class WorkerProcess:
             self._process = subprocess.Popen(**child(module), stdin=subprocess.PIPE,
                                              stdout=subprocess.PIPE, start_new_session=True)
         except OSError as error:
-            if error.errno not in NO_ROOM:
+            if error.errno not in disk.NO_ROOM:
                 raise
             raise TooMuchError(f"no process can be started: {error.strerror}",
                                "it is tried again in a minute") from None

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 import time
@@ -28,7 +27,6 @@ from ...errors import (
 )
 from ...machine.policy import Policy
 from ...persisted import from_json
-from ...python_child import NO_ROOM
 from ...runs.tables import write_step_metrics
 from ...serving.answering import Answering
 from ...training.config import TrainConfig
@@ -54,7 +52,6 @@ RETRY_SECONDS = 60.0  # after the disk or memory refused
 DEATHS = 3  # deaths of the process with no step between, after which the job has failed
 REJUDGED = 3  # evaluations that a job repeats because the active adapter changed
 KEPT = 20  # decisions of the governor
-PASSING = (*disk.FULL, *NO_ROOM, errno.EIO, errno.EROFS)  # what the disk or the system refuses to every job
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ class Queue:
             except (DiskError, TooMuchError, Interrupted):  # not of the job, which another try may finish
                 raise
             except Exception as error:
-                if (isinstance(error, OSError) and error.errno in PASSING) or not self.runs.is_there():
+                if disk.may_pass(error) or not self.runs.is_there():
                     raise
                 log.exception("job %s", id)
                 self._fail(id, type(error).__name__, told(error))

@@ -29,6 +29,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ... import disk
 from ...adapters import store
 from ...data import loader
 from ...data.dataset import Dataset
@@ -50,7 +51,7 @@ from ...machine.governor import Governor
 from ...machine.policy import Policy
 from ...objectives.rewarded import Rewarded
 from ...persisted import from_json
-from ...python_child import NO_ROOM, die_with
+from ...python_child import die_with
 from ...runs.reported import reported
 from ...training import checkpoint, run
 from ...training.callbacks import RunCallbacks
@@ -172,7 +173,7 @@ def work(task: dict[str, Any], commands: ParentCommands, emit: Emit) -> int:
         emit({"event": "failed", "kind": "FormatError", "what": f"{error.filename}, which the job needs, is gone",
               "hint": "begin another job", "disk": False, "resumable": False})
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in disk.NO_ROOM:
             raise
         emit({"event": "failed", "kind": type(error).__name__, "what": f"no process can be started: {error.strerror}",
               "hint": "", "disk": True, "resumable": True})
@@ -341,9 +342,12 @@ class Worker:
 
 
 def is_done(out: Path) -> bool:
-    """Returns whether a run is complete, so that only its evaluation remains."""
+    """Returns whether a run is complete, so that only its evaluation remains. Raises TooMuchError where the system
+    opens no further file.
+    """
     try:
-        status = json.loads((out / store.RUN).read_text())["status"]
+        with disk.refusals():
+            status = json.loads((out / store.RUN).read_text())["status"]
     except (OSError, ValueError):
         return False
     return bool(status == "done") and not checkpoint.found(out)

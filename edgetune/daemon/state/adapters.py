@@ -111,7 +111,7 @@ class Adapters:
 
     def start(self) -> None:
         """Loads all adapters, and activates the one before a damaged one. Raises MismatchError where the state is one
-        of another model.
+        of another model, TooMuchError where the system has no room to open one.
         """
         self._shelf.tidy({row["folder"] for row in self.store.read("SELECT folder FROM adapters")})
         settle(self.store, self.folder, self.base, self._may_differ)
@@ -119,6 +119,8 @@ class Adapters:
             try:
                 self.batcher.load(found.id, self._whole(found))
             except (FormatError, UnsupportedError) as error:
+                if refusal := disk.refusal(error):  # a later start finds it whole
+                    raise refusal from None
                 self.damaged[found.id] = error.what
         while (serving := self.serving) is not None and serving not in self.ids():
             why = self.damaged.get(serving, "its row in the database is gone or damaged")

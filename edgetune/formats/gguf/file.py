@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import disk
 from ...errors import FormatError, MismatchError
 
 _PIECE = 1 << 20  # bytes that are hashed at a time
@@ -24,7 +25,7 @@ _AGAIN = "leave the file alone while it is in use, and begin again"
 
 class OpenFile:
     """A regular file, mapped read-only as `mapping`. Raises FormatError for what cannot be opened, and for an empty
-    one, with the `least` bytes that it should have.
+    one, with the `least` bytes that it should have; TooMuchError where the system cannot map it now.
     """
 
     def __init__(self, path: Path, hint: str, least: int = 1) -> None:
@@ -42,7 +43,8 @@ class OpenFile:
             raise FormatError(f"{path} has 0 bytes, it must have at least {least}", hint)
         self._opened = _identity(opened)
         self._changed = opened.st_ctime_ns
-        self.mapping = mmap.mmap(self.handle, 0, access=mmap.ACCESS_READ)
+        with disk.refusals():
+            self.mapping = mmap.mmap(self.handle, 0, access=mmap.ACCESS_READ)
 
     @property
     def link(self) -> str:
