@@ -6,12 +6,19 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import subprocess
 import termios
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+
+def _as_in_a_terminal() -> None:
+    """Takes standard input as its terminal. A signal that was ignored where the tests run (nohup) is not here."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class InTerminal:
@@ -23,7 +30,7 @@ class InTerminal:
         self._closing = threading.Event()
         self.process = subprocess.Popen(
             [str(word) for word in words], cwd=folder, stdin=inside, stdout=inside, stderr=inside,
-            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+            start_new_session=True, preexec_fn=_as_in_a_terminal)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
