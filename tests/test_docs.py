@@ -207,6 +207,13 @@ def test_the_readme_leads_to_every_page():
     assert reached == pages
 
 
+def test_the_readme_names_the_tests():
+    """The command that CI runs."""
+    command = "make install EXTRAS=test && make test"
+    assert command in PAGES["README.md"]
+    assert command in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+
+
 def path_of(page):
     return ROOT / page if page == "README.md" else DOCS / page
 

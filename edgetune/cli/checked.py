@@ -24,7 +24,7 @@ ASK = f"Enter: right. {SKIP}: skip. Or type the right answer"
                                help="Questions at most."),
          click.option("--clear", is_flag=True, help="Delete all drawn questions instead."), group=feedback)
 def feedback_check(client: Any, limit: int, clear: bool, as_json: bool) -> None:
-    """Rate answers that decide whether a new adapter becomes active.
+    """Rate the answers by which new adapters are tested.
 
     One question in five is drawn when it is asked, to test new adapters by. What nobody rated counts as right. With
     --json, list these questions.

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,11 @@ class RoundsInChild:
     def rest(self) -> None:
         """Ends the process; the next call starts another."""
         if self._process is not None:
-            self._process.kill()
-            self._process.__exit__(None, None, None)  # waits, and closes the pipes
+            ended = self._process
             self._process = None
+            ended.kill()
+            with suppress(BrokenPipeError):  # it had not read all
+                ended.__exit__(None, None, None)  # waits, and closes the pipes
 
     def __enter__(self) -> RoundsInChild:
         return self

@@ -157,8 +157,9 @@ class Service:
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
             self.traffic = Traffic(self.store, self.holdout, self.config.drawn_days,
                                    lambda: self.adapters.serving or self.adapters.base)
-            self.feedback.on_deleted.append(self.traffic.forget)
             self.prompts = Prompts(self.store, self.config.keep_prompts)
+            for part in (self.feedback, self.prompts):
+                part.on_deleted.append(self.traffic.forget)
             self.proposals = Proposals(self.store, self.feedback, self.config.keep_prompts > 0)
             self.sources = self._sources()
             self.jobs = self._jobs(folder)

@@ -168,6 +168,8 @@ def _rewarded(objective: Objective, reward: Callable[..., Any] | None,
 
 
 def _is_labelling(objective: Objective) -> bool:
+    if objective.rows is supervised_rows:
+        return False
     from ..data import labelled  # here: few trainings read labels
     return objective.rows is labelled
 

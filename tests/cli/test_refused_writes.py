@@ -32,7 +32,6 @@ def commands_to(out, made, model):
                             model, "--eval", "none"],
             "compress": ["compress", model, "-o", out / "small.edge", "--type", "Q8_0"],
             "mix": ["mix", made / "mix.json", "-o", out / "mixed.jsonl"],
-            "key": ["fleet", "key", "-o", out / "key"],
             "task": ["fleet", "task", model, "-o", out / "task", "--rank", "4"],
             "train": ["train", model, made / "rows.jsonl", "-o", out / "adapter", "--eval", "none", "--epochs", "1"]}
 

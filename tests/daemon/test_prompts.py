@@ -24,8 +24,11 @@ TOOL = {"type": "function", "function": {"name": "switch"}}
 
 
 @pytest.fixture(autouse=True)
-def none_yet(running):
+def none_yet(running, monkeypatch):
+    """Each question is drawn, too: what deletes a prompt deletes that."""
+    monkeypatch.setattr(running.service.holdout, "draws", lambda _: True)
     running.service.prompts.clear()
+    running.service.traffic.clear()
 
 
 def said(text):
@@ -96,6 +99,7 @@ def test_they_are_listed_shown_and_deleted_by_the_api_and_by_the_command(http, r
     assert http.delete(f"/v1/prompts/{id}").json() == {"id": id, "object": "prompt", "deleted": True, "remains": ""}
     assert http.delete(f"/v1/prompts/{id}").status_code == http.get(f"/v1/prompts/{id}").status_code == 404
     assert kept(http) == ["lamp number 2", "lamp number 1", "lamp number 0"]
+    assert http.get("/v1/drawn").json()["counts"]["kept"] == 3
     assert http.delete("/v1/prompts").json() == {"object": "list", "count": 3, "remains": ""}
     assert kept(http) == []
     state = running.service.store.folder

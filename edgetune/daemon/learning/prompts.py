@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,14 @@ class KeptPrompt:
 
 
 class Prompts:
-    """The prompts in the store, `most` of them at most; 0: none is kept. For any number of threads."""
+    """The prompts in the store, `most` of them at most; 0: none is kept. For any number of threads. on_deleted: called
+    in the transaction that deletes a prompt for good, with the digest of its question.
+    """
 
     def __init__(self, store: Store, most: int) -> None:
         self.store = store
         self.most = most
+        self.on_deleted: list[Callable[[sqlite3.Connection, str], None]] = []
         if self._count("1") > most:
             self._trim()
             store.wipe()
@@ -97,21 +100,24 @@ class Prompts:
 
     def delete(self, id: str) -> None:
         """Deletes a prompt permanently, also a damaged one. Raises NotFoundError."""
-        with self.store.write() as db:
-            if not db.execute("DELETE FROM prompts WHERE id = ?", (id,)).rowcount:
-                raise _unknown(id)
-        self.store.forget("prompts", id)
-        self.store.wipe()
+        if not self._delete("id = ?", id):
+            raise _unknown(id)
 
     def clear(self) -> int:
         """Deletes all prompts permanently; returns how many there were."""
+        return self._delete("1")
+
+    def _delete(self, where: str, *values: str) -> int:
         with self.store.write() as db:
-            ids = [id for (id,) in db.execute("SELECT id FROM prompts").fetchall()]
-            db.execute("DELETE FROM prompts")
-        for id in ids:
+            deleted = db.execute(f"SELECT id, question FROM prompts WHERE {where}", values).fetchall()
+            db.execute(f"DELETE FROM prompts WHERE {where}", values)
+            for _, question in deleted:
+                for forget in self.on_deleted:
+                    forget(db, question)
+        for id, _ in deleted:
             self.store.forget("prompts", id)
         self.store.wipe()
-        return len(ids)
+        return len(deleted)
 
     # ---- learning -----------------------------------------------------------------------------------------------
 

@@ -124,8 +124,8 @@ class Traffic:
 
     @staticmethod
     def forget(db: sqlite3.Connection, question: str) -> None:
-        """Deletes a question permanently, with its feedback; its digest stays, so that it is never learned. `db`: a
-        transaction.
+        """Deletes a question permanently, with its feedback or its prompt; its digest stays, so that it is never
+        learned. `db`: a transaction.
         """
         db.execute("DELETE FROM drawn WHERE question = ?", (question,))
 
