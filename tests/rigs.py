@@ -74,12 +74,27 @@ def _trained(model: Path, folder: Path) -> Path:
 
 
 class Process(FakeProcess):
-    """Its run has the labels that it learned in its record, as an encoder's has. says: whether the record goes into the
-    job's history.
+    """Its run has the labels that it learned in its record, as an encoder's has. is_over: whether it ended. emitted:
+    its events; handled: those that the queue has done with.
     """
 
-    says = True
     is_over = False
+    emitted = 0
+    handled = 0
+
+    def emit(self, event: dict[str, Any] | Exception) -> None:
+        self.emitted += 1
+        super().emit(event)
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        for event in super().events():
+            yield event
+            self.handled += 1
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it works, and the queue has done with all that it said."""
+        return not self.is_over and self.handled == self.emitted
 
     def end(self, last: dict[str, Any] | None = None, code: int = 0) -> None:
         self.is_over = True
@@ -100,8 +115,7 @@ class Process(FakeProcess):
         shutil.copytree(template().runs[Path(self.task["model"]).name], out, dirs_exist_ok=True)
         record = {**json.loads((out / lora.RUN).read_text()), LABELS: sorted(self.rows)}
         (out / lora.RUN).write_text(json.dumps(record))
-        self.emit({"event": "trained", "tokens": 8, "record": {LABELS: record[LABELS]} if self.says else {}})
-
+        self.emit({"event": "trained", "tokens": 8, "record": {LABELS: record[LABELS]}})
 
     def judge(self, passed: bool = True, reason: str = "as the test says", **more: Any) -> None:
         """It says so where the disk refuses its run."""
@@ -176,7 +190,7 @@ class Rig:
         while not self.workers.are_idle:
             self.process = self.workers.next()
         if queue._process is not None:
-            return queue._process is self.process and not self.process.is_over
+            return queue._process is self.process and self.process.is_quiet
         if queue.job is not None or (queue.table.next() is not None and not queue.paused_reason):
             return False
         self.process = None
