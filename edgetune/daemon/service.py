@@ -158,8 +158,8 @@ class Service:
             self.traffic = Traffic(self.store, self.holdout, self.config.drawn_days,
                                    lambda: self.adapters.serving or self.adapters.base)
             self.prompts = Prompts(self.store, self.config.keep_prompts)
-            for part in (self.feedback, self.prompts):
-                part.on_deleted.append(self.traffic.forget)
+            for asked in (self.feedback, self.prompts):
+                asked.on_deleted.append(self.traffic.forget)
             self.proposals = Proposals(self.store, self.feedback, self.config.keep_prompts > 0)
             self.sources = self._sources()
             self.jobs = self._jobs(folder)
