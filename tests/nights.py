@@ -11,7 +11,10 @@ A_THIRD = People(1 / 3)
 TENTHS = People(0.1, 0.1)
 PRAISE = People(0.0, 0.5)
 CONTRADICTING = People(0.5, 0.1, contradicts=0.2)
-EVERYBODY = (ONLY_CORRECTIONS, A_THIRD, TENTHS, PRAISE, CONTRADICTING)
+CHECKING = People(1 / 3, checks=8)
+SKIPPING = People(1 / 3, checks=3, skips=0.3)
+STOPPING = People(1 / 3, contradicts=0.1, checks=8, stops=True)
+EVERYBODY = (ONLY_CORRECTIONS, A_THIRD, TENTHS, PRAISE, CONTRADICTING, CHECKING, SKIPPING, STOPPING)
 SHAPES = ({}, {"shared": 0.5}, {"shared": 0.8}, {"nested": 0.05}, {"nested": 0.2}, {"likes": True})
 ASKED = 40  # questions a day
 
@@ -31,11 +34,12 @@ def nights_until(dice: np.random.Generator, pair: Pair, people: People, nights: 
     for night in range(nights):
         accuracy = float(dice.uniform(0.3, 0.9)) if drift else pair.accuracy
         sample.night(dice, accuracy, people, ASKED)
-        rows = len(sample.right)
+        chosen = sample.deciding
+        rows = int(chosen.sum())
         if rows < LEAST_DRAWN:
             continue
-        b, as_a = pair.answers(dice, sample.right, sample.said)
-        if passes(*counts(sample.said, b, as_a), rows, night):
+        b, as_a = (found[chosen] for found in pair.answers(dice, sample.right, sample.unasked))
+        if passes(*counts(sample.said[chosen], b, as_a), rows, night):
             return night + 1
     return 0
 

@@ -18,12 +18,16 @@ SHARE = 5  # one question in five is drawn
 @dataclass(frozen=True)
 class People:
     """Shares: of A's errors that are corrected, of its right answers that are praised, and of all that are answered
-    with a correction to something wrong.
+    with a correction to something wrong. checks: answers a day that somebody is asked about and rates; skips: share of
+    these that they pass over; stops: whether they check no more that day after an error.
     """
 
     corrects: float = 1 / 3
     praises: float = 0.0
     contradicts: float = 0.0
+    checks: int = 0
+    skips: float = 0.0
+    stops: bool = False
 
     def say(self, dice: np.random.Generator, right: Bools) -> NDArray[np.int_]:
         """What is said about answers that are right or wrong [N]."""
@@ -32,12 +36,20 @@ class People:
                         np.where(chance < self.corrects, CORRECTED, SILENT))
         return np.where(dice.random(len(right)) < self.contradicts, CONTRADICTED, said)
 
+    def rate(self, dice: np.random.Generator, right: bool) -> int:
+        """What is said about an answer that somebody is asked about."""
+        if dice.random() < self.skips:
+            return SILENT
+        if dice.random() < self.contradicts:
+            return CONTRADICTED
+        return PRAISED if right else CORRECTED
+
 
 @dataclass(frozen=True)
 class Pair:
     """Two adapters. accuracy: of A; gain: by which B's is greater. shared: share of the questions on which B answers as
     A does. nested: B differs from A only where it must: it mends so many errors as it breaks right answers, and `gain`
-    more. likes: B rather mends what people correct, as one does that learned their corrections.
+    more. likes: B rather mends what people correct unasked, as one does that learned their corrections.
     """
 
     accuracy: float
@@ -69,16 +81,50 @@ class Pair:
 
 @dataclass
 class Sample:
-    """The drawn questions since A became active."""
+    """The drawn questions since A became active. unasked: what was said before somebody was asked. lot: the order in
+    which people are asked about them. reached: whether somebody was, or had rated one before it could come to that.
+    """
 
     right: Bools = field(default_factory=lambda: np.empty(0, bool))
     said: NDArray[np.int_] = field(default_factory=lambda: np.empty(0, int))
+    unasked: NDArray[np.int_] = field(default_factory=lambda: np.empty(0, int))
+    lot: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    reached: Bools = field(default_factory=lambda: np.empty(0, bool))
 
     def night(self, dice: np.random.Generator, accuracy: float, people: People, asked: int) -> None:
         n = int(dice.binomial(asked, 1 / SHARE))
         right = dice.random(n) < accuracy
         self.right = np.concatenate([self.right, right])[-256:]
-        self.said = np.concatenate([self.said, people.say(dice, right)])[-256:]
+        said = people.say(dice, right)
+        self.said = np.concatenate([self.said, said])[-256:]
+        self.unasked = np.concatenate([self.unasked, said])[-256:]
+        self.lot = np.concatenate([self.lot, dice.random(n)])[-256:]
+        self.reached = np.concatenate([self.reached, np.zeros(n, bool)])[-256:]
+        self.check(dice, people)
+
+    def check(self, dice: np.random.Generator, people: People) -> None:
+        """Somebody is asked about silent answers, by lot. Those that others rated before their turn are reached, too,
+        and after the last that is rated nothing is.
+        """
+        passed = []
+        rated = 0
+        for i in np.argsort(self.lot):
+            if rated == people.checks:
+                break
+            passed.append(i)
+            if self.said[i] == SILENT:
+                self.said[i] = people.rate(dice, bool(self.right[i]))
+                if self.said[i] == SILENT:
+                    continue
+                rated += 1
+                self.reached[passed] = True
+                if people.stops and not self.right[i]:
+                    break
+
+    @property
+    def deciding(self) -> Bools:
+        """Of all drawn questions [N]: those that were reached, if they are eight, else all."""
+        return self.reached if self.reached.sum() >= 8 else np.ones(len(self.right), bool)
 
 
 def counts(said: NDArray[np.int_], b: Bools, as_a: Bools) -> tuple[int, int]:

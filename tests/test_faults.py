@@ -6,28 +6,48 @@ After each: the error is one sentence, nothing is half written, and the same act
 
 import contextlib
 import json
+import os
 import shutil
-import time
 import traceback
-from dataclasses import replace
-from queue import Queue
 
 import commands
 import pytest
-from durable import CONFIG, go
-from fake_workers import FakeProcess, FakeWorkers
+from fake_workers import FakeWorkers
+from fault_scenarios import (
+    Prompt,
+    compressing,
+    ids,
+    indexing,
+    is_well,
+    learning,
+    promoting,
+    rolling,
+    starting,
+    training,
+    updating,
+    uploading,
+)
 from faults import KINDS, fault, intercepted
+from houses import write_house
+from indexes import needs_retrieval, small_encoder
 from learners import give, opened
 from services import ROWS, make_state, open_service, until, upload
 from thread_workers import ThreadWorker
+from tiny import write_tiny
 
 from edgetune.daemon import threads, vector_stores
 from edgetune.daemon.jobs import queue
 from edgetune.daemon.learning import learner
 from edgetune.daemon.state import database
 from edgetune.errors import DiskError, EdgetuneError, TooMuchError
+from edgetune.fleet.rollout.folder import begin, read_device, write_device
+from edgetune.fleet.rollout.rings import Plan
+from edgetune.fleet.rollout.slots import make_slot
+from edgetune.formats.bundle import open_bundle
 
-MOST = 400  # calls of a kind of one action: a sweep that goes on has found no end
+EVALUATION = {"required": "better", "if_none": "refuse", "probation": 60, "bad_ratings": 3}
+EVERY = int(os.environ.get("FAULTS_EVERY", "1"))  # n that is tried: 1, and each so many after it
+MOST = 2000  # calls of a kind of one action: a sweep that goes on has found no end
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -45,22 +65,23 @@ def soon(monkeypatch, made, bundle, model):  # noqa: ARG001 (they are made befor
 def sweep(tmp_path, kind, lasting, scenario):
     """Runs a scenario with each n. Returns how many calls of the kind its action makes, and what went wrong, by n."""
     wrong = {}
-    for n in range(1, MOST):
+    for n in range(1, MOST, EVERY):
         folder = tmp_path / str(n)
         folder.mkdir()
         try:
-            was_hit = disturbed(folder, kind, n, lasting, scenario)
+            planted = disturbed(folder, kind, n, lasting, scenario)
+            was_hit = planted.hit
         except Exception as error:
             wrong[n] = "".join(traceback.format_exception(error)[-6:])
             was_hit = True
         if not was_hit:
-            return n - 1, wrong
+            return planted.calls, wrong
         shutil.rmtree(folder)
     raise AssertionError(f"it makes {MOST} calls or more")
 
 
 def disturbed(folder, kind, n, lasting, scenario):
-    """Whether the n-th call came. scenario: a generator function of a folder, whose value is the action; sent the error
+    """What was planted. scenario: a generator function of a folder, whose value is the action; sent the error
     that it raised, or None, it checks what is left, and that the same action succeeds now.
     """
     run = scenario(folder)
@@ -74,10 +95,10 @@ def disturbed(folder, kind, n, lasting, scenario):
     assert raised is None or (planted.hit and "\n" not in str(raised))
     with contextlib.suppress(StopIteration):
         run.send(raised)
-    return planted.hit
+    return planted
 
 
-# ---- scenarios -------------------------------------------------------------------------------------------------------
+# ---- what actions need ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -86,149 +107,42 @@ def made(tmp_path_factory):
     return make_state(tmp_path_factory.mktemp("made"), ThreadWorker)
 
 
-def is_well(service):
-    end = time.monotonic() + 10
-    while (health := service.health())["status"] != "ok":
-        assert time.monotonic() < end, health["reasons"]
-        time.sleep(0.01)
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    needs_retrieval()
+    return small_encoder(tmp_path_factory.mktemp("encoder"))
 
 
-def ids(folder):
-    """Adapters of the state, the newest first, which a start loads, and the active one."""
-    with open_service(folder) as service:
-        assert service.health() == {"status": "ok", "reasons": []}
-        assert "".join(service.generate("lamp", max_tokens=2)) is not None
-        return [*service.adapters.ids()], service.adapters.serving
+@pytest.fixture(scope="module")
+def house(tmp_path_factory, encoder):
+    folder = tmp_path_factory.mktemp("home")
+    commands.run("home", "train", write_house(folder), "-o", folder / "house", "--count", 200, "--encoder", encoder,
+                 "--threads", 1)
+    return folder / "house"
 
 
-def no_halves(folder):
-    """Nothing in the state is half written."""
-    return not [*folder.rglob("*.tmp")]
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A fleet, its roll-out to one device, whose slot has the base before: the folder, and both bases."""
+    folder = tmp_path_factory.mktemp("begun")
+    for name, seed in (("old", 0), ("new", 1)):
+        write_tiny(folder / f"{name}.gguf", seed=seed, n_blocks=1)
+    slot = make_slot(folder / "old.gguf", folder / "whole" / "home")
+    fleet = folder / "whole" / "fleet"
+    write_device(fleet, read_device(fleet, "kitchen"))
+    begin(fleet, folder / "new.gguf", Plan(("all",)), EVALUATION, 0)
+    return folder / "whole", open_bundle(slot.path).fingerprint, open_bundle(folder / "new.gguf").fingerprint
 
 
-def starting(made):
-    def scenario(folder):
-        shutil.copytree(made, folder, dirs_exist_ok=True)
-        service = open_service(folder)
-        error = yield service.start
-        if error is None:
-            is_well(service)
-            assert len(service.adapters.ids()) == 2
-        service.stop()
-        with open_service(folder) as service:
-            assert service.health() == {"status": "ok", "reasons": []}
-            assert len(service.adapters.ids()) == 2
-            assert service.adapters.serving == service.adapters.ids()[0]
-            assert len(service.feedback.list()) == 3
-            assert len(service.files.list(purpose="fine-tune")) == 3
-            assert "".join(service.generate("lamp", max_tokens=2)) is not None
-
-    return scenario
-
-
-def promoting(made):
-    def scenario(folder):
-        shutil.copytree(made, folder, dirs_exist_ok=True)
-        with open_service(folder) as service:
-            new, old = service.adapters.ids()
-            error = yield lambda: service.adapters.promote(old, "for the test")
-            assert service.adapters.serving == (new if error else old)
-            is_well(service)
-            service.adapters.promote(old, "again")
-            assert service.adapters.serving == old
-        assert ids(folder) == ([new, old], old)
-
-    return scenario
-
-
-def uploading(made):
-    def scenario(folder):
-        shutil.copytree(made, folder, dirs_exist_ok=True)
-        with open_service(folder) as service:
-            before = {file.id for file in service.files.list()}
-            error = yield lambda: upload(service)
-            is_well(service)
-            now = {file.id for file in service.files.list()}
-            assert len(now) == len(before) + (error is None)
-            id = upload(service)
-            assert len([*service.files.rows(id)]) == len(ROWS)
-            for id in {file.id for file in service.files.list()}:
-                assert service.files.content(id).is_file()
-        with open_service(folder) as service:
-            assert service.health() == {"status": "ok", "reasons": []}
-            assert len(service.files.list()) == len(now) + 1
-            assert no_halves(folder / "state")
-
-    return scenario
-
-
-class Prompt(FakeProcess):
-    """A process that has learned all at once."""
-
-    def __init__(self):
-        super().__init__(1, Queue())
-
-    def begin(self, task):
-        super().begin(task)
-        self.train()
-        self.judge()
-
-
-def settled(service):
-    """Waits for it; a daemon that learns by itself looks every few seconds."""
-    until(lambda: service.learner.tick() or not service.feedback.unsettled(), 10)
-
-
-def learning(model, start_process):
-    def scenario(folder):
-        with opened(model, folder, start_process=start_process, learn_rows=10, canary_rise="off") as service:
-            give(service, range(20))
-            held = service.feedback.counts()["held"]
-
-            def act():
-                job = service.learner.begin()
-                until(lambda: service.jobs.table.get(job.id).finished_at or service.jobs.paused_reason, 20)
-
-            yield act
-            until(lambda: not service.learner._unfinished(), 30, f"the job does not end: {service.jobs.list()}")
-            settled(service)
-            is_well(service)
-            if not any(job.status == "succeeded" for job in service.jobs.list()):
-                job = service.learner.begin()
-                job = service.jobs.wait(job.id, 30)
-                assert job.status == "succeeded", job.error
-                settled(service)
-            [done] = [job for job in service.jobs.list() if job.status == "succeeded"]
-            assert service.adapters.of_job(done.id).id == service.adapters.serving
-            counts = service.feedback.counts()
-            assert (counts["used"], counts["held"], counts["new"]) == (20 - held, held, 0), counts
-            assert {note.job for note in service.feedback.list() if note.state == "used"} == {done.id}
-            adapter = service.adapters.serving
-        with opened(model, folder) as service:
-            assert [*service.jobs.folder.iterdir()] == []
-            assert service.adapters.serving == adapter
-            assert service.health() == {"status": "ok", "reasons": []}
-
-    return scenario
-
-
-def training(bundle):
-    def scenario(folder):
-        out = folder / "out"
-        config = replace(CONFIG, steps=2)
-        error = yield lambda: go(bundle, out, config)
-        if error is None:
-            assert (out / "adapter.gguf").exists()
-        elif out.exists():
-            if not (out / "adapter.gguf").exists() or "done" not in (out / "run.json").read_text():
-                go(bundle, out, config, resume=True)
-        else:
-            go(bundle, out, config)
-        go(bundle, folder / "whole", config)
-        assert (out / "adapter.gguf").read_bytes() == (folder / "whole" / "adapter.gguf").read_bytes()
-        assert not [*out.glob("*.tmp")]
-
-    return scenario
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("source")
+    write_tiny(folder / "model.gguf", formats="F16", d_model=256, d_ff=256)
+    words = ("the light on", "turn it off", "set to 10")
+    (folder / "rows.jsonl").write_text("".join(json.dumps({
+        "prompt": f"{words[i % 3]} {words[i * i % 3]}", "completion": words[i // 3 % 3]}) + "\n" for i in range(150)))
+    return folder / "model.gguf"
 
 
 # ---- the sweep -------------------------------------------------------------------------------------------------------
@@ -243,12 +157,14 @@ def scenario(request):
 
     makers = {"start": lambda: starting(of("made")), "promotion": lambda: promoting(of("made")),
               "upload": lambda: uploading(of("made")), "job": lambda: learning(of("model"), Prompt),
-              "train": lambda: training(of("bundle"))}
+              "train": lambda: training(of("bundle")), "index": lambda: indexing(of("made"), of("encoder")),
+              "update": lambda: updating(of("house")), "roll-out": lambda: rolling(of("begun")),
+              "compress": lambda: compressing(of("source"))}
     return makers[request.param]()
 
 
 def cases():
-    for name in ("start", "promotion", "upload", "job", "train"):
+    for name in ("start", "promotion", "upload", "job", "train", "index", "roll-out", "update", "compress"):
         for kind in KINDS:
             for lasting in (False, True):
                 is_quick = (name, kind) in QUICK and not lasting

@@ -10,7 +10,7 @@ import click
 
 from ..errors import UsageError, printable
 from .app import show
-from .feedback import FEEDBACK, feedback
+from .feedback import feedback
 from .remote import request
 
 DRAWN = "/v1/drawn"
@@ -26,8 +26,8 @@ ASK = f"Enter: right. {SKIP}: skip. Or type the right answer"
 def feedback_check(client: Any, limit: int, clear: bool, as_json: bool) -> None:
     """Rate the answers by which new adapters are tested.
 
-    One question in five is drawn when it is asked, to test new adapters by. What nobody rated counts as right. With
-    --json, list these questions.
+    One question in five is drawn when it is asked, to test new adapters by. Once you have rated eight, those that you
+    were asked about decide, and what you skipped counts as right. With --json, list the questions.
     """
     if clear:
         found = client.delete(DRAWN)
@@ -67,7 +67,7 @@ def _rated(client: Any, row: dict[str, Any], question: str) -> bool:
     if said == SKIP or not (said or is_whole):  # what is cut is not the right answer
         return False
     right = {"rating": "up"} if said in ("", answer) else {"correction": said}
-    client.post(FEEDBACK, {**row, "answer": answer, **right})
+    client.post(DRAWN, {**row, "answer": answer, **right})
     return True
 
 

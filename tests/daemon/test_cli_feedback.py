@@ -72,12 +72,11 @@ def test_proposed_corrections_are_listed_accepted_and_dismissed(feedback, runnin
 
 @pytest.fixture
 def drawn(running):
-    """Two questions that were drawn."""
+    """Questions that were drawn."""
     traffic = running.service.traffic
-    texts = [f"light {i}?" for i in range(40)]
-    for text in texts:
-        traffic.see({"messages": asked(text)})
-    yield sorted((row["messages"][0]["content"] for row in traffic.unrated()), key=texts.index, reverse=True)
+    for i in range(40):
+        traffic.see({"messages": asked(f"light {i}?")})
+    yield [row["messages"][0]["content"] for row in traffic.unrated()]
     traffic.clear()
 
 
@@ -85,7 +84,7 @@ def drawn(running):
 def test_drawn_questions_are_listed_and_deleted(drawn):
     found = json.loads(run("feedback", "check", "--json", "--limit", 2))
     assert [row["messages"] for row in found["data"]] == [asked(text) for text in drawn[:2]]
-    assert found["counts"] == {"days": 90, "kept": len(drawn), "unrated": len(drawn)}
+    assert found["counts"] == {"days": 90, "kept": len(drawn), "unrated": len(drawn), "checked": 0}
     assert "standard input is no terminal" in run("feedback", "check", code=2)
     assert run("feedback", "check", "--clear") == f"{len(drawn)} questions are deleted\n"
     assert run("feedback", "check") == "every drawn question is rated\n"
@@ -105,6 +104,8 @@ def test_a_person_judges_drawn_questions_in_a_terminal(drawn, feedback, running,
     assert (corrected.heading.asked, corrected.answer, corrected.held) == (drawn[1], "to the right", True)
     left = [row["messages"][0]["content"] for row in running.service.traffic.unrated()]
     assert left == drawn[2:]  # in their order: a check is no question that people ask
+    reached = [row["question"] for row in running.service.store.read("SELECT * FROM drawn WHERE checked IS NOT NULL")]
+    assert sorted(reached) == sorted([right.question, corrected.question])
 
 
 def said_of():

@@ -162,4 +162,4 @@ def test_a_state_of_version_5_opens(folder):
         assert all(job.rounds is None for job in service.jobs.list())
         assert service.prompts.keep(Question(prompt="lamp on"))
     with closing(sqlite3.connect(folder / "state" / NAME)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,) == (11,)
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,) == (12,)

@@ -1,5 +1,6 @@
 """edgetune.daemon.learning.traffic: what is drawn, rated, kept and forgotten; and what it decides, end to end."""
 
+import random
 import time
 
 import pytest
@@ -59,7 +60,7 @@ def test_what_is_not_drawn(tiny_q8, tmp_path):
         ask(service, range(ASKED), model=service.name)
         for number in range(ASKED):
             service.ask(Question(messages=message(number), may_be_kept=False, options={"max_tokens": 3})).text()
-        assert service.traffic.facts() == {"days": 90, "kept": 0, "unrated": 0}
+        assert service.traffic.facts() == {"days": 90, "kept": 0, "unrated": 0, "checked": 0}
         give(service, range(100, 110))
         for number in range(100, 110):
             service.chat([{"role": "user", "content": f"turn the light {number}"}]).text()
@@ -68,7 +69,7 @@ def test_what_is_not_drawn(tiny_q8, tmp_path):
         ask(service, range(ASKED))
         assert drawn(service)
     with opened(tiny_q8, tmp_path, drawn_days=0) as service:
-        assert service.traffic.facts() == {"days": 0, "kept": 0, "unrated": 0}
+        assert service.traffic.facts() == {"days": 0, "kept": 0, "unrated": 0, "checked": 0}
         ask(service, range(ASKED))
         assert not drawn(service)
         assert not len(service.traffic.rows(service.method.kind))
@@ -90,7 +91,91 @@ def test_a_rating_counts_and_a_thumb_down_leaves_the_question_out(asked):
     assert {row["messages"][0]["content"] for row in rows.unrated} == set(others)
     asked.traffic.active = lambda: "ft:another"
     assert not len(asked.traffic.rows(asked.method.kind))
-    assert asked.traffic.facts() == {"days": 90, "kept": len(others) + 3, "unrated": 0}  # so nobody is asked for them
+    assert asked.traffic.facts() == {"days": 90, "kept": len(others) + 3, "unrated": len(others), "checked": 0}
+
+
+def name_of(text):
+    row = {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ""}]}
+    return question_digest(row, by_shape=True)
+
+
+def rows_of(service):
+    """The texts of the questions that decide: rated ones, and others."""
+    rows = service.traffic.rows(service.method.kind)
+    return [{row["messages"][0]["content"] for row in part} for part in (rows.rated, rows.unrated)]
+
+
+@pytest.fixture
+def by_age(asked, monkeypatch):
+    """A function of texts that ranks questions as they follow."""
+    def ranked(texts):
+        ranks = {name_of(text): f"00{i:03d}" for i, text in enumerate(texts)}
+        monkeypatch.setattr(asked.holdout, "rank", lambda name: ranks.get(name, "0099"))
+
+    return ranked
+
+
+def test_what_a_check_reached_decides(asked, by_age, monkeypatch):
+    """Whoever had corrected some of it before; not what nobody was asked about, nor what was drawn later. It says what
+    is right, so it outlives the adapter. What was passed over counts as answered right.
+    """
+    monkeypatch.setattr(traffic, "LEAST_CHECKED", 4)
+    texts = sorted(drawn(asked))
+    by_age(texts)
+    assert [row["messages"][0]["content"] for row in asked.traffic.unrated()] == texts
+
+    def rate(text, is_check=True, **feedback):
+        item = asked.feedback.add(messages=[{"role": "user", "content": text}], answer="old", **feedback)
+        if is_check:
+            asked.traffic.check(item.question)
+
+    rate(texts[1], is_check=False, correction="on")
+    rate(texts[5], is_check=False, correction="on")
+    rate(texts[0], rating="up")
+    rate(texts[2], correction="on")
+    assert rows_of(asked) == [{*texts[:3], texts[5]}, {*texts[3:5], *texts[6:]}]  # too few
+    rate(texts[4], rating="up")  # past another
+    assert rows_of(asked) == [{*texts[:3], texts[4]}, {texts[3]}]
+    assert asked.traffic.facts()["checked"] == 5
+    asked.traffic.active = lambda: "ft:another"
+    asked.traffic.see({"messages": message(ASKED)})  # whose rank, as that of all others, is low enough
+    later = f"turn the light {ASKED}"
+    by_age([later, *texts])
+    assert rows_of(asked) == [{*texts[:3], texts[4]}, {texts[3]}]
+    assert drawn(asked) >= {later, *texts[6:]}
+    rate(texts[6], rating="up")
+    assert rows_of(asked) == [{*texts[:3], *texts[4:7]}, {later, texts[3]}]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_checks_reach_what_one_passes_in_the_order_of_the_key(asked, seed, monkeypatch):
+    """Noted question by question here, over days on which others ask, and correct, and somebody passes some over."""
+    monkeypatch.setattr(traffic, "LEAST_CHECKED", 1)
+    dice = random.Random(seed)
+    rated, reached = set(), set()
+
+    def rate(text, is_check):
+        item = asked.feedback.add(messages=[{"role": "user", "content": text}], answer="old", rating="up")
+        rated.add(text)
+        if is_check:
+            asked.traffic.check(item.question)
+
+    for day in range(1, 4):
+        ask(asked, range(day * ASKED, day * ASKED + 30))
+        known = sorted(drawn(asked) | rated, key=lambda text: asked.holdout.rank(name_of(text)))
+        for text in dice.sample(sorted(drawn(asked)), 3):
+            rate(text, is_check=False)
+        passed, left = [], 3
+        for text in known:
+            passed.append(text)
+            if text not in rated and dice.random() < 0.7:
+                rate(text, is_check=True)
+                reached.update(passed)
+                left -= 1
+            if not left:
+                break
+        assert rows_of(asked) == [reached & rated, reached - rated]
+    assert rated - reached
 
 
 def test_a_question_is_forgotten_with_its_feedback_and_after_its_days(asked, monkeypatch):

@@ -48,7 +48,7 @@ def table() -> None:
             share(Pair(0.7, loss, **shape), people, 20, RUNS) for people in EVERYBODY
             for shape in ({}, {"nested": 0.1}, {"likes": True})), flush=True)
     people = {"a third of the errors corrected": A_THIRD, "all corrected": ONLY_CORRECTIONS,
-              "all rated": People(1.0, 1.0)}
+              "all rated": People(1.0, 1.0), "a third corrected, three checked a night": People(checks=3)}
     for accuracy, gain, shape in ((0.7, 0.05, {}), (0.7, 0.1, {}), (0.7, 0.1, {"nested": 0.02}), (0.5, 0.4, {}),
                                   (0.0, 0.8, {})):
         for name, each in people.items():

@@ -27,22 +27,27 @@ WHAT_IS_NEW = bodies.LearnRequest(all=False, prompts=False)  # of a request with
 @router.post("/v1/feedback", response_model=bodies.FeedbackObject)
 def give_feedback(body: bodies.FeedbackRequest, request: Request, service: TheService) -> Any:
     """Gives feedback on an answer. It waits to be learned, or is held out to evaluate what is learned."""
-    given: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "rejected": body.rejected,
+    return heading_object(service.feedback.add(**given(body, request)).heading)
+
+
+def given(body: bodies.FeedbackRequest, request: Request) -> dict[str, Any]:
+    """Returns the arguments of Feedback.add. Raises UsageError if no answer is named, or two are."""
+    found: dict[str, Any] = {"rating": body.rating, "correction": body.correction, "rejected": body.rejected,
                              "model": body.model or "", "expires_in": body.expires_in}
     if body.completion_id is not None:
         if body.messages is not None or body.prompt is not None or body.answer is not None:
             raise UsageError("completion_id is given, and messages, prompt or answer too", "leave one of them out")
         answered = request.app.state.recent.get(body.completion_id)
-        given |= {**answered.question, "answer": answered.answer, "model": answered.model}
+        found |= {**answered.question, "answer": answered.answer, "model": answered.model}
     elif (body.messages is None) == (body.prompt is None):
         raise UsageError("neither completion_id nor messages nor prompt is given, or both of the latter",
                          "name an answer by one of them")
     elif body.messages is not None:
         messages = [message.plain() for message in body.messages]
-        given |= {"messages": messages, "tools": body.tools, "answer": body.answer or ""}
+        found |= {"messages": messages, "tools": body.tools, "answer": body.answer or ""}
     else:
-        given |= {"prompt": body.prompt, "answer": body.answer or ""}
-    return heading_object(service.feedback.add(**given).heading)
+        found |= {"prompt": body.prompt, "answer": body.answer or ""}
+    return found
 
 
 @router.get("/v1/feedback", response_model=bodies.FeedbackPage)

@@ -158,12 +158,13 @@ class DeletedProposals(Answer):
 
 
 class DrawnList(Answer):
-    """Drawn questions that nobody rated, the newest first."""
+    """Drawn questions that nobody rated, in the order of a check."""
 
     object: Literal["list"] = "list"
     data: list[dict[str, Any]] = Field(description="Rows of messages, with tools, or of a prompt.")
     counts: dict[str, int] = Field(description="days: for which a question is kept; kept: all drawn questions; "
-                                               "unrated: those that the active adapter answered and nobody rated.")
+                                               "unrated: those that nobody rated; checked: those that checks "
+                                               "reached, if these decide, else 0.")
 
 
 class DeletedDrawn(Answer):

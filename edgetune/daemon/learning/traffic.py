@@ -2,8 +2,13 @@
 
 One question in five is drawn by a key of the daemon, when it is asked and before anybody rates its answer. So the
 sample is like all questions, while those that people correct are the ones on which the active adapter is wrong. A drawn
-question is never learned. Only the question is kept, and never an answer, for `days` days and not beyond MOST. If
-nobody rated the answer, the active adapter's answer counts as right, which is never in favour of a new adapter.
+question is never learned. Only the question is kept, and never an answer, for `days` days and not beyond MOST.
+
+People may check answers: they rate drawn questions in the order of their ranks, which the key decides. The questions up
+to the last one that they rated, of those that were drawn until then, are a uniform sample again, whoever had corrected
+some of them before. If it has LEAST_CHECKED questions, it decides, and outlives adapters, since it says what is right.
+Else all questions that the active adapter answered decide. If nobody rated an answer, the active adapter's counts as
+right, which is never in favour of a new adapter.
 
 Not drawn are answers with variety, answers of other sources than the active model, questions whose request forbids it
 (`store`), and questions that were learned before.
@@ -29,6 +34,7 @@ from .rows import Row, make_row
 log = logging.getLogger("edgetune.daemon")
 MOST = 1000  # questions that are kept: the latest
 ASKED = 256  # questions of a test, the latest
+LEAST_CHECKED = 8  # questions that a check reached: fewer say less than all others with silence
 UNRATED = 64  # of them without a rating, the latest: each takes two answers
 LARGEST = 16 << 10  # bytes of a question with its conversation
 DAY = 86_400  # seconds
@@ -68,7 +74,7 @@ class Traffic:
                 return
             (last,) = db.execute("SELECT coalesce(max(place), 0) FROM drawn").fetchone()
             db.execute("INSERT INTO drawn (place, created_at, row, question, adapter) VALUES (?, ?, ?, ?, ?) "
-                       "ON CONFLICT (question) DO UPDATE SET place = excluded.place, created_at = excluded.created_at, "
+                       "ON CONFLICT (question) DO UPDATE SET created_at = excluded.created_at, "
                        "adapter = excluded.adapter", (last + 1, now(), row, question, self.active()))
             db.execute("DELETE FROM drawn WHERE place <= ?", (last + 1 - MOST,))
 
@@ -85,21 +91,40 @@ class Traffic:
         return {row["question"] for row in self.store.read("SELECT question FROM drawn")}
 
     def rows(self, kind: RowKind) -> Drawn:
-        """Returns the drawn questions that the active adapter answered. kind: of the daemon's rows. A question whose
-        answer was called wrong, without a right one, is left out.
+        """Returns the drawn questions that decide, the latest. kind: of the daemon's rows. A question whose answer was
+        called wrong, without a right one, is left out.
         """
         self._tidy()
         rated: list[Row] = []
         unrated: list[Row] = []
-        found = self.store.read("SELECT question, row FROM drawn WHERE adapter = ? ORDER BY place DESC LIMIT ?",
-                                self.active(), ASKED)
-        for drawn in found:
+        for drawn in self._deciding()[:ASKED]:
             item = self._rating(drawn["question"])
             if item is not None and item.answer:
                 rated.append(kind.for_gate(item))
             elif item is None and len(unrated) < UNRATED:
                 unrated.append(_asked(json.loads(drawn["row"])))
         return Drawn(rated, unrated)
+
+    def _deciding(self) -> list[sqlite3.Row]:
+        """Returns the rows of the questions that decide, the latest first."""
+        found = self.store.read("SELECT * FROM drawn ORDER BY place DESC")
+        checked = self._checked(found)
+        if len(checked) >= LEAST_CHECKED:
+            return checked
+        active = self.active()
+        return [row for row in found if row["adapter"] == active]
+
+    def _checked(self, found: Sequence[sqlite3.Row]) -> list[sqlite3.Row]:
+        """Returns those that checks reached: up to the rank of one that was rated, and drawn until then."""
+        rank = {row["question"]: self.holdout.rank(row["question"]) for row in found}
+        ends = [(rank[row["question"]], row["checked"]) for row in found if row["checked"] is not None]
+        return [row for row in found
+                if any(rank[row["question"]] <= last and row["place"] <= until for last, until in ends)]
+
+    def check(self, question: str) -> None:
+        """Notes that a person rated the answer to a drawn question (a digest) because a check asked for it."""
+        with self.store.write() as db:
+            db.execute("UPDATE drawn SET checked = (SELECT max(place) FROM drawn) WHERE question = ?", (question,))
 
     def _rating(self, question: str) -> FeedbackItem | None:
         """Returns the newest feedback on a question: one with a right answer, if there is one."""
@@ -110,17 +135,18 @@ class Traffic:
         return None
 
     def unrated(self, limit: int = 100) -> Sequence[dict[str, Any]]:
-        """Returns questions that the active adapter answered and nobody rated, the newest first, as rows of a question.
-        """
-        found = self.store.read("SELECT row FROM drawn WHERE adapter = ? AND question NOT IN (SELECT question FROM "
-                                "feedback WHERE row IS NOT NULL AND question IS NOT NULL) ORDER BY place DESC LIMIT ?",
-                                self.active(), limit)
-        return [_asked(json.loads(drawn["row"])) for drawn in found]
+        """Returns questions whose answers nobody rated, in the order of a check, as rows of a question."""
+        found = self.store.read("SELECT row, question FROM drawn WHERE question NOT IN (SELECT question FROM feedback "
+                                "WHERE row IS NOT NULL AND question IS NOT NULL)")
+        ordered = sorted(found, key=lambda drawn: self.holdout.rank(drawn["question"]))
+        return [_asked(json.loads(drawn["row"])) for drawn in ordered[:limit]]
 
     def facts(self) -> dict[str, int]:
-        """Returns days, kept (questions), and unrated ones."""
-        [(kept,)] = self.store.read("SELECT count(*) FROM drawn")
-        return {"days": self.days, "kept": kept, "unrated": len(self.unrated(MOST)) if kept else 0}
+        """Returns days, kept (questions), unrated ones, and how many checks reached, if these decide; else 0."""
+        found = self.store.read("SELECT * FROM drawn")
+        checked = len(self._checked(found))
+        return {"days": self.days, "kept": len(found), "unrated": len(self.unrated(MOST)) if found else 0,
+                "checked": checked if checked >= LEAST_CHECKED else 0}
 
     @staticmethod
     def forget(db: sqlite3.Connection, question: str) -> None:

@@ -8,14 +8,17 @@ let wantedChecks = FEW; // that are shown, if there are as many
 let checkedBy = null; // the adapter that answers what is shown
 let answeringChecks = null; // the promise of the answers that are being asked for
 
-/** The latest; hidden if there are none. One that is shown stays until it is rated, whatever is asked meanwhile.
- *  drawn: {days, kept, unrated}; adapter: the active one. */
-async function showChecks({ days, kept, unrated }, adapter) {
+/** The first ones; hidden if there are none. One that is shown stays until it is rated, whatever is asked meanwhile.
+ *  drawn: {days, kept, unrated, checked}; adapter: the active one. */
+async function showChecks({ days, kept, unrated, checked }, adapter) {
   const shown = $("checks-list").children, count = Math.min(wantedChecks, unrated, MOST_CHECKS);
   $("checks").hidden = !unrated;
   put($("checks-count"), String(unrated));
   const which = unrated === 1 ? "1 answer that nobody rated decides" : `${unrated} answers that nobody rated decide`;
-  put($("checks-why"), `${which} whether the next adapter becomes active. Is each right? Unrated ones count as right. `
+  const active = "whether the next adapter becomes active";
+  put($("checks-why"), (checked ? `The ${checked} answers that you checked decide ${active}, and more make that surer. `
+    + "Is each right? Those that you skip count as right. "
+    : `${which} ${active}. Is each right? Unrated ones count as right. `)
     + `One in five questions is kept for ${days} days without its answer: ${kept} now.`);
   $("more-checks").hidden = [unrated, MOST_CHECKS].includes(count);
   if (!unrated) {
@@ -84,7 +87,7 @@ function checkCard(row) {
     right.disabled = !text;
   }
   async function rate(judged) {
-    await post("v1/feedback", { ...given, ...judged });
+    await post("v1/drawn", { ...given, ...judged });
     await looking; // what it saw may be from before
     const next = card.nextElementSibling || card.previousElementSibling || $("learn-title");
     card.remove();

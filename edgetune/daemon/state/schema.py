@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VERSION = 11  # of the schema, in user_version; see UPGRADES
+VERSION = 12  # of the schema, in user_version; see UPGRADES
 SCHEMA = """
 CREATE TABLE files (
     id TEXT PRIMARY KEY,            -- file-...; stored in STATE/files/ID.jsonl, the results of a job in ID.csv
@@ -78,7 +78,8 @@ CREATE TABLE drawn (                -- a uniform sample of the questions that pe
     created_at INTEGER NOT NULL,
     row TEXT NOT NULL,              -- JSON of what was asked, without any answer
     question TEXT NOT NULL UNIQUE,  -- its digest, as in feedback
-    adapter TEXT NOT NULL);         -- that answered it, or the fingerprint of the base
+    adapter TEXT NOT NULL,          -- that answered it last, or the fingerprint of the base
+    checked INTEGER);               -- the newest place when a person rated its answer in a check
 CREATE TABLE switches (             -- what people switched off; what has no row is on
     name TEXT PRIMARY KEY);
 """
@@ -157,4 +158,7 @@ ALTER TABLE service ADD COLUMN base TEXT NOT NULL DEFAULT '';
     10: TEXTS_LEAVE_JOBS + """
 CREATE TABLE drawn (place INTEGER PRIMARY KEY, created_at INTEGER NOT NULL, row TEXT NOT NULL,
     question TEXT NOT NULL UNIQUE, adapter TEXT NOT NULL);
+""",
+    11: """
+ALTER TABLE drawn ADD COLUMN checked INTEGER;
 """}

@@ -13,9 +13,9 @@ ASKED = ("completions", "/v1/drawn")
 
 
 @pytest.fixture(autouse=True)
-def drawn(running):
-    """Seven questions that were drawn, the newest first; the newest but one follows another in its chat, and the one
-    before it is a prompt.
+def drawn(running, monkeypatch):
+    """Seven questions that were drawn, the newest first, as if the key had ranked them so; the newest but one follows
+    another in its chat, and the one before it is a prompt.
     """
     traffic = running.service.traffic
     traffic.clear()
@@ -24,6 +24,9 @@ def drawn(running):
     draw(traffic, 1, lambda number: {"messages": [said("where?"), {"role": "assistant", "content": "here"},
                                                   said(f"why {number}?")]})
     draw(traffic, 1, lambda number: {"messages": [said(f"{HOSTILE} {number}?")]})
+    rank = traffic.holdout.rank
+    ranks = {row["question"]: f"00{999 - row['place']}" for row in traffic.store.read("SELECT * FROM drawn")}
+    monkeypatch.setattr(traffic.holdout, "rank", lambda name: ranks.get(name) or rank(name))
     yield traffic.unrated()
     traffic.clear()
     for item in running.service.feedback.list():
@@ -117,7 +120,7 @@ def test_one_is_right_one_is_corrected_and_the_rest_is_deleted(page, url, drawn,
     page.locator("#sure").get_by_role("button", name="Delete").click()
     expect(page.locator("#checks")).to_be_hidden()
     expect(page.locator("#learn-title")).to_be_focused()
-    assert get(url, "/v1/drawn")["counts"] == {"days": 90, "kept": 0, "unrated": 0}
+    assert get(url, "/v1/drawn")["counts"] == {"days": 90, "kept": 0, "unrated": 0, "checked": 0}
     running.service.traffic.see(drawn[-1])
     expect(page.locator("#checks > summary")).to_be_visible()
     expect(page.locator("#checks-list > li")).to_have_count(0)  # it closed
