@@ -20,10 +20,14 @@ ASKED = 40  # questions a day
 
 
 def passes(wins: int, losses: int, rows: int, tests_before: int) -> bool:
-    """By the real rules, with nothing but drawn questions."""
+    return not rules(wins, losses, rows, tests_before).not_better
+
+
+def rules(wins: int, losses: int, rows: int, tests_before: int) -> Rules:
+    """The real ones, with nothing but drawn questions."""
     nothing = Decision(Paired(0, 0), Paired(0, 0), alpha_of_test(ALPHA, tests_before))
     drawn = Paired(wins, losses, rows - wins - losses)
-    return not Rules(nothing, nothing, nothing, Decision(drawn, drawn, nothing.level), tests_before).not_better
+    return Rules(nothing, nothing, nothing, Decision(drawn, drawn, nothing.level), tests_before)
 
 
 def nights_until(dice: np.random.Generator, pair: Pair, people: People, nights: int, drift: bool = False) -> int:
@@ -31,6 +35,7 @@ def nights_until(dice: np.random.Generator, pair: Pair, people: People, nights: 
     accuracies each night, always by the same difference.
     """
     sample = Sample()
+    tests = 0
     for night in range(nights):
         accuracy = float(dice.uniform(0.3, 0.9)) if drift else pair.accuracy
         sample.night(dice, accuracy, people, ASKED)
@@ -39,8 +44,10 @@ def nights_until(dice: np.random.Generator, pair: Pair, people: People, nights: 
         if rows < LEAST_DRAWN:
             continue
         b, as_a = (found[chosen] for found in pair.answers(dice, sample.right, sample.unasked))
-        if passes(*counts(sample.said[chosen], b, as_a), rows, night):
+        found = rules(*counts(sample.said[chosen], b, as_a), rows, tests)
+        if not found.not_better:
             return night + 1
+        tests = found.test
     return 0
 
 

@@ -33,7 +33,7 @@ def test_four_wins_of_four_suffice_once():
     assert found.reason == ("4 of 4 validation examples are answered exactly, 0 before; "
                             "4 better, 0 worse (p 0.062, at most 0.062 required)")
     again = verdict(answers(0, 4), answers(4, 0), tests_before=1)
-    assert (again.passed, again.waits, again.test, again.alpha) == (False, True, 2, ALPHA / 6)
+    assert (again.passed, again.waits, again.test, again.alpha) == (False, True, 1, ALPHA / 6)
     assert again.reason == "not surely better: 4 better, 0 worse (p 0.062, at most 0.021 required)"
     assert verdict(answers(0, 6), answers(6, 0), tests_before=1).passed
     assert not verdict(answers(0, 3), answers(3, 0)).passed
@@ -153,6 +153,23 @@ def rules(earlier, new, tests_before=0):
     level = alpha_of_test(ALPHA, tests_before)
     return Rules(*(Decision(counts, counts, level) for counts in (earlier, new, earlier + new, Paired(0, 0))),
                  tests_before)
+
+
+@pytest.mark.parametrize("facts", [{}, {"drawn": True}])
+def test_a_test_that_nothing_could_pass_is_not_counted(facts):
+    """By how many rows the two differ, whoever is better. One that could be passed is counted, whatever came of it."""
+    for level, enough in ((0, 4), (1, 6), (2, 7)):
+        for wins in range(enough + 1):
+            for rows in (enough - 1, enough):
+                same = answers(3, 3)
+                won = min(wins, rows)
+                old, new = [*answers(0, won), *answers(rows - won, 0)], [*answers(won, 0), *answers(0, rows - won)]
+                if facts:
+                    found = decide(Findings([], [], drawn_old=[*same, *old], drawn_new=[*same, *new],
+                                            tests_before=level))
+                else:
+                    found = verdict([*same, *old], [*same, *new], tests_before=level)
+                assert found.test == level + (rows == enough)
 
 
 def test_wrong_answers_are_refused_and_rows_wait_unless_something_speaks_against_them():

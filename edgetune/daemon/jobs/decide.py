@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ...evaluation.acceptance import ALPHA, Decision, Given, Paired, Population, Traffic, Value, worth
+from ...evaluation.acceptance import ALPHA, Decision, Given, Paired, Population, Traffic, Value, at_most, worth
 from ...evaluation.acceptance import decide as compare
 from ..options import Limits
 from .exam import BETTER, NOT_WORSE, Score
@@ -68,7 +68,7 @@ class Verdict:
     its rows, which are learned again together with the next ones. old, new: {rows, answered, right, loss, exact, reach,
     ended, parsed, reward}, counts, and means over the rows for which each was measured. wins, losses, p: of the test
     that decided whether it is better, or no worse; alpha: the limit of p; test: its number since the last publication;
-    only tests of whether it is better count.
+    only tests of whether it is better count, if it could have passed with the rows on which the two differ.
 
     promises: what an adapter that passed is, in a sentence. drawn: {rows, unrated, changed}, of the questions that
     were drawn from all that were asked: changed are those unrated ones that the new adapter answers otherwise; None:
@@ -187,8 +187,18 @@ class Rules:
         """The p of the test that decides; twice the smaller one, if two are tried (Bonferroni)."""
         if self.required == NOT_WORSE:
             return self.all.worse.p_worse
-        tried = 2 if not self.by_traffic and self.earlier.right.rows and self.new.right.rows else 1
-        return min(1.0, tried * self.counts.p_better)
+        return min(1.0, self.tried * self.counts.p_better)
+
+    @property
+    def tried(self) -> int:
+        return 2 if not self.by_traffic and self.earlier.right.rows and self.new.right.rows else 1
+
+    @property
+    def could_pass(self) -> bool:
+        """Returns whether the rows on which the adapters differ would suffice, if the new one won them all."""
+        tests = [self.drawn.right] if self.by_traffic else [self.new.right, self.all.right]
+        most = max(counts.wins + counts.losses for counts in tests)
+        return self.tried * at_most(0, most) <= self.level
 
     @property
     def level(self) -> float:
@@ -196,7 +206,8 @@ class Rules:
 
     @property
     def test(self) -> int:
-        return self.tests_before + (self.required == BETTER)
+        """Returns its number. A test that could not have been passed spends nothing, so it is not counted."""
+        return self.tests_before + (self.required == BETTER and self.could_pass)
 
     @property
     def numbers(self) -> str:
