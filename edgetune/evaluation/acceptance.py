@@ -85,12 +85,14 @@ def alpha_of_test(alpha: float, tests_before: int) -> float:
     """The level of the next test, if there were `tests_before` since the last publication (or since the beginning).
 
     Guarantee: if no tested adapter is better than the active one, the probability that any of them is ever published
-    is at most alpha. The k-th test has the level alpha / (k (k + 1)), and these levels sum to alpha. The sign test is one
-    given the number of rows on which the two differ. If these are so few that not even winning all would suffice, it
-    cannot publish, and is not counted. By the union bound the choice of questions, their repetition and the dependence between tests do not matter. So the probability that
+    is at most alpha. The k-th test has the level alpha / (k (k + 1)), and these levels sum to alpha. By the union bound
+    the choice of questions, their repetition and the dependence between tests do not matter. So the probability that
     an adapter that is no better is published before a better one is also at most alpha. A publication begins a new
     sequence with the whole alpha (alpha investing, Foster and Stine 2008). Over a long time, at most alpha false
     publications are expected for each sequence that begins.
+
+    The sign test is one given the number of rows on which the two differ. If these are so few that not even winning
+    all of them would suffice, it cannot publish, and is not counted.
     """
     k = tests_before + 1
     return alpha / (k * (k + 1))
