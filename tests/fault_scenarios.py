@@ -17,8 +17,6 @@ from learners import give, opened
 from services import ROWS, open_service, until, upload
 
 from edgetune import disk
-from edgetune.compress.options import CompressConfig
-from edgetune.compress.pipeline import compress
 from edgetune.daemon import vector_stores
 from edgetune.daemon.state.files import DOCUMENT
 from edgetune.fleet.rollout import rings
@@ -279,6 +277,9 @@ class Daemon:
 
 
 def compressing(source):
+    from edgetune.compress.options import CompressConfig  # here: PyTorch need not be installed
+    from edgetune.compress.pipeline import compress
+
     def scenario(folder):
         def act():
             with disk.refusals():
