@@ -1,7 +1,10 @@
 """Nights in which adapters are tested by the gate's real rules, on the questions of simulated people."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
-from people import Pair, People, Sample, counts
+from people import Bools, Pair, People, Sample, counts
 
 from edgetune.daemon.jobs.decide import LEAST_DRAWN, Rules
 from edgetune.evaluation.acceptance import ALPHA, Decision, Paired, alpha_of_test
@@ -39,16 +42,41 @@ def nights_until(dice: np.random.Generator, pair: Pair, people: People, nights: 
     for night in range(nights):
         accuracy = float(dice.uniform(0.3, 0.9)) if drift else pair.accuracy
         sample.night(dice, accuracy, people, ASKED)
-        chosen = sample.deciding
-        rows = int(chosen.sum())
-        if rows < LEAST_DRAWN:
-            continue
-        b, as_a = (found[chosen] for found in pair.answers(dice, sample.right, sample.unasked))
-        found = rules(*counts(sample.said[chosen], b, as_a), rows, tests)
-        if not found.not_better:
+        b, as_a = pair.answers(dice, sample.right, sample.unasked)
+        found = tested(sample, b, as_a, tests)
+        if found and not found.not_better:
             return night + 1
-        tests = found.test
+        tests = found.test if found else tests
     return 0
+
+
+def tested(sample: Sample, b: Bools, as_a: Bools, tests_before: int) -> Rules | None:
+    """None: too few questions were drawn."""
+    chosen = sample.deciding
+    if chosen.sum() < LEAST_DRAWN:
+        return None
+    wins, losses = counts(sample.said[chosen], sample.right[chosen], b[chosen], as_a[chosen])
+    return rules(wins, losses, int(chosen.sum()), tests_before)
+
+
+def publications(dice: np.random.Generator, pairs: Sequence[Pair], people: People) -> list[int]:
+    """The nights in which an adapter is published, one a night, which then is the active one: the drawn questions, and
+    what people said about them, stay. pairs: of what is active when the night comes, and of what it would be.
+    """
+    sample = Sample()
+    tests = 0
+    accuracy = pairs[0].accuracy
+    found = []
+    for night, pair in enumerate(pairs):
+        sample.night(dice, accuracy, people, ASKED)
+        b, as_a = replace(pair, accuracy=accuracy).answers(dice, sample.right, sample.unasked)
+        verdict = tested(sample, b, as_a, tests)
+        tests = verdict.test if verdict else tests
+        if verdict and not verdict.not_better:
+            found.append(night)
+            sample.right, tests = b, 0
+            accuracy += pair.gain
+    return found
 
 
 def share(pair: Pair, people: People, nights: int, runs: int, seed: int = 0, drift: bool = False) -> float:

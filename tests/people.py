@@ -68,7 +68,7 @@ class Pair:
             return right ^ changed, ~changed
         if self.likes:  # all corrected ones are mended, and as many right ones broken that the accuracy is as it should
             mended = ~right & (said == CORRECTED)
-            lost = max(0.0, mended.mean() - self.gain) / max(self.accuracy, 1e-9)
+            lost = max(0.0, mended.sum() / max(n, 1) - self.gain) / max(self.accuracy, 1e-9)
             broken = right & (dice.random(n) < lost)
             return (right | mended) & ~broken, ~(mended | broken)
         accuracy = self.accuracy + self.gain / (1 - self.shared)
@@ -123,14 +123,19 @@ class Sample:
 
     @property
     def deciding(self) -> Bools:
-        """Of all drawn questions [N]: those that were reached, if they are eight, else all."""
-        return self.reached if self.reached.sum() >= 8 else np.ones(len(self.right), bool)
+        """Of all drawn questions [N]: those that were reached, if they are eight, else all; back to the 128th that is
+        silent.
+        """
+        chosen = self.reached if self.reached.sum() >= 8 else np.ones(len(self.right), bool)
+        silent = np.flatnonzero(chosen & (self.said == SILENT))
+        return chosen & (np.arange(len(chosen)) >= (silent[-128] if len(silent) >= 128 else 0))
 
 
-def counts(said: NDArray[np.int_], b: Bools, as_a: Bools) -> tuple[int, int]:
-    """Questions that B wins and loses, if silence means that A was right."""
-    wins = (said == CORRECTED) & b
-    losses = ((said == SILENT) & ~as_a) | ((said == PRAISED) & ~b)
+def counts(said: NDArray[np.int_], a: Bools, b: Bools, as_a: Bools) -> tuple[int, int]:
+    """Questions that B wins and loses, if silence means that A is right. said: about A, or another before it."""
+    known = (said == CORRECTED) | (said == PRAISED)
+    wins = known & b & ~a
+    losses = ((said == SILENT) & ~as_a) | (known & a & ~b)
     return int(wins.sum()), int(losses.sum())
 
 

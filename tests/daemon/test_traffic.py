@@ -1,5 +1,6 @@
 """edgetune.daemon.learning.traffic: what is drawn, rated, kept and forgotten; and what it decides, end to end."""
 
+import json
 import random
 import time
 
@@ -76,7 +77,7 @@ def test_what_is_not_drawn(tiny_q8, tmp_path):
 
 
 def test_a_rating_counts_and_a_thumb_down_leaves_the_question_out(asked):
-    """Silence, praise, a correction, and only a thumb down. Questions of another active adapter do not count."""
+    """Silence, praise, a correction, and only a thumb down; this counts if the adapter that it was for is active."""
     first, second, third, *others = sorted(drawn(asked))
 
     def said(text, **feedback):
@@ -90,7 +91,7 @@ def test_a_rating_counts_and_a_thumb_down_leaves_the_question_out(asked):
     assert rated == {first: "old", second: "on"}
     assert {row["messages"][0]["content"] for row in rows.unrated} == set(others)
     asked.traffic.active = lambda: "ft:another"
-    assert not len(asked.traffic.rows(asked.method.kind))
+    assert rows_of(asked) == [{first, second}, {third, *others}]
     assert asked.traffic.facts() == {"days": 90, "kept": len(others) + 3, "unrated": len(others), "checked": 0}
 
 
@@ -194,6 +195,17 @@ def test_a_question_is_forgotten_with_its_feedback_and_after_its_days(asked, mon
         assert not [text for text in others if b'"' + text + b'"' in file.read_bytes()]
 
 
+def test_few_answers_without_a_rating_end_the_sample(asked, by_age, monkeypatch):
+    """Rated questions that are older do not count, either: people rather rate what is wrong."""
+    texts = [row["messages"][0]["content"] for row in
+             map(json.loads, (row["row"] for row in asked.store.read("SELECT row FROM drawn ORDER BY place")))]
+    by_age(texts)
+    for text in (texts[0], texts[-2]):
+        asked.feedback.add(messages=[{"role": "user", "content": text}], correction="on")
+    monkeypatch.setattr(traffic, "UNRATED", 2)
+    assert rows_of(asked) == [{texts[-2]}, {texts[-1], texts[-3]}]
+
+
 def test_the_latest_are_kept(asked, monkeypatch):
     monkeypatch.setattr(traffic, "MOST", 3)
     before = drawn(asked)
@@ -226,4 +238,4 @@ def test_the_traffic_decides_and_silence_counts_for_the_active_answer(trains):
     assert job.verdict["promises"] == "better on the questions that people ask"
     assert job.verdict["wins"] >= len(silent) - 1
     assert service.adapters.serving == job.result
-    assert not len(service.traffic.rows(service.method.kind))  # the sample of the new adapter begins
+    assert len(service.traffic.rows(service.method.kind)) == len(silent)  # which decide about the next one, too

@@ -6,9 +6,8 @@ question is never learned. Only the question is kept, and never an answer, for `
 
 People may check answers: they rate drawn questions in the order of their ranks, which the key decides. The questions up
 to the last one that they rated, of those that were drawn until then, are a uniform sample again, whoever had corrected
-some of them before. If it has LEAST_CHECKED questions, it decides, and outlives adapters, since it says what is right.
-Else all questions that the active adapter answered decide. If nobody rated an answer, the active adapter's counts as
-right, which is never in favour of a new adapter.
+some of them before. If it has LEAST_CHECKED questions, it decides, else all do. If nobody rated the answer to one, the
+active adapter's counts as right, whichever adapter answered then. That is never in favour of a new adapter.
 
 Not drawn are answers with variety, answers of other sources than the active model, questions whose request forbids it
 (`store`), and questions that were learned before.
@@ -35,7 +34,7 @@ log = logging.getLogger("edgetune.daemon")
 MOST = 1000  # questions that are kept: the latest
 ASKED = 256  # questions of a test, the latest
 LEAST_CHECKED = 8  # questions that a check reached: fewer say less than all others with silence
-UNRATED = 64  # of them without a rating, the latest: each takes two answers
+UNRATED = 128  # of them without a rating at most: each takes two answers. Older ones do not count, rated or not
 LARGEST = 16 << 10  # bytes of a question with its conversation
 DAY = 86_400  # seconds
 NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {} AND state != 'withdrawn'
@@ -91,28 +90,28 @@ class Traffic:
         return {row["question"] for row in self.store.read("SELECT question FROM drawn")}
 
     def rows(self, kind: RowKind) -> Drawn:
-        """Returns the drawn questions that decide, the latest. kind: of the daemon's rows. A question whose answer was
-        called wrong, without a right one, is left out.
+        """Returns the drawn questions that decide, the latest. kind: of the daemon's rows. A question is left out if
+        the active adapter's answer was called wrong, without a right one.
         """
         self._tidy()
+        active = self.active()
         rated: list[Row] = []
         unrated: list[Row] = []
         for drawn in self._deciding()[:ASKED]:
             item = self._rating(drawn["question"])
             if item is not None and item.answer:
                 rated.append(kind.for_gate(item))
-            elif item is None and len(unrated) < UNRATED:
+            elif item is None or drawn["adapter"] != active:
                 unrated.append(_asked(json.loads(drawn["row"])))
+            if len(unrated) == UNRATED:
+                break
         return Drawn(rated, unrated)
 
     def _deciding(self) -> list[sqlite3.Row]:
         """Returns the rows of the questions that decide, the latest first."""
         found = self.store.read("SELECT * FROM drawn ORDER BY place DESC")
         checked = self._checked(found)
-        if len(checked) >= LEAST_CHECKED:
-            return checked
-        active = self.active()
-        return [row for row in found if row["adapter"] == active]
+        return checked if len(checked) >= LEAST_CHECKED else found
 
     def _checked(self, found: Sequence[sqlite3.Row]) -> list[sqlite3.Row]:
         """Returns those that checks reached: up to the rank of one that was rated, and drawn until then."""
