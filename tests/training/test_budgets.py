@@ -10,6 +10,9 @@ import pytest
 from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import write_lines
 
+from edgetune.formats.gguf import open_gguf
+from edgetune.machine import device
+from edgetune.serving.encoder import Encoder
 from edgetune.training import logistic
 
 MIB = 1 << 20
@@ -69,3 +72,13 @@ def test_a_fit_takes_what_the_plan_counts(rows, k, monkeypatch):
     finally:
         tracemalloc.stop()
     assert peak <= logistic.fit_bytes(64, k)
+
+
+def test_a_short_text_takes_little_of_the_memory_for_long_ones(tmp_path):
+    """Where the kernel has huge pages too, which would hold activations that nothing computes."""
+    encoder = Encoder(open_gguf(write_encoder(tmp_path / "tiny.gguf", tiny_bert(), WORDS)), threads=1, at_once=1 << 14)
+    arena = encoder._alone.arena.nbytes
+    assert arena > 40 * MIB
+    before = device.rss()
+    encoder.vectors([encoder.read("turn on the light").encoded.ids])
+    assert device.rss() - before < arena / 8
