@@ -1,11 +1,14 @@
 """A run of an encoder keeps to its budget: the heads and the answers afterwards too."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 import tracemalloc
 
 import numpy as np
+import psutil
 import pytest
 from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import write_lines
@@ -19,14 +22,12 @@ MIB = 1 << 20
 ROWS = [{"prompt": f"turn the {letter} light {word}", "completion": f"{word} {letter}"}
         for word in ("on", "off") for letter in "abcdefghijklmnopqrstuvwxyz"] * 4
 
-
 PROGRAM = """
-import atexit, re, resource, sys
+import atexit, re
 from pathlib import Path
 
 def tell():
-    own = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-    print("PEAK", max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss), flush=True)
+    print("PEAK", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1], flush=True)
 
 atexit.register(tell)
 from edgetune.__main__ import main
@@ -35,10 +36,25 @@ main()
 
 
 def peak_of(command):
-    """The exit code of a command, the greatest memory that it and each process that it started had, and its output."""
-    run = subprocess.run([sys.executable, "-c", PROGRAM, *map(str, command)], stdout=subprocess.PIPE,
-                         stderr=subprocess.STDOUT, text=True, check=False)
-    return run.returncode, int(run.stdout.split("PEAK ")[1]) << 10, run.stdout
+    """The exit code of a command, the greatest memory that it had, together with processes that it started, and its
+    output.
+    """
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, command)], stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True) as run:
+        peak = 0
+        while run.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                peak = max(peak, together(psutil.Process(run.pid)))
+            time.sleep(0.01)
+        said = run.stdout.read()
+    return run.returncode, max(peak, int(said.split("PEAK ")[1]) << 10), said
+
+
+def together(process):
+    """Bytes that a process and its children have, those that several of them have counted once."""
+    every = [process, *(child for child in process.children(recursive=True) if child.cmdline() != process.cmdline())]
+    found = [one.memory_full_info() for one in every]  # a child with its command line has not begun: it has its pages
+    return sum(one.uss for one in found) + max(one.rss - one.uss for one in found)
 
 
 @pytest.mark.parametrize("evaluated", [True, False], ids=["answers", "no answers"])
@@ -55,7 +71,7 @@ def test_a_run_takes_no_more_than_its_budget(tmp_path, evaluated):
     assert code in (0, 3), said
     assert peak <= least * MIB, f"{peak / MIB:.1f} MiB of {least}"
     record = json.loads((out / "run.json").read_text())
-    assert peak <= record["plan"]["peak_mib"] * MIB or evaluated
+    assert peak <= record["plan"]["peak_mib"] * MIB + MIB or evaluated  # libraries are counted roughly
 
 
 @pytest.mark.parametrize(("rows", "k"), [(1500, 200), (200, 1000)], ids=["many rows", "many labels"])
