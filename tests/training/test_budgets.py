@@ -1,17 +1,13 @@
 """A run of an encoder keeps to its budget: the heads and the answers afterwards too."""
 
-import contextlib
 import json
-import subprocess
-import sys
-import time
 import tracemalloc
 
 import numpy as np
-import psutil
 import pytest
 from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import write_lines
+from peaks import peak_of
 
 from edgetune.formats.gguf import open_gguf
 from edgetune.machine import device
@@ -21,41 +17,6 @@ from edgetune.training import logistic
 MIB = 1 << 20
 ROWS = [{"prompt": f"turn the {letter} light {word}", "completion": f"{word} {letter}"}
         for word in ("on", "off") for letter in "abcdefghijklmnopqrstuvwxyz"] * 4
-
-PROGRAM = """
-import atexit, re
-from pathlib import Path
-
-def tell():
-    print("PEAK", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1], flush=True)
-
-atexit.register(tell)
-from edgetune.__main__ import main
-main()
-"""  # the kernel's count for a process that has ended would include the memory of pytest, which started it
-
-
-def peak_of(command):
-    """The exit code of a command, the greatest memory that it had, together with processes that it started, and its
-    output.
-    """
-    with subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, command)], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True) as run:
-        peak = 0
-        while run.poll() is None:
-            with contextlib.suppress(psutil.Error):
-                peak = max(peak, together(psutil.Process(run.pid)))
-            time.sleep(0.01)
-        said = run.stdout.read()
-    return run.returncode, max(peak, int(said.split("PEAK ")[1]) << 10), said
-
-
-def together(process):
-    """Bytes that a process and its children have, those that several of them have counted once."""
-    every = [process, *(child for child in process.children(recursive=True) if child.cmdline() != process.cmdline())]
-    found = [one.memory_full_info() for one in every]  # a child with its command line has not begun: it has its pages
-    return sum(one.uss for one in found) + max(one.rss - one.uss for one in found)
-
 
 @pytest.mark.parametrize("evaluated", [True, False], ids=["answers", "no answers"])
 def test_a_run_takes_no_more_than_its_budget(tmp_path, evaluated):
