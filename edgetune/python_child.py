@@ -92,10 +92,22 @@ def resident_memory() -> int:
     return kib(Path("/proc/self/status"), "VmRSS")
 
 
-def private_memory(process: int) -> int:
-    """Bytes in memory that no other process has, too; 0 where the kernel does not say."""
-    rollup = Path(f"/proc/{process}/smaps_rollup")
-    return kib(rollup, "Private_Clean") + kib(rollup, "Private_Dirty")
+def memory_beside(process: int) -> int:
+    """Bytes that a process has in memory besides this one's: those of files, mostly libraries, are in memory once."""
+    own = Path("/proc/self/status")
+    other = Path(f"/proc/{process}/status")
+    return kib(other, "RssAnon") + max(kib(other, "RssFile") - kib(own, "RssFile"), 0)
+
+
+def peak_together(parent: int) -> int:
+    """The most bytes that this process had, and those that its parent has besides."""
+    return kib(Path("/proc/self/status"), "VmHWM") + memory_beside(parent)
+
+
+def note_together(nbytes: int) -> None:
+    """Lets plans of training in this process count what a child said by `peak_together`."""
+    from .machine import device  # here: it takes memory of children
+    device.note_together(nbytes)
 
 
 def unlimit_memory() -> None:

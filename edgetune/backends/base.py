@@ -376,8 +376,10 @@ class Backend(Ops, Protocol):
     def is_paged(self) -> bool:
         """Whether memory costs nothing until it is written, and again after it is discarded."""
 
-    def allocate(self, nbytes: int) -> Memory:
-        """Memory for arrays. Raises MemoryError, or DeviceError."""
+    def allocate(self, nbytes: int, whole: bool = True) -> Memory:
+        """Memory for arrays. whole: whether all of it will be written; of other memory little is taken until it is.
+        Raises MemoryError, or DeviceError.
+        """
 
     def upload(self, mapped: Array) -> Array:
         """A weight as ops read it, from its GGUF bytes, uint8, mapped from the file; or an array that never changes."""

@@ -55,16 +55,16 @@ def _check_isa(isa: str | None) -> None:
 class Pages:
     """An anonymous mapping; its pages cost memory when they are first written.
 
-    It asks for huge pages, which make training faster; none extends beyond the mapping. Raises MemoryError.
+    whole: it asks for huge pages, which make training faster; none extends beyond the mapping. Raises MemoryError.
     """
 
-    def __init__(self, nbytes: int) -> None:
+    def __init__(self, nbytes: int, whole: bool = True) -> None:
         try:
             self._mapping = mmap.mmap(-1, max(nbytes, mmap.PAGESIZE), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
             raise MemoryError(f"{nbytes} bytes: {error.strerror}") from None
         with contextlib.suppress(OSError):  # fewer misses in the page tables, where the kernel has huge pages
-            self._mapping.madvise(mmap.MADV_HUGEPAGE)
+            self._mapping.madvise(mmap.MADV_HUGEPAGE if whole else mmap.MADV_NOHUGEPAGE)
         self.array: Array = np.frombuffer(self._mapping, np.uint8)
 
     def discard(self, begin: int) -> None:
@@ -144,8 +144,8 @@ class Cpu(NativeOps, Backend):
     def is_paged(self) -> bool:
         return True
 
-    def allocate(self, nbytes: int) -> Pages:
-        return Pages(nbytes)
+    def allocate(self, nbytes: int, whole: bool = True) -> Pages:
+        return Pages(nbytes, whole)
 
     def upload(self, mapped: Array) -> Array:
         """The bytes themselves: products read the mapped file."""

@@ -248,7 +248,7 @@ class Cuda(NativeOps, Backend):
     def is_paged(self) -> bool:
         return False
 
-    def allocate(self, nbytes: int) -> Region:
+    def allocate(self, nbytes: int, whole: bool = True) -> Region:  # noqa: ARG002
         region = Region(self._driver, nbytes)
         self._reach(region.address, max(nbytes, 1))
         self._kept.append(region)

@@ -157,7 +157,8 @@ def finish(as_json: bool, result: Result, model: Path) -> None:
 def result_lines(result: Result) -> list[Any]:
     """Shows a run's verdict in a line, three questions with answers, the verdict whole, and the cost."""
     from ..console import duration, pair_lines
-    peak = f"{size_text(result.record['peak_rss_mib'] * 2**20)}{' with the answers' if result.pairs else ''}"
+    most = max(result.record["peak_rss_mib"], result.record.get("peak_children_mib", 0.0))
+    peak = f"{size_text(most * 2**20)}{' with the answers' if result.pairs else ''}"
     structured = result.exact_structured
     return [verdict_line(result), *pair_lines(result.pairs, out), "", result.verdict,
             *([f"exact answers that are held to their schema: {structured:.0%}"]

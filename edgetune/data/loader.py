@@ -22,7 +22,17 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 import numpy as np
 
 from ..errors import BudgetError, EdgetuneError, size_text
-from ..python_child import child, die_with, how_it_ended, limit_memory, private_memory, resident_memory, unlimit_memory
+from ..python_child import (
+    child,
+    die_with,
+    how_it_ended,
+    limit_memory,
+    memory_beside,
+    note_together,
+    peak_together,
+    resident_memory,
+    unlimit_memory,
+)
 from . import rows as supervised_rows
 from .dataset import Dataset
 from .formats import Columns
@@ -113,6 +123,7 @@ def _by_process(asked: dict[str, Any], reads_stdin: bool) -> list[Dataset | None
             process.stdin.write(json.dumps(asked).encode() + b"\n")
             process.stdin.close()
             sets = receive(process.stdout)
+            note_together(pickle.load(process.stdout))
         except (EOFError, pickle.UnpicklingError, BrokenPipeError):
             process.kill()
             what = f"the process that tokenises the rows was ended before it was done ({how_it_ended(process.wait())})"
@@ -242,6 +253,7 @@ def _answer() -> None:
         send_error(pipe, error)
     else:
         send(pipe, sets)
+        pickle.dump(peak_together(asked["parent"]), pipe)  # with what the parent was sent
     pipe.flush()
     os._exit(0)  # at once: the parent makes examples, and has the memory of both
 
@@ -250,7 +262,7 @@ def _tokenized(asked: dict[str, Any]) -> list[Dataset | None]:
     from ..llamacpp.tokenizers import open_tokenizer
     tokenizer = open_tokenizer(asked["model"], asked["markup"], asked["thinking"])
     began = resident_memory()
-    of_parent = private_memory(asked["parent"])
+    of_parent = memory_beside(asked["parent"])
     try:
         limit_memory(asked["memory"] - of_parent, _LEAST)
         sets = _sets(asked, tokenizer)

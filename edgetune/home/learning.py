@@ -57,8 +57,10 @@ def draw_rows(entities: str | Path, recipe: Recipe, own: Sequence[Sentence] | No
     if own is None:
         own = list(read_sentences(recipe.own)) if recipe.own else []
     learned = rows_of(own, home)
-    rows = Rows(home, language, recipe.seed, shopping_list(home, language, recipe.encoder)).draw(recipe.count)
-    rows = with_own(rows, learned)
+    shopping = shopping_list(home, language, recipe.encoder)
+    templates = language_of(recipe.language)  # they go with what draws: some MiB, which training needs
+    rows = with_own(Rows(home, templates, recipe.seed, shopping).draw(recipe.count), learned)
+    del templates
     if len(rows) < LEAST_ROWS // 2:
         raise DataError(f"{entities} gives {len(rows)} different sentences, the least is {LEAST_ROWS // 2}",
                         "add entities that can be switched or asked about")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -108,9 +108,8 @@ class WordPiece:
                 places.append((at[begin], at[end - 1] + 1))
         return Encoded([*ids, self.sep], [*places, (0, 0)])
 
-    def _cut(self, text: str) -> list[tuple[str, list[int]]]:
-        """The words of a text, normalised, and for each of their characters the place of its origin."""
-        words: list[tuple[str, list[int]]] = []
+    def _cut(self, text: str) -> Iterator[tuple[str, list[int]]]:
+        """Yields the words of a text, normalised, each with the place of origin of its characters."""
         word = ""
         at: list[int] = []
         for place, character in enumerate(text):
@@ -118,15 +117,16 @@ class WordPiece:
                 is_space = normal.isspace()
                 stands_alone = is_space or _is_punctuation(normal)
                 if stands_alone and word:
-                    words.append((word, at))
+                    yield word, at
                     word = ""
                     at = []
                 if stands_alone and not is_space:
-                    words.append((normal, [place]))
+                    yield normal, [place]
                 elif not is_space:
                     word += normal
                     at.append(place)
-        return [*words, (word, at)] if word else words
+        if word:
+            yield word, at
 
     def _normalised(self, character: str) -> str:
         found = self._normal.get(character)

@@ -30,6 +30,7 @@ _ARM_CORES = {
 }
 _PR_SET_THP_DISABLE = 41
 _UNLIMITED = 2**60  # cgroup v1 writes about 2^63 for "no limit"
+_together = 0  # the most that `note_together` was told
 _KERNEL_KEEPS = 0.25  # of the memory that a board has, at most: firmware, video and the kernel itself
 
 
@@ -230,8 +231,16 @@ def shared_memory() -> int:
 
 
 def peak_of_children() -> int:
-    """The largest of the processes that this one has started and that have ended."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    """The largest of the processes that this one has started and that have ended, or, where `note_together` was told
+    more, of this one with such a process.
+    """
+    return max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, _together)
+
+
+def note_together(nbytes: int) -> None:
+    """Notes what this process and one that it started had at a time, pages of both counted once."""
+    global _together
+    _together = max(_together, nbytes)
 
 
 def reset_peak_rss() -> None:

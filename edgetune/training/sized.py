@@ -48,6 +48,8 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
         raise UsageError(f"prompt is {config.prompt}, and an encoder reads a question alone", "leave it out")
     network.structure.head_groups(objective.heads)
     objective.check_model(bundle.gguf)  # both raise before rows are read in vain
+    bundle.gguf.release()
+    device.trim()  # while rows are read, this process and the one that reads them have memory
     if not isinstance(config.max_length, str):
         return config, *prepared(objective, load(config))
     limit = reading_limit(config.max_length, context_of(bundle.gguf))

@@ -1,6 +1,7 @@
 """Tokens and their places beside the library `tokenizers`: on public text, and on Unicode of every kind."""
 
 import json
+import tracemalloc
 import unicodedata
 from functools import cache
 from pathlib import Path
@@ -168,3 +169,16 @@ def test_what_is_no_encoder_or_no_text_is_refused(tmp_path, tiny_llama):
     path.write_bytes(data[:at] + (99).to_bytes(4, "little") + data[at + 4:])
     with pytest.raises(FormatError, match="the padding token is 99, the vocabulary has 66"):
         WordPiece(path)
+
+
+def test_a_long_text_takes_little_more_than_its_tokens(tmp_path):
+    tokenizer = WordPiece(write_encoder(tmp_path / "tiny.gguf", tiny_bert(), WORDS))
+    text = "turn the kitchen light off, " * 3000
+    tracemalloc.start()
+    try:
+        found = tokenizer.encode_places(text)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(found.ids) > 15_000
+    assert peak < 1.5 * kept

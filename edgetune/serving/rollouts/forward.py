@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -43,14 +44,14 @@ def open_passes(model: Network, adapter: Artifact | Lora, *, threads: int, max_t
                 ops: Backend | None = None, streamed: int = 0,
                 heads: tuple[HeadKind, ...] = (VOCABULARY,), shares: bool = False) -> Passes:
     """The same of any network. heads: the trained ones are a part of the adapter, or random where it has none. shares:
-    other passes compute with `ops` too, which has a separate work space.
+    other passes compute with `ops` too, which has a separate work space. Of the arena what is written is taken then.
     """
     found = adapter if isinstance(adapter, Artifact) else Artifact(adapter)
     run = forward_run(model, found, threads=threads, max_tokens=max_tokens, max_length=max_length, precision=precision,
                       heads=heads)
     ops = ops or open_backend(backend, run.threads)
     table = [*(network_buffers(model, run) if shares else forward_buffers(model, run, ops)), *more]
-    arena = Arena(table, ops.allocate)
+    arena = Arena(table, partial(ops.allocate, whole=not shares))
     if not shares:
         ops.use_scratch(arena.flat("scratch"))
     passes = model.build(run, ops, arena, streamed, found.setting.seed)
