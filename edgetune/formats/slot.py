@@ -67,13 +67,18 @@ class Slot:
             yield beside
 
     def clear(self, side: str) -> None:
-        """Removes a side that is not opened, and what was left of one. Raises ValueError for the one that is."""
+        """Removes a side that is not opened, and what was left of one. Raises ValueError for the one that is, and
+        DiskError.
+        """
         if side == self.side:
             raise ValueError(f"{self.path} opens its side {side}")
-        for left in self.path.glob(f"{side}.*.tmp"):  # of what was broken off
-            shutil.rmtree(left)
-        with suppress(FileNotFoundError):  # renamed first: a side that is half removed is none
-            shutil.rmtree(self.folder(side).rename(self.path / f"{side}.gone.tmp"))
+        try:
+            for left in self.path.glob(f"{side}.*.tmp"):  # of what was broken off
+                shutil.rmtree(left)
+            with suppress(FileNotFoundError):  # renamed first: a side that is half removed is none
+                shutil.rmtree(self.folder(side).rename(self.path / f"{side}.gone.tmp"))
+        except OSError as error:
+            raise disk.cannot_write(self.folder(side), error) from None
 
 
 def slot_of(path: Path) -> Slot | None:
