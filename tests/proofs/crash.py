@@ -94,7 +94,7 @@ class Proof:
         process.kill()
         error = process.communicate()[1]
         assert process.returncode == -9, error
-        until(lambda: not self.processes(), PATIENCE, "the worker outlived the daemon")
+        until(lambda: not processes(self.place), PATIENCE, "the worker outlived the daemon")
 
     def start(self) -> subprocess.Popen[str]:
         place = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).resolve()) for path in sys.path)}
@@ -293,16 +293,17 @@ class Proof:
             return "saving"
         return "judging" if all(is_done(run / "run") for run in runs) else "training"
 
-    def processes(self) -> list[int]:
-        """Those that the daemon left: they have its folder."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if (path / "cwd").readlink() == self.place and "\nState:\tZ" not in (path / "status").read_text():
-                    found.append(int(path.name))
-            except OSError:
-                continue
-        return found
+
+def processes(folder: Path) -> list[int]:
+    """Those whose folder it is, such as those that a daemon left."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (path / "cwd").readlink() == folder and "\nState:\tZ" not in (path / "status").read_text():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
 
 
 def without_repeats(moves: list[str | None]) -> list[str | None]:
