@@ -11,10 +11,12 @@ import yaml
 from houses import HOUSE, write_house
 from indexes import small_encoder
 from learners import give, opened
+from proofs.crash import database_of
 from services import ROWS, learned_state, open_service, until
 from tiny import write_tiny
 
 from edgetune import Trainer
+from edgetune.adapters.store import FILE as ADAPTER
 from edgetune.adapters.store import save_schema
 from edgetune.cli import cli
 from edgetune.daemon import vector_stores
@@ -22,6 +24,8 @@ from edgetune.daemon.jobs.table import ENDED, Job
 from edgetune.daemon.kinds.evaluation import EvaluationRequest
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.files import DOCUMENT
+from edgetune.daemon.state.store_records import COMPLETED
+from edgetune.disk import sha256
 
 HERE = Path()  # each runs in a folder of its own
 STATE = frozenset({"state", "canary.txt"})  # of a daemon, whose ids and times differ
@@ -34,8 +38,8 @@ SMALL = {"rank": 4, "batch_size": 4, "threads": 1, "max_length": 64, "lr": 0.01,
 @dataclass(frozen=True)
 class Action:
     """prepare: writes what is there before. run: what is killed; returns what it says, a command its exit code. hidden:
-    names in the folder that are not compared. between: outputs that may also hold something else after a kill. records:
-    names of files with times.
+    names in the folder whose bytes are not compared. between: outputs that may also hold something else after a kill.
+    records: names of files with times. is_done: whether what is hidden has all that was asked for, given the folder.
     """
 
     prepare: Callable[[], object]
@@ -43,6 +47,7 @@ class Action:
     hidden: frozenset[str] = frozenset()
     between: frozenset[str] = frozenset()
     records: frozenset[str] = frozenset()
+    is_done: Callable[[Path], bool] | None = None
 
 
 def typed(line: str) -> Callable[[], int]:
@@ -134,6 +139,10 @@ INDEX = "index papers -o papers.index --encoder encoder.gguf --threads 1 --chunk
 # ---- a daemon --------------------------------------------------------------------------------------------------------
 
 
+def served() -> None:
+    write_tiny(HERE / "tiny.gguf", formats="Q8_0")
+
+
 def stored() -> Any:
     """Two documents of a client in a vector store: it looks what there is, and does the rest."""
     vector_stores.ENCODER = "encoder.gguf"
@@ -154,6 +163,21 @@ def stored() -> Any:
                 "found": [[passage.text, round(passage.score, 4)] for passage in found.passages]}
 
 
+def indexed(folder: Path) -> bool:
+    """Whether the store has both documents."""
+    with database_of(folder / "state"):
+        stores = (folder / "state" / "vector_stores").glob("vs_*/store.json")
+        found = [json.loads(path.read_text())["files"] for path in stores]
+    return [[file["status"] for file in files] for files in found] == [[COMPLETED] * 2]
+
+
+def has_ended(folder: Path) -> bool:
+    """Whether the job has."""
+    with database_of(folder / "state") as db:
+        made = db and db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs'").fetchall()
+        return bool(db and made and db.execute("SELECT 1 FROM jobs WHERE finished_at").fetchall())
+
+
 def waiting(service: Service, begin: Callable[[], Job]) -> dict[str, Any]:
     """The only job, begun if there is none, and what came of it."""
     job = service.jobs.wait((service.jobs.list() or [begin()])[0].id, PATIENCE)
@@ -161,7 +185,8 @@ def waiting(service: Service, begin: Callable[[], Job]) -> dict[str, Any]:
     until(lambda: not [*service.jobs.folder.iterdir()], PATIENCE, "a run is left")
     [adapter] = service.adapters.list()
     verdict = adapter.verdict
-    return {"status": job.status, "error": job.error, "sha256": adapter.sha256, "state": adapter.state,
+    file = service.adapters.path(adapter.id) / ADAPTER
+    return {"status": job.status, "error": job.error, "sha256": [adapter.sha256, sha256(file)], "state": adapter.state,
             "passed": verdict["passed"], "new": verdict["new"], "health": service.health()}
 
 
@@ -204,6 +229,10 @@ def learned() -> None:
 REBASE = ("rebase model.gguf --from learned -o moved --lr 0.02 --epochs 1 --batch-size 4 --max-length 96 --threads 1 "
           "--context 512 --canary canary --canary-rise off --max-kl off")
 
+TASK = ("fleet task model.gguf -o task --aggregation frozen-a --rank 2 --lr 0.01 --epochs 1 --batch-size 4 "
+        "--max-length 96 --anchors 0")
+ROUND = "fleet train-round task rows.jsonl -o answer --model model.gguf --device kitchen --threads 1"
+
 ACTIONS = {
     "compress": Action(source, typed(COMPRESS)),
     "merge": Action(adapters, typed("merge model.gguf on -o merged.gguf --to Q4_K_M --threads 1")),
@@ -222,8 +251,9 @@ ACTIONS = {
     "index": Action(documents, typed(INDEX)),
     "index-again": Action(after(documents, typed(INDEX), other_documents), typed(INDEX)),
     "rebase": Action(learned, typed(REBASE), records=RECORDS),
-    "documents": Action(documents, stored, STATE | {"tiny.gguf"}),
-    "feedback": Action(model, learning, STATE),
-    "evaluation": Action(adapters, evaluating, STATE),
-    "pairs": Action(model, preferring, STATE),
+    "fleet-round": Action(after(adapters, typed(TASK)), typed(ROUND), records=frozenset({"answer.json"})),
+    "documents": Action(after(documents, served), stored, STATE, is_done=indexed),
+    "feedback": Action(model, learning, STATE, is_done=has_ended),
+    "evaluation": Action(adapters, evaluating, STATE, is_done=has_ended),
+    "pairs": Action(model, preferring, STATE, is_done=has_ended),
 }
