@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1] / "edgetune"
 FLOORS = [
     ["version", "errors"],
     ["options", "disk", "console", "persisted"],
-    ["machine", "backends", "progress", "work"],
+    ["machine", "backends", "progress"],
     ["formats", "python_child"],
     ["hub", "llamacpp"],
     ["data", "adapters"],

@@ -21,12 +21,12 @@ from ..errors import UsageError, install_hint, lacking, named
 from ..formats import bundle as bundles
 from ..formats import signature
 from ..formats.gguf import open_gguf
+from ..formats.work import finish, refuse_made
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine.device import thread_count
 from ..serving.llama import LlamaModel
 from ..serving.model import ServedModel
 from ..serving.onnx import OnnxModel
-from ..work import finish, refuse_made
 from . import encoder, estimate, fits, memory, samples, texts
 from .estimate import Step
 from .measure import compare

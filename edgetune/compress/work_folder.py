@@ -11,9 +11,9 @@ from typing import Any
 from ..disk import alone, make_folder, replaced
 from ..errors import Interrupted, UsageError
 from ..formats.bundle import sha256
+from ..formats.work import remove
 from ..machine.device import thread_count
 from ..version import __version__
-from ..work import remove
 from .measured import is_begun
 from .options import TEXTS, CompressConfig
 from .source.source import Source

@@ -20,11 +20,11 @@ from ..adapters import store as lora
 from ..errors import DiskError, EdgetuneError, FormatError, Interrupted, NotFoundError, UsageError
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
+from ..formats.work import finish, refuse_made, remove
 from ..machine.policy import Policy
 from ..objectives.sft import Sft
 from ..options import AUTO
 from ..training.config import TrainConfig
-from ..work import finish, refuse_made, remove
 from .jobs.decide import without_scores
 from .jobs.table import ENDED, Job
 from .kinds.feedback import ALL

@@ -84,6 +84,7 @@ class Trial:
             self.made = int.from_bytes(self.changes[:8], sys.byteorder)
             self.whole, earlier = self.visible(), getattr(self, "whole", None)
             self.names = self.hidden_names()
+            assert self.action.is_done is None or self.action.is_done(self.folder)
             for name in json.loads(self.report.read_text())["modules"]:
                 with contextlib.suppress(Exception):  # some modules are made by others
                     importlib.import_module(name)

@@ -155,10 +155,11 @@ def stored() -> Any:
             [file] = [file.id for file in service.files.list() if file.name == name]
             store = stores.list()[0] if stores.list() else stores.create("papers", {}, [file])
             if file not in [each.id for each in store.files]:
-                stores.add(store.id, file, {})
-            until(lambda id=store.id: stores.get(id).status == "completed", PATIENCE)
-        found = stores.search([store.id], "the lamp", 5)
+                stores.add(store.id, file, {})  # while it indexes the first
         [store] = stores.list()
+        until(lambda: stores.get(store.id).status == "completed", PATIENCE)
+        found = stores.search([store.id], "the lamp", 5)
+        store = stores.get(store.id)
         return {"files": [[file.name, file.status, file.error] for file in store.files], "bytes": store.usage,
                 "found": [[passage.text, round(passage.score, 4)] for passage in found.passages]}
 

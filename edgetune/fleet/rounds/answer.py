@@ -20,7 +20,7 @@ from ...errors import FormatError, MismatchError, NumericsError
 from ...formats import signature
 from ...formats.safetensors import Place, Safetensors
 from ...formats.signature import Check
-from ...work import finish
+from ...formats.work import finish
 from ..signed_folder import check_file, read_facts, write_facts
 from ..sums.low_rank_sums import best_of_rank, term_of
 from ..sums.ways import A, B

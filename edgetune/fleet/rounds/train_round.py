@@ -20,12 +20,12 @@ from ...adapters.lora import Lora, Pair
 from ...disk import make_folder
 from ...errors import Interrupted, MismatchError, UsageError
 from ...formats.bundle import Bundle
+from ...formats.work import refuse_made, remove
 from ...machine.device import read_device
 from ...runs.train import train
 from ...training.callbacks import Event, RunCallbacks
 from ...training.config import TrainConfig
 from ...version import __version__
-from ...work import refuse_made, remove
 from ..sums.low_rank_sums import squared_norm, term_of
 from ..sums.ways import A, B
 from .answer import VERSION, AnswerFacts, began_at, write_answer

@@ -1,4 +1,4 @@
-"""edgetune.work: a folder of work is there until its output is, and a kill leaves nothing that stays."""
+"""edgetune.formats.work: a folder of work is there until its output is, and a kill leaves nothing that stays."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from edgetune.disk import new_folder
 from edgetune.errors import UsageError
-from edgetune.work import finish, refuse_made, remove
+from edgetune.formats.work import finish, refuse_made, remove
 
 
 class Killed(BaseException):

@@ -10,7 +10,7 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from .disk import refuse_existing
+from ..disk import refuse_existing
 
 MADE = "made"  # the file that says so
 
