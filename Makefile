@@ -23,7 +23,7 @@ EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 FLOWER = build/flower
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
-    docs dpo durability encoder-peers encoder-service encoder-types families families5 faults fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kernel-sets kernel-sets-arm kinds learning life like lint load machine memory methods own-engine \
+    docs dpo durability encoder-peers encoder-service encoder-types families families5 faults fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kernel-sets kernel-sets-arm kills kinds learning life like lint load machine memory methods own-engine \
     peers picture preferences pressure prompts proofs ready recipes release retrieval rollout samples sanitize second-task service slow teacher test tutor wheels
 
 help: ## this list
@@ -122,6 +122,9 @@ faults: ready ## an hour: the n-th open, write, sync, rename, mapping, thread an
 
 crash: ready ## minutes: the daemon killed at KILLS random moments (100), all that it accepted still there
 	$(RUN) proofs/crash.py --kills $(or $(KILLS),100)
+
+kills: ready ## many minutes: commands that write and jobs of the daemon killed KILLS times each (40), then run again
+	$(RUN) proofs/kills.py --kills $(or $(KILLS),40)
 
 pressure: ready ## another process takes the memory of a training in a cgroup, and gives it back (needs root)
 	$(RUN) -m pytest -n 0 -m '' training/test_throttle.py

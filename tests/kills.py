@@ -51,6 +51,19 @@ def killed(folder: Path, copy: Path, number: int) -> Iterator[Kill]:
         kill.now()
 
 
+@contextmanager
+def killed_before_removing(work: Path, out: Path) -> Iterator[None]:
+    """Folders in `work` stay as soon as `out` is there, as a kill at that moment leaves them."""
+    remove = shutil.rmtree
+
+    def removed(path: str | os.PathLike[str], **options: Any) -> None:
+        if not (out.exists() and Path(path).is_relative_to(work)):
+            remove(path, **options)
+
+    with mock.patch.object(shutil, "rmtree", removed):
+        yield
+
+
 def _counted(call: Callable[..., Any], kill: Kill) -> Callable[..., Any]:
     def counted(*given: Any, **named: Any) -> Any:
         kill.change()

@@ -270,10 +270,11 @@ def read_beside(folder: Path) -> dict[str, np.ndarray]:
 
 
 def save_adapter(folder: str | os.PathLike[str], found: Artifact | Lora, base: Gguf, run: dict[str, Any],
-                 format: str = "F32") -> None:
+                 format: str = "F32", schema: dict[str, Any] | None = None) -> None:
     """Write a new adapter folder, whole or not at all. Raises UsageError if `folder` exists, else as save_gguf."""
     with new_folder(Path(folder)) as beside:
         save_run(beside, found, base, run, format)
+        save_schema(beside, schema)
 
 
 def base_name(base: Gguf) -> str:

@@ -77,15 +77,14 @@ def export_command(adapter: Path, to: str, base: Path | None, base_name: str, ra
 def _cut(adapter: Path, rank: int, base: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
     """Writes an adapter at a smaller rank; returns its facts, and a sentence."""
     from ..adapters.base import family_named
-    from ..adapters.store import FILE, LORA, read_any, read_artifact, records_of, save_adapter, save_schema
+    from ..adapters.store import FILE, LORA, read_any, read_artifact, records_of, save_adapter
     from ..formats.bundle import open_bundle
     gguf, found = read_any(adapter)
     cut = family_named(found.family or LORA).cut(found, rank)
     run, schema = records_of(gguf)
     opened = open_bundle(base or base_of_run(run, adapter)).gguf
     read_artifact(adapter, opened)
-    save_adapter(folder, cut, opened, {**run, "options": {**run.get("options", {}), "rank": rank}})
-    save_schema(folder, schema)
+    save_adapter(folder, cut, opened, {**run, "options": {**run.get("options", {}), "rank": rank}}, schema=schema)
     nbytes = (folder / FILE).stat().st_size
     return ({"out": str(folder), "rank": rank, "pairs": len(cut.pairs), "bytes": nbytes},
             f"{folder}: rank {rank}, {size_text(nbytes)}")

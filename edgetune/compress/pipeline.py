@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 
-from ..disk import new_folder, refuse_existing
+from ..disk import new_folder
 from ..errors import UsageError, install_hint, lacking, named
 from ..formats import bundle as bundles
 from ..formats import signature
 from ..formats.gguf import open_gguf
+from ..formats.work import finish, refuse_made
 from ..llamacpp.tokenizer import Tokenizer
 from ..machine.device import thread_count
 from ..serving.llama import LlamaModel
@@ -40,7 +41,7 @@ from .source import floats
 from .source import huggingface as hf
 from .source.floats import Floats
 from .source.source import Source, locate, open_source
-from .work_folder import DISTILLATION, MEASURED, work_folder
+from .work_folder import DISTILLATION, MEASURED, place_of, work_folder
 
 DEFAULT_TYPE = "Q4_K_M"
 WINDOW = 256  # tokens of a window to calibrate and measure on
@@ -58,7 +59,7 @@ def compress(name: str, out: Path, config: CompressConfig, *, key: Path | None =
     EdgetuneError for what a user can mend; Interrupted when should_stop() says so, and then there is no bundle.
     """
     config.check()
-    refuse_existing(out)
+    refuse_made(out, place_of(out))
     place = locate(name)
     if encoder.is_encoder(place):
         return encoder.compress(place, out, config, key, resume, on_progress)
@@ -142,7 +143,9 @@ class _Work:
         with new_folder(out) as beside:
             facts = self.store_onnx(beside) if self.config.format == "onnx" else self.store_gguf(beside)
             report.write(beside / report.FILE, facts)
-            return self.seal(beside, facts)
+            manifest = self.seal(beside, facts)
+            finish(self.folder, beside)
+            return manifest
 
     def _stored_source(self) -> Path:
         """The source's own GGUF, or one that is written now."""

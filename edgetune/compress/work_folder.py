@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from ..disk import alone, make_folder, replaced
 from ..errors import Interrupted, UsageError
 from ..formats.bundle import sha256
+from ..formats.work import remove
 from ..machine.device import thread_count
 from ..version import __version__
 from .measured import is_begun
@@ -23,6 +23,10 @@ DISTILLATION = "healing"  # the folder of its state, as runs that were stopped h
 MEASURED = "measured"
 
 
+def place_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.work")
+
+
 @contextmanager
 def work_folder(out: Path, config: CompressConfig, source: Source, resume: bool) -> Iterator[Path]:
     """The folder of a run, held against other processes; after an error it stays where it holds something to continue
@@ -30,7 +34,7 @@ def work_folder(out: Path, config: CompressConfig, source: Source, resume: bool)
 
     resume: refuse to begin. Raises UsageError where it holds another run.
     """
-    folder = out.with_name(f"{out.name}.work")
+    folder = place_of(out)
     if resume and not (folder / RUN).exists():
         raise UsageError(f"{folder} holds no run to continue", "leave out --resume")
     make_folder(folder)
@@ -52,7 +56,7 @@ def work_folder(out: Path, config: CompressConfig, source: Source, resume: bool)
             raise
         finally:
             if not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
 
 
 def _is_begun(folder: Path) -> bool:

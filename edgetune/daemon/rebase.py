@@ -20,6 +20,7 @@ from ..adapters import store as lora
 from ..errors import DiskError, EdgetuneError, FormatError, Interrupted, NotFoundError, UsageError
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model
+from ..formats.work import finish, refuse_made, remove
 from ..machine.policy import Policy
 from ..objectives.sft import Sft
 from ..options import AUTO
@@ -76,8 +77,8 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
     rebase to `out` has begun; NotFoundError for no state; Interrupted where should_stop returned True; errors of jobs.
     """
     target = Path(out)
-    disk.refuse_existing(target)
     work = target.with_name(f"{target.name}{WORK}")
+    refuse_made(target, work)
     config = config or DaemonConfig()
     imitates = config.learn_method in (AUTO, Sft.name)
     grader = "" if imitates else config.learn_grader  # for prompts, of which there are none here
@@ -97,13 +98,13 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
             if job.result is None:
                 raise EdgetuneError(f"the training {job.status}: {(job.error or {}).get('message', 'it was ended')}",
                                     "with other options it may succeed")
-            found = _written(service, job, target)
+            found = _written(service, job, target, work)
     except (Interrupted, DiskError):  # continued by the same call
         raise
     except EdgetuneError:
         shutil.rmtree(work, ignore_errors=True)
         raise
-    shutil.rmtree(work, ignore_errors=True)
+    remove(work)
     return found
 
 
@@ -168,7 +169,7 @@ def _followed(service: Service, id: str, should_stop: Callable[[], bool],
             return job
 
 
-def _written(service: Service, job: Job, target: Path) -> Rebased:
+def _written(service: Service, job: Job, target: Path, work: Path) -> Rebased:
     """Writes the adapter of a job as a folder, with the gate's verdict in run.json."""
     assert job.result
     made = service.adapters.get(job.result)
@@ -178,4 +179,5 @@ def _written(service: Service, job: Job, target: Path) -> Rebased:
             if file.name != adapters.RECORD:
                 shutil.copyfile(file, beside / file.name)
         lora.save_record(beside, {**lora.read_run(beside), "gate": verdict})
+        finish(work, beside)
     return Rebased(target, int(job.metadata["new"]), int(job.metadata["held"]), verdict)

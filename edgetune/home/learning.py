@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.loader import NONE
-from ..disk import json_lines, new_folder
+from ..disk import json_lines, new_folder, refuse_existing
 from ..errors import DataError, Interrupted
 from ..runs.train import train
 from ..serving.sureness import Sureness
@@ -83,6 +83,7 @@ def make_house(entities: str | Path, out: str | Path, recipe: Recipe, own: Seque
     of train. on_step: told what comes next. Raises the errors of draw_rows and train, and Interrupted, after which
     nothing is kept.
     """
+    refuse_existing(Path(out))
     on_step("drawing sentences")
     drawn = draw_rows(entities, recipe, own)
     with new_folder(Path(out)) as folder, stopped_without_state():

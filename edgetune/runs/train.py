@@ -28,11 +28,10 @@ from ..persisted import from_json
 from ..training import checkpoint
 from ..training.callbacks import Event, RunCallbacks
 from ..training.config import TrainConfig, TrainOptions
-from ..training.metrics import REPORT
 from ..training.origin import TENTH, Origin, read_origin
 from ..training.run import run
 from ..training.sized import as_begun, load_run, objective_for
-from .reported import reported
+from .reported import is_reported, reported
 from .result import Result, was_given
 
 if TYPE_CHECKING:
@@ -209,9 +208,7 @@ def _path_of(rows: Rows) -> Path | None:
 def _unreported(out: Path) -> dict[str, Any]:
     """run.json's content of a run that ended and was killed before its report, which is written last; else {}."""
     record = store.read_run(out)
-    report = out / REPORT
-    is_there = report.exists() and report.stat().st_mtime_ns >= (out / store.RUN).stat().st_mtime_ns
-    if record.get("status") != "done" or is_there:
+    if record.get("status") != "done" or is_reported(out):
         return {}
     checkpoint.remove_all(out)
     return record

@@ -64,8 +64,7 @@ def keep_start(out: Path, start: Path, gguf: Gguf) -> Path:
     round = Round(out, 0)
     if not round.trained.exists():
         adapter = store.open_adapter(start, gguf)
-        store.save_adapter(round.trained, adapter.pairs, gguf, store.read_run(start))
-        store.save_schema(round.trained, store.read_schema(start))
+        store.save_adapter(round.trained, adapter.pairs, gguf, adapter.run, schema=adapter.schema)
     round.step(Published, lambda: publish(out, round.trained, gguf, 0))
     return round.trained
 

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from decoder_cases import (
     train_once,
 )
 from families import make_family, row_order
+from kills import killed
 from peft.tuners._buffer_dict import BufferDict
 from small_families import OPTIONS, data, small, trained
 from tiny import write_tiny
 
 from edgetune.adapters.base import Family, families
 from edgetune.adapters.lora import TARGETS
-from edgetune.adapters.store import open_adapter, read_run
+from edgetune.adapters.store import open_adapter, read_run, save_schema
 from edgetune.data.packing import collate
 from edgetune.errors import MismatchError, UnsupportedError, UsageError
 from edgetune.runs.train import train
@@ -264,6 +266,25 @@ def test_dylora_is_cut_to_any_rank(bundle, tmp_path):
     assert read_run(tmp_path / "cut4-rank2")["options"]["rank"] == 2
     for refused, why in (((8,), "rank 8 is not between 1 and 4"), ((2, "--to", "peft"), "--rank is given with --to")):
         assert why in command("export", out, "-o", tmp_path / "more", "--rank", *refused, code=UsageError.exit_code)
+
+
+def test_a_cut_is_there_with_its_schema_or_not_at_all(bundle, tmp_path):
+    """After a kill at any moment: without the schema it would answer in any form."""
+    schema = {"type": "object"}
+    trained(bundle, small("dylora")).save(tmp_path / "whole")
+    save_schema(tmp_path / "whole", schema)
+    has_ended = False
+    for number in count():
+        folder, copy = (tmp_path / f"{name}{number}" for name in ("made", "killed"))
+        folder.mkdir()
+        with killed(folder, copy, number) as kill:
+            command("export", tmp_path / "whole", "--rank", 2, "-o", folder / "cut")
+            has_ended = not kill.is_done
+        if (copy / "cut").exists():
+            assert open_adapter(copy / "cut", bundle.gguf).schema == schema
+        if has_ended:
+            break
+    assert number > 5
 
 
 def test_others_cannot_be_cut(bundle, tmp_path):

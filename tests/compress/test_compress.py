@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from commands import run
 from durable import metrics
+from kills import killed_before_removing
 from tiny import write_tiny
 
 pytest.importorskip("transformers")
@@ -156,6 +157,16 @@ def test_killed_at_every_step_it_continues_to_the_same_bytes(place, whole):
     assert set(said) == {"trimming the vocabulary", "answering"}
     assert hashes(out) == hashes(whole[0])
     assert not (place / "killed.edge.work").exists()
+
+
+def test_killed_when_the_bundle_is_there_it_leaves_its_work_until_the_same_command(tmp_path, place):
+    out = tmp_path / "made.edge"
+    with killed_before_removing(tmp_path / "made.edge.work", out):
+        compress(place, out, "--type", "Q8_0")
+    made = hashes(out)
+    assert "made.edge exists; name another or remove it" in compress(place, out, "--type", "Q8_0", code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["made.edge"]
+    assert hashes(out) == made
 
 
 @pytest.mark.slow

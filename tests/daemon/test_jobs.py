@@ -16,11 +16,14 @@ from small_families import small, trained
 from edgetune.cli.info import describe
 from edgetune.daemon.jobs import jobs as jobs_module
 from edgetune.daemon.jobs import queue as work
+from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.jobs.progress import JobProgress
+from edgetune.daemon.jobs.worker import RUN
 from edgetune.data.dataset import load_rows
 from edgetune.data.question import digest
 from edgetune.errors import DataError, NotFoundError, TooMuchError, UnsupportedError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.training.metrics import CSV, REPORT
 
 
 @pytest.fixture
@@ -167,6 +170,37 @@ def test_a_run_that_is_disturbed_ends_with_the_same_bytes(tmp_path, undisturbed,
         assert service.adapters.get(str(service.jobs.get(job.id).result)).sha256 == undisturbed[0]
         assert said in messages(service, job.id)
         assert not service.jobs.paused_reason
+
+
+class KilledBeforeItsReport(WorkerProcess):
+    """The first process of a job is killed between the end of the training and the run's report."""
+
+    killed = False
+
+    def begin(self, task):
+        self.run = Path(task["folder"]) / RUN
+        super().begin(task)
+
+    def events(self):
+        for event in super().events():
+            if event["event"] == "trained" and not KilledBeforeItsReport.killed:
+                KilledBeforeItsReport.killed = True
+                os.kill(self.pid, signal.SIGKILL)
+                for name in (CSV, REPORT):
+                    (self.run / name).unlink()
+            yield event
+
+
+def test_a_run_that_was_killed_before_its_report_gets_one(tmp_path):
+    with open_service(tmp_path, start_process=KilledBeforeItsReport) as service:
+        job = service.jobs.wait(begin(service, steps=3).id, 60)
+        assert (job.status, KilledBeforeItsReport.killed) == ("succeeded", True)
+        folder = service.adapters.path(str(job.result))
+        assert (folder / CSV).read_text().count("\n") > 3
+        assert "3 steps" in (folder / REPORT).read_text("utf-8")
+        steps = [event["data"]["step"] for event in service.jobs.events(job.id, limit=1000)
+                 if (event["data"] or {}).get("event") == "step"]
+        assert sorted(steps) == [1, 2, 3]  # trained once
 
 
 def test_a_run_that_cannot_go_on_begins_again(service, monkeypatch):

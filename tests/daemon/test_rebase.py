@@ -6,6 +6,7 @@ import stat
 
 import pytest
 from commands import run
+from kills import killed_before_removing
 from services import learned_state, same_holdout
 from tiny import write_tiny
 
@@ -53,7 +54,9 @@ def rebased(base, state, out, **options):
 
 
 def test_all_that_was_learned_is_learned_on_another_base(base, state, tmp_path):
-    """Also where it is stopped meanwhile; what the verdict says is what llama.cpp answers."""
+    """Also where it is stopped meanwhile, or killed at last, which leaves what people wrote, no longer than until the
+    next call; what the verdict says is what llama.cpp answers.
+    """
     before = files(state)
     out = tmp_path / "out"
     events = []
@@ -70,8 +73,11 @@ def test_all_that_was_learned_is_learned_on_another_base(base, state, tmp_path):
     assert not out.exists()
     with pytest.raises(UsageError, match="holds a rebase of another state"):
         rebased(base, tmp_path, out)
-    found = rebased(base, state, out, on_event=events.append)
+    with killed_before_removing(tmp_path / f"out{WORK}", out):
+        found = rebased(base, state, out, on_event=events.append)
     assert files(state) == before
+    with pytest.raises(UsageError, match="out exists"):
+        rebased(base, state, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "state"]
     assert (found.rows, found.held) == (32, 8)
     verdict = json.loads((out / "run.json").read_text())["gate"]

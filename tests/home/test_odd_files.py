@@ -162,3 +162,7 @@ def test_no_own_sentence_is_written_over(places):
         for command in commands:
             assert "exists; name another" in refusal(command, places)
         assert places[name].read_bytes() == kept
+
+
+def test_a_house_that_exists_is_refused_before_the_entities_are_read(places):
+    assert "exists; name another" in refusal(["train", "{file}", "-o", "{house}", "--encoder", "none"], places)

@@ -20,6 +20,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,7 +96,7 @@ class Proof:
         process.kill()
         error = process.communicate()[1]
         assert process.returncode == -9, error
-        until(lambda: not self.processes(), PATIENCE, "the worker outlived the daemon")
+        until(lambda: not processes(self.place), PATIENCE, "the worker outlived the daemon")
 
     def start(self) -> subprocess.Popen[str]:
         place = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).resolve()) for path in sys.path)}
@@ -186,22 +188,14 @@ class Proof:
     # ---- what must hold -----------------------------------------------------------------------------------------
 
     def check_disk(self) -> None:
-        """After a kill, before the daemon repairs anything; on a copy, for it must repair it by itself."""
-        with tempfile.TemporaryDirectory() as copy:
-            for path in self.state.glob("state.db*"):
-                shutil.copy(path, copy)
-            if not (Path(copy) / "state.db").exists():
-                assert not self.told.files
-                return
-            db = sqlite3.connect(Path(copy) / "state.db")
-            try:
+        """After a kill, before the daemon repairs anything."""
+        with database_of(self.state) as db:
+            if db:
                 self.check_database(db)
-            finally:
-                db.close()
+            else:
+                assert not self.told.files
 
     def check_database(self, db: sqlite3.Connection) -> None:
-        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
         if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'service'").fetchall():
             assert not self.told.files
             return
@@ -293,16 +287,34 @@ class Proof:
             return "saving"
         return "judging" if all(is_done(run / "run") for run in runs) else "training"
 
-    def processes(self) -> list[int]:
-        """Those that the daemon left: they have its folder."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*"):
-            try:
-                if (path / "cwd").readlink() == self.place and "\nState:\tZ" not in (path / "status").read_text():
-                    found.append(int(path.name))
-            except OSError:
-                continue
-        return found
+
+@contextmanager
+def database_of(state: Path) -> Iterator[sqlite3.Connection | None]:
+    """A copy of a daemon's database, which passes SQLite's checks, for the daemon must repair its own by itself; None
+    before there is one.
+    """
+    with tempfile.TemporaryDirectory() as copy:
+        for path in state.glob("state.db*"):
+            shutil.copy(path, copy)
+        if not (Path(copy) / "state.db").exists():
+            yield None
+            return
+        with closing(sqlite3.connect(Path(copy) / "state.db")) as db:
+            assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+            yield db
+
+
+def processes(folder: Path) -> list[int]:
+    """Those whose folder it is, such as those that a daemon left."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (path / "cwd").readlink() == folder and "\nState:\tZ" not in (path / "status").read_text():
+                found.append(int(path.name))
+        except OSError:
+            continue
+    return found
 
 
 def without_repeats(moves: list[str | None]) -> list[str | None]:

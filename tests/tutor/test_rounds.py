@@ -5,6 +5,7 @@ import re
 import threading
 from contextlib import closing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 from asked import question
 from click.testing import CliRunner
 from json_lines import read_lines, write_lines
+from kills import killed
+from small_families import small, trained
 
 from edgetune import disk
-from edgetune.adapters.store import open_adapter, read_run
+from edgetune.adapters.store import open_adapter, read_run, save_schema
 from edgetune.cli.app import cli
 from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError, UsageError
 from edgetune.evaluation import acceptance
@@ -25,7 +28,7 @@ from edgetune.training.config import TrainConfig
 from edgetune.tutor import gate
 from edgetune.tutor.answering import ModelAnswer, graded
 from edgetune.tutor.files import Round, rounds_of
-from edgetune.tutor.folder import roll_back
+from edgetune.tutor.folder import keep_start, roll_back
 from edgetune.tutor.gate import LABELS, ROUND, Gated
 from edgetune.tutor.inspect import summary
 from edgetune.tutor.options import STEPS, TutorOptions, of_earlier
@@ -50,6 +53,26 @@ def files(tmp_path_factory):
     keep = folder / "keep.jsonl"
     keep.write_text('{"text": "Cats sleep for most of the day."}\n')  # short: tokens are bytes here
     return Files(prompts, labelled, keep=keep)
+
+
+def test_the_start_is_kept_with_its_schema_or_not_at_all(bundle, tmp_path):
+    """Where a kill comes at any moment, and the same goes on."""
+    schema = {"type": "object"}
+    start = tmp_path / "start"
+    trained(bundle, small("o-lora")).save(start)
+    save_schema(start, schema)
+    has_ended = False
+    for number in count():
+        out, copy = (tmp_path / f"{name}{number}" for name in ("made", "killed"))
+        out.mkdir()
+        with killed(out, copy, number) as kill:
+            keep_start(out, start, bundle.gguf)
+            has_ended = not kill.is_done
+        assert open_adapter(keep_start(copy, start, bundle.gguf)).schema == schema
+        assert open_adapter(copy).schema == schema
+        if has_ended:
+            break
+    assert number > 5
 
 
 def go(bundle, out, files, options=OPTIONS, **more: Any):

@@ -52,7 +52,7 @@ from ...machine.policy import Policy
 from ...objectives.rewarded import Rewarded
 from ...persisted import from_json
 from ...python_child import die_with
-from ...runs.reported import reported
+from ...runs.reported import is_reported, reported, try_report
 from ...training import checkpoint, run
 from ...training.callbacks import RunCallbacks
 from ...training.config import TrainConfig
@@ -274,13 +274,18 @@ class Worker:
         self.commands.set_saves(False)
 
     def train(self) -> None:
-        """Trains in the job's folder; resumes where a run exists, or begins again where it cannot be resumed."""
+        """Trains in the job's folder; resumes where a run exists, or begins again where it cannot be resumed. If a kill
+        came between a complete run and its report, it writes that.
+        """
         def within(config: TrainConfig, shortens: bool) -> None:
             self.config = config
             with reported(self.out):
                 self._train(shortens)
 
-        self.room.fitting(self.config, within)
+        if not self.is_trained:
+            self.room.fitting(self.config, within)
+        elif not is_reported(self.out):
+            try_report(self.out)
 
     def _train(self, shortens: bool) -> None:
         measured = measured_file(self.folder, self.objective.rows)

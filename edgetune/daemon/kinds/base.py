@@ -88,8 +88,7 @@ class JobKind:
         """Does the job, or continues it. Returns the verdict as JSON: `passed`, `reason`, and those of the gate, where
         the worker evaluated an adapter; a job that makes no adapter has the first two.
         """
-        if not worker.is_trained:
-            worker.train()
+        worker.train()
         return worker.evaluate()
 
 

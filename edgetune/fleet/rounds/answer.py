@@ -20,6 +20,7 @@ from ...errors import FormatError, MismatchError, NumericsError
 from ...formats import signature
 from ...formats.safetensors import Place, Safetensors
 from ...formats.signature import Check
+from ...formats.work import finish
 from ..signed_folder import check_file, read_facts, write_facts
 from ..sums.low_rank_sums import best_of_rank, term_of
 from ..sums.ways import A, B
@@ -141,9 +142,10 @@ def open_answer(folder: Path, task: Task, check: Check = signature.check) -> Ans
 
 
 def write_answer(folder: Path, facts: AnswerFacts, arrays: dict[str, NDArray[np.float16]],
-                 key: Path | None) -> AnswerFacts:
+                 key: Path | None, work: Path | None = None) -> AnswerFacts:
     """Writes an answer as a new folder, whole or not at all; returns its facts with the SHA-256 of the update. arrays:
-    by projection and half. Raises NumericsError for values that are not finite in float16.
+    by projection and half. work: the folder of work for it. Raises NumericsError for values that are not finite in
+    float16.
     """
     from safetensors.numpy import save
     for name, array in arrays.items():
@@ -153,6 +155,8 @@ def write_answer(folder: Path, facts: AnswerFacts, arrays: dict[str, NDArray[np.
         (beside / UPDATE).write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
         facts = replace(facts, update=sha256(beside / UPDATE))
         write_facts(beside, FACTS, facts, key)
+        if work:
+            finish(work, beside)
     return facts
 
 

@@ -7,7 +7,6 @@ same command continues it. AdamW's moments begin again each round: those of othe
 from __future__ import annotations
 
 import math
-import shutil
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,10 @@ from numpy.typing import NDArray
 
 from ...adapters import store
 from ...adapters.lora import Lora, Pair
-from ...disk import make_folder, refuse_existing
+from ...disk import make_folder
 from ...errors import Interrupted, MismatchError, UsageError
 from ...formats.bundle import Bundle
+from ...formats.work import refuse_made, remove
 from ...machine.device import read_device
 from ...runs.train import train
 from ...training.callbacks import Event, RunCallbacks
@@ -47,9 +47,9 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
     Raises UsageError where `out` exists, MismatchError where there are fewer rows than the task asks for, Interrupted
     where it was stopped: the same call continues.
     """
-    refuse_existing(out)
-    noise = _noise_of(task, noise)
     work = out.with_name(f"{out.name}.work")
+    refuse_made(out, work)
+    noise = _noise_of(task, noise)
     config = _config(task, rank, own)
     config = replace(config, lr=rate_of(config, rows) * share_of(task.options.planned_rounds, task.number))
     began = {name: began_at(pair, config.family.options()["rank"]) for name, pair in task.pairs.items()}
@@ -77,8 +77,8 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
         after = _with(task, began, arrays)
         facts = _hidden(task, facts, noise)
     facts = replace(facts, norm=norm_of_change(began, after))
-    facts = write_answer(out, facts, arrays, key)
-    shutil.rmtree(work, ignore_errors=True)
+    facts = write_answer(out, facts, arrays, key, work)
+    remove(work)
     return facts
 
 
