@@ -17,7 +17,7 @@ from edgetune.objectives.base import objectives
 from edgetune.training.config import FILE_OPTIONS, train_options
 
 DAEMON = {"context": 256, "max_upload": 1}
-OPERATIONS = 100
+OPERATIONS = 101
 MODES = ["positive", "negative"]
 THEIRS = re.compile(r"\b(Input|List|String) should\b|after validation|\bvalid (string|number|integer|list|dictionary)|"
                     r"unable to|function-|literal\[|instance of", re.IGNORECASE)  # of pydantic
