@@ -11,12 +11,14 @@ from pathlib import Path
 from ..disk import alone
 from ..errors import UsageError
 from ..evaluation.acceptance import Decision, Given, HeldOut, Value, decide
+from ..serving.encoder import UNLIMITED
 from ..training.callbacks import RunCallbacks
+from ..training.config import TrainConfig
 from .answering import Understanding
 from .by_own import plain
 from .entities import Home, read_home
 from .house import ENTITIES, House
-from .language import Language, language_of
+from .language import language_of
 from .learning import is_right, make_house
 from .opening import understanding_of
 from .own import read_own
@@ -106,7 +108,7 @@ def update_house(folder: str | Path, entities: str | Path | None = None, own: st
         new = make_house(entities, made, recipe, rows, memory=memory, threads=threads, callbacks=callbacks,
                          on_step=on_step)
         on_step("asking the old house and the new one")
-        updated = compared(old, new, change, language_of(facts.language), threads)
+        updated = compared(old, new, change, threads, TrainConfig(memory=memory).memory_here())
         if updated.replaced:
             replace_house(folder, made)
     return updated
@@ -137,16 +139,19 @@ def renamed_own(old: House, new: Home) -> list[Sentence]:
     return kept
 
 
-def compared(old: House, new: House, change: Change, language: Language, threads: int) -> Updated:
-    """What both say to a person's own sentences, and to drawn ones that name an entity, which nothing learned."""
-    rows = [row for row in Rows(new.home, language, new.facts.seed + OTHER_SEED).draw(ASKED) if is_naming(row)]
+def compared(old: House, new: House, change: Change, threads: int, budget: int = UNLIMITED) -> Updated:
+    """What both say to a person's own sentences, and to drawn ones that name an entity, which nothing learned. budget:
+    bytes of this process.
+    """
+    drawn = Rows(new.home, language_of(new.facts.language), new.facts.seed + OTHER_SEED).draw(ASKED)
+    rows = [row for row in drawn if is_naming(row)]
     stayed = [row for row in rows if row.wishes[0].target.name in change.stayed]
     changed = [row for row in rows if row.wishes[0].target.name not in change.stayed]
     own = read_own(new.own, new.home) if new.own else []
     groups = (stayed, changed, own)
-    with understanding_of(old, threads) as understanding:
+    with understanding_of(old, threads, budget) as understanding:
         was = [_values(understanding, group) for group in groups]
-    with understanding_of(new, threads) as understanding:
+    with understanding_of(new, threads, budget) as understanding:
         now = [_values(understanding, group) for group in groups]
     populations = (HeldOut(), HeldOut(), Given())
     decisions = [decide(before, after, population) for before, after, population in
