@@ -14,7 +14,6 @@ from ..evaluation.acceptance import Decision, Given, HeldOut, Value, decide
 from ..serving.encoder import UNLIMITED
 from ..training.callbacks import RunCallbacks
 from ..training.config import TrainConfig
-from .answering import Understanding
 from .by_own import plain
 from .entities import Home, read_home
 from .house import ENTITIES, House
@@ -149,10 +148,7 @@ def compared(old: House, new: House, change: Change, threads: int, budget: int =
     changed = [row for row in rows if row.wishes[0].target.name not in change.stayed]
     own = read_own(new.own, new.home) if new.own else []
     groups = (stayed, changed, own)
-    with understanding_of(old, threads, budget) as understanding:
-        was = [_values(understanding, group) for group in groups]
-    with understanding_of(new, threads, budget) as understanding:
-        now = [_values(understanding, group) for group in groups]
+    was, now = (_answered(house, groups, threads, budget) for house in (old, new))
     populations = (HeldOut(), HeldOut(), Given())
     decisions = [decide(before, after, population) for before, after, population in
                  zip(was, now, populations, strict=True)]
@@ -160,8 +156,10 @@ def compared(old: House, new: House, change: Change, threads: int, budget: int =
     return Updated(change, decisions[0], decisions[1], decisions[2], right, own_right)
 
 
-def _values(understanding: Understanding, rows: Sequence[Row]) -> list[Value]:
-    return [RIGHT if is_right(understanding, row) else WRONG for row in rows]
+def _answered(house: House, groups: Sequence[Sequence[Row]], threads: int, budget: int) -> list[list[Value]]:
+    """The values of a house's answers. Nothing of it stays open."""
+    with understanding_of(house, threads, budget) as understanding:
+        return [[RIGHT if is_right(understanding, row) else WRONG for row in group] for group in groups]
 
 
 def is_naming(row: Row) -> bool:

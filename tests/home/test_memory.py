@@ -9,20 +9,39 @@ from peaks import peak_of
 from tiny import write_tiny
 
 from edgetune.errors import BudgetError
+from edgetune.home.by_encoder import ByEncoder
+from edgetune.home.house import House
 from edgetune.home.learning import draw_rows, make_house
+from edgetune.home.opening import understanding_of
 from edgetune.home.recipe import Recipe
+from edgetune.home.updating import Change, compared
+
+
+def number_of(kind):
+    """Objects in memory."""
+    gc.collect()
+    return sum(isinstance(one, kind) for one in gc.get_objects())
 
 
 def test_templates_are_gone_when_the_rows_are_drawn(tmp_path):
-    before = templates()  # of other tests
+    before = number_of(Intents)  # of other tests
     drawn = draw_rows(write_house(tmp_path), Recipe(count=200))
     assert drawn.learned
-    assert templates() == before
+    assert number_of(Intents) == before
 
 
-def templates():
-    gc.collect()
-    return sum(isinstance(one, Intents) for one in gc.get_objects())
+def test_of_two_houses_that_are_compared_one_is_open_at_a_time(trained, monkeypatch):
+    found = House.open(trained[0])
+    are_open = []
+
+    def opened(*given):
+        are_open.append(number_of(ByEncoder))
+        return understanding_of(*given)
+
+    monkeypatch.setattr("edgetune.home.updating.understanding_of", opened)
+    compared(found, found, Change((), (), (), tuple(one.name for one in found.home.entities)), threads=1)
+    first, second = are_open
+    assert second == first
 
 
 @pytest.mark.slow
