@@ -30,20 +30,22 @@ class Bert:
     tensors: dict[str, np.ndarray]
 
 
-def tiny_bert() -> Bert:
+def tiny_bert(width: int = 64) -> Bert:
     """A random one over WORDS."""
-    sizes = {"vocab_size": len(WORDS), "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "intermediate_size": 128, "max_position_embeddings": 96, "layer_norm_eps": 1e-12, "type_vocab_size": 2}
+    sizes = {"vocab_size": len(WORDS), "hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "intermediate_size": 2 * width, "max_position_embeddings": 96, "layer_norm_eps": 1e-12,
+             "type_vocab_size": 2}
     rng = np.random.default_rng(0)
     tensors = {}
     for name, rows in (("word", len(WORDS)), ("position", 96), ("token_type", 2)):
-        tensors[f"embeddings.{name}_embeddings.weight"] = rng.standard_normal((rows, 64))
+        tensors[f"embeddings.{name}_embeddings.weight"] = rng.standard_normal((rows, width))
     for place in ("embeddings.LayerNorm", *(f"encoder.layer.{i}.{name}" for i in range(2) for name in NAMES)):
         if place.endswith("LayerNorm"):
-            weight = 1 + 0.1 * rng.standard_normal(64)
+            weight = 1 + 0.1 * rng.standard_normal(width)
         else:
             last = place.rpartition("encoder.layer.")[2][2:]
-            inner, outer = {"intermediate.dense": (64, 128), "output.dense": (128, 64)}.get(last, (64, 64))
+            inner, outer = {"intermediate.dense": (width, 2 * width),
+                            "output.dense": (2 * width, width)}.get(last, (width, width))
             weight = 0.2 * rng.standard_normal((outer, inner))
         tensors[f"{place}.weight"] = weight
         tensors[f"{place}.bias"] = 0.1 * rng.standard_normal(weight.shape[0])

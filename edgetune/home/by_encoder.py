@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..formats.bundle import open_bundle
-from ..serving.encoder import Encoder
+from ..serving.encoder import UNLIMITED, Encoder
 from .answering import SURE, Understood, possible
 from .entities import Home
 from .fields import wish_of_fields
@@ -17,11 +17,11 @@ ARTICLES = 1  # words before a name that leave it a name alone: "the", "my"
 
 
 class ByEncoder:
-    """The encoder with the adapter of a house. For one thread at a time. Raises the errors of Encoder."""
+    """The encoder with the adapter of a house. For one thread at a time. budget, errors: of Encoder."""
 
     def __init__(self, encoder: Path, adapter: Path, home: Home, language: Language, threads: int = 0,
-                 share: float = SURE) -> None:
-        self._encoder = Encoder(open_bundle(encoder).gguf, threads)
+                 share: float = SURE, budget: int = UNLIMITED) -> None:
+        self._encoder = Encoder(open_bundle(encoder).gguf, threads, budget=budget)
         self._reader = self._encoder.adapter(adapter)
         self._home = home
         self._language = language

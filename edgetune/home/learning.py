@@ -17,16 +17,18 @@ from ..data.loader import NONE
 from ..disk import json_lines, new_folder, refuse_existing
 from ..errors import DataError, Interrupted
 from ..runs.train import train
+from ..serving.encoder import UNLIMITED
 from ..serving.sureness import Sureness
 from ..serving.vectors import vectors
 from ..training.callbacks import RunCallbacks
+from ..training.config import TrainConfig
 from .answering import SURE, Understanding, calls_of
 from .entities import Entity, Home, read_home
 from .fields import training_row
 from .house import ENTITIES, OWN_ROWS, ROWS, Facts, House, write_facts, write_rows
 from .language import Language, language_of
 from .lines import lines_of
-from .opening import by_encoder, decoder_of
+from .opening import by_encoder, check_memory, decoder_of
 from .own import rows_of, with_own
 from .recipe import DECODER, ENCODER, LEAST_ROWS, Recipe
 from .rows import Row, Rows
@@ -80,12 +82,14 @@ def make_house(entities: str | Path, out: str | Path, recipe: Recipe, own: Seque
                memory: str = "", threads: int = 0, callbacks: RunCallbacks | None = None,
                on_step: Callable[[str], None] = lambda _: None) -> House:
     """Draws rows, trains, measures, and writes the new folder `out`. own: as in draw_rows. memory, threads, callbacks:
-    of train. on_step: told what comes next. Raises the errors of draw_rows and train, and Interrupted, after which
-    nothing is kept.
+    of train. on_step: told what comes next. Raises the errors of draw_rows, check_memory and train, and Interrupted,
+    after which nothing is kept.
     """
     refuse_existing(Path(out))
     on_step("drawing sentences")
     drawn = draw_rows(entities, recipe, own)
+    options = TrainConfig(memory=memory)
+    check_memory(recipe.models, options.memory_here(), options.memory_asked)
     with new_folder(Path(out)) as folder, stopped_without_state():
         shutil.copyfile(entities, folder / ENTITIES)
         if drawn.own:
@@ -99,7 +103,7 @@ def make_house(entities: str | Path, out: str | Path, recipe: Recipe, own: Seque
         on_step(f"asking {len(drawn.held)} others")
         facts = Facts(recipe.language, recipe.count, recipe.seed, recipe.models.get(ENCODER, ""), len(drawn.learned),
                       decoder=recipe.models.get(DECODER, ""))
-        write_facts(folder, measured(House(folder, facts, drawn.home), drawn.held, threads))
+        write_facts(folder, measured(House(folder, facts, drawn.home), drawn.held, threads, options.memory_here()))
     return House.open(out)
 
 
@@ -127,18 +131,20 @@ def learn_by_decoder(model: str, drawn: Drawn, out: Path, **options: Any) -> Non
     train(model, rows, out, NONE, answers=False, checkpoint_every="never", epochs=PASSES, anchors=0, **options)
 
 
-def measured(house: House, held: list[Row], threads: int) -> Facts:
-    """The facts of a house, with how many held-out sentences give the right calls, and when its decoder is sure."""
+def measured(house: House, held: list[Row], threads: int, budget: int = UNLIMITED) -> Facts:
+    """The facts of a house, with how many held-out sentences give the right calls, and when its decoder is sure.
+    budget: bytes of this process.
+    """
     facts = replace(house.facts, asked=len(held))
     written: list[list[Call]] = []
     if facts.decoder:
-        with decoder_of(house, threads) as decoder:
+        with decoder_of(house, threads, budget) as decoder:
             found = [decoder.written(row.sentence) for row in held]
         written = [calls_of(wishes) for wishes, _ in found]
         are_right = [calls == row.calls for calls, row in zip(written, held, strict=True)]
         if sureness := Sureness.of([probability for _, probability in found], are_right):
             facts = replace(facts, limit=min(sureness.threshold_up_to(SURE), 1.0))
-    if (encoder := by_encoder(house, threads)) is None:
+    if (encoder := by_encoder(house, threads, budget)) is None:
         return replace(facts, right=sum(are_right))
     understood = [encoder.understand(row.sentence) for row in held]
     calls = [written[i] if written and not one.is_sure else one.calls for i, one in enumerate(understood)]

@@ -11,12 +11,13 @@ from pathlib import Path
 from ..disk import alone
 from ..errors import UsageError
 from ..evaluation.acceptance import Decision, Given, HeldOut, Value, decide
+from ..serving.encoder import UNLIMITED
 from ..training.callbacks import RunCallbacks
-from .answering import Understanding
+from ..training.config import TrainConfig
 from .by_own import plain
 from .entities import Home, read_home
 from .house import ENTITIES, House
-from .language import Language, language_of
+from .language import language_of
 from .learning import is_right, make_house
 from .opening import understanding_of
 from .own import read_own
@@ -106,7 +107,7 @@ def update_house(folder: str | Path, entities: str | Path | None = None, own: st
         new = make_house(entities, made, recipe, rows, memory=memory, threads=threads, callbacks=callbacks,
                          on_step=on_step)
         on_step("asking the old house and the new one")
-        updated = compared(old, new, change, language_of(facts.language), threads)
+        updated = compared(old, new, change, threads, TrainConfig(memory=memory).memory_here())
         if updated.replaced:
             replace_house(folder, made)
     return updated
@@ -137,17 +138,17 @@ def renamed_own(old: House, new: Home) -> list[Sentence]:
     return kept
 
 
-def compared(old: House, new: House, change: Change, language: Language, threads: int) -> Updated:
-    """What both say to a person's own sentences, and to drawn ones that name an entity, which nothing learned."""
-    rows = [row for row in Rows(new.home, language, new.facts.seed + OTHER_SEED).draw(ASKED) if is_naming(row)]
+def compared(old: House, new: House, change: Change, threads: int, budget: int = UNLIMITED) -> Updated:
+    """What both say to a person's own sentences, and to drawn ones that name an entity, which nothing learned. budget:
+    bytes of this process.
+    """
+    drawn = Rows(new.home, language_of(new.facts.language), new.facts.seed + OTHER_SEED).draw(ASKED)
+    rows = [row for row in drawn if is_naming(row)]
     stayed = [row for row in rows if row.wishes[0].target.name in change.stayed]
     changed = [row for row in rows if row.wishes[0].target.name not in change.stayed]
     own = read_own(new.own, new.home) if new.own else []
     groups = (stayed, changed, own)
-    with understanding_of(old, threads) as understanding:
-        was = [_values(understanding, group) for group in groups]
-    with understanding_of(new, threads) as understanding:
-        now = [_values(understanding, group) for group in groups]
+    was, now = (_answered(house, groups, threads, budget) for house in (old, new))
     populations = (HeldOut(), HeldOut(), Given())
     decisions = [decide(before, after, population) for before, after, population in
                  zip(was, now, populations, strict=True)]
@@ -155,8 +156,10 @@ def compared(old: House, new: House, change: Change, language: Language, threads
     return Updated(change, decisions[0], decisions[1], decisions[2], right, own_right)
 
 
-def _values(understanding: Understanding, rows: Sequence[Row]) -> list[Value]:
-    return [RIGHT if is_right(understanding, row) else WRONG for row in rows]
+def _answered(house: House, groups: Sequence[Sequence[Row]], threads: int, budget: int) -> list[list[Value]]:
+    """The values of a house's answers. Nothing of it stays open."""
+    with understanding_of(house, threads, budget) as understanding:
+        return [[RIGHT if is_right(understanding, row) else WRONG for row in group] for group in groups]
 
 
 def is_naming(row: Row) -> bool:

@@ -25,9 +25,11 @@ from ..data.packing import Example, collate
 from ..errors import BudgetError, UsageError, size_text
 from ..formats.gguf import Gguf
 from ..llamacpp.tokenizers import open_encoder_tokenizer
+from ..machine import device
 from ..machine.device import thread_count
 from ..models.encoder import EncoderPasses
 from ..models.networks import open_network
+from ..models.stream import sizes
 from ..objectives.labelling import Classified, Floats, Labelling
 from .learned import learned
 from .likeness import Likeness, likeness_of
@@ -35,18 +37,21 @@ from .rollouts.forward import open_passes
 from .sureness import KINDS, Sureness, sureness_of
 
 MOST_TOKENS = 1024  # of questions that are computed together
+GROWTH = 4 << 20  # bytes of Python, of threads and of a short question's activations while it is answered
+UNLIMITED = 1 << 62
 
 
 class Encoder:
     """The weights of an encoder. For one thread at a time; `read` is for any.
 
     threads: 0 for one a physical core. precision: of the products of answers, as in training; vector_precision: of
-    those of vectors. at_once: tokens that are computed together at most, but for one text that has more. Raises the
-    errors of open_network, and UnsupportedError for a model that is no encoder.
+    those of vectors. at_once: tokens that are computed together at most, but for one text that has more. budget: bytes
+    of this process; weights that have no room in it are read from the file at every use. Raises the errors of
+    open_network, and UnsupportedError for a model that is no encoder.
     """
 
     def __init__(self, gguf: Gguf, threads: int = 0, precision: str = "fast", at_once: int = MOST_TOKENS,
-                 vector_precision: str = "exact") -> None:
+                 vector_precision: str = "exact", budget: int = UNLIMITED) -> None:
         self.gguf = gguf
         self.tokenizer = open_encoder_tokenizer(gguf)
         self.width = cast(int, gguf.metadata[f"{gguf.architecture}.embedding_length"])
@@ -57,6 +62,7 @@ class Encoder:
         self._ops = open_backend("auto", self._threads)
         self._precision = precision
         self._vector_precision = vector_precision
+        self._budget = budget
         self._active: EncoderPasses | None = None
 
     def read(self, question: str) -> Read:
@@ -132,9 +138,17 @@ class Encoder:
     def _open(self, found: Artifact, precision: str, heads: tuple[HeadKind, ...]) -> EncoderPasses:
         passes = open_passes(self._network, found, threads=self._threads, max_tokens=max(self._at_once, self.longest),
                              max_length=self.longest, precision=precision, ops=self._ops, heads=heads,
-                             shares=True)
+                             streamed=self._streamed(found), shares=True)
         assert isinstance(passes, EncoderPasses)
         return self.use(passes)
+
+    def _streamed(self, found: Artifact) -> int:
+        """The number of blocks whose weights are read at every use: all, unless these and the adapter have room."""
+        blocks = self._network.structure.n_layer
+        weights = sizes(self.gguf.tensors.values(), blocks, has_head=False).in_memory(0, self._at_once)
+        adapter = sum(pair.a.nbytes + pair.b.nbytes for pair in found.pairs.values())
+        adapter += sum(values.nbytes for values in found.tensors.values())
+        return blocks if device.rss() + weights + adapter + GROWTH > self._budget else 0
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,11 @@ def context_of(base: Gguf, longest: int) -> int:
     return min(read_shape(base).context, max(longest + ROOM, CONTEXT))
 
 
+def least_with(base: Gguf, context: int) -> int:
+    """Bytes that this process has at most once llama.cpp has opened the model without copies."""
+    return device.rss() + memory_needed(base, context, repack=False)
+
+
 def may_repack(base: Gguf, context: int, budget: int) -> bool:
     """Whether llama.cpp may copy weights in this process, whose budget is in bytes."""
     return device.rss() + memory_needed(base, context, repack=True) <= budget
@@ -70,7 +75,7 @@ def may_repack(base: Gguf, context: int, budget: int) -> bool:
 
 def repack_within(base: Gguf, context: int, budget: int, way_out: str) -> bool:
     """`may_repack`; raises EdgetuneError, with this way out, where the budget has no room for the model at all."""
-    needed = device.rss() + memory_needed(base, context, repack=False)
+    needed = least_with(base, context)
     if needed > budget:
         raise EdgetuneError(f"llama.cpp would need up to {size_text(needed)}, the budget is {size_text(budget)}",
                             way_out)

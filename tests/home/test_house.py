@@ -144,7 +144,7 @@ def test_a_house_learns_further_sentences_of_its_people(tmp_path, trained):
 def test_a_house_that_is_worse_stays_out(trained, tmp_path):
     house = House.open(trained[0])
     change = Change((), (), (), tuple(one.name for one in house.home.entities))
-    same = compared(house, house, change, language_of("en"), threads=1)
+    same = compared(house, house, change, threads=1)
     assert (same.stayed.right.wins, same.stayed.right.losses, same.replaced) == (0, 0, True)
     broken = tmp_path / "broken"
     shutil.copytree(trained[0], broken)
@@ -153,7 +153,7 @@ def test_a_house_that_is_worse_stays_out(trained, tmp_path):
     found = read_artifact(adapter, bundle)
     zeros = {name: 0 * values for name, values in found.tensors.items()}
     save_artifact(adapter, replace(found, tensors=zeros), bundle)
-    worse = compared(house, House.open(broken), change, language_of("en"), threads=1)
+    worse = compared(house, House.open(broken), change, threads=1)
     assert worse.stayed.right.losses > worse.stayed.right.wins
     assert worse.replaced == (worse.stayed.right.p_worse > ALPHA)
 
@@ -166,7 +166,7 @@ def test_a_house_must_know_what_it_was_made_for(trained, monkeypatch, fails, rep
     new = replace(old, facts=replace(old.facts, seed=old.facts.seed + 1))
     names = [one.name for one in old.home.entities]
     change = Change((names[0],), (), (), tuple(names[1:]))
-    monkeypatch.setattr("edgetune.home.updating.understanding_of", lambda house, _: nullcontext(house))
+    monkeypatch.setattr("edgetune.home.updating.understanding_of", lambda house, *_: nullcontext(house))
 
     def is_right(house, row):
         if row.wishes[0].target.name != names[0]:
@@ -174,7 +174,7 @@ def test_a_house_must_know_what_it_was_made_for(trained, monkeypatch, fails, rep
         return house is new and "new" not in fails
 
     monkeypatch.setattr("edgetune.home.updating.is_right", is_right)
-    found = compared(old, new, change, language_of("en"), threads=1)
+    found = compared(old, new, change, threads=1)
     assert found.changed.right.rows > 10
     assert found.replaced == replaces
 

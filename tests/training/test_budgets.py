@@ -59,3 +59,19 @@ def test_a_short_text_takes_little_of_the_memory_for_long_ones(tmp_path):
     before = device.rss()
     encoder.vectors([encoder.read("turn on the light").encoded.ids])
     assert device.rss() - before < arena / 8
+
+
+def test_weights_that_have_no_room_are_read_at_every_use(tmp_path):
+    model = write_encoder(tmp_path / "wide.gguf", tiny_bert(width=768), WORDS)
+    weights = model.stat().st_size
+    assert weights > 36 * MIB
+    vectors = []
+    taken = []
+    for budget in (0, device.rss() + 2 * weights):
+        encoder = Encoder(open_gguf(model), threads=1, budget=budget)
+        before = device.rss()
+        vectors.append(encoder.vectors([encoder.read("turn on the light").encoded.ids]))
+        taken.append(device.rss() - before)
+    assert np.array_equal(*vectors)
+    assert taken[0] < weights / 3
+    assert taken[1] > weights / 2
