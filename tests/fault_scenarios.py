@@ -16,14 +16,14 @@ from durable import CONFIG, go
 from fake_workers import FakeProcess
 from learners import give, opened
 from services import ROWS, open_service, until, upload
+from slots import SimulatedDaemon
 
 from edgetune import disk
 from edgetune.daemon import vector_stores
 from edgetune.daemon.state.files import DOCUMENT
 from edgetune.fleet.rollout import rings
 from edgetune.fleet.rollout.apply import apply
-from edgetune.fleet.rollout.base_look import Owner, Served
-from edgetune.fleet.rollout.look import About
+from edgetune.fleet.rollout.base_look import Owner
 from edgetune.fleet.uptime import Moment
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
@@ -235,7 +235,7 @@ def rolling(begun):
         whole, old, new = begun
         shutil.copytree(whole, folder / "place", symlinks=True)
         place = folder / "place"
-        daemon = Daemon(place / "home")
+        daemon = SimulatedDaemon(place / "home")
         owner = Owner(Slot(place / "home"), daemon.start, 0.02)
 
         def act(now=10):
@@ -254,29 +254,6 @@ def rolling(begun):
         assert daemon.base == open_bundle(place / "home").fingerprint == (old if is_said else new)
 
     return scenario
-
-
-class Daemon:
-    """One that opens the slot when it starts, and finds every base better."""
-
-    def __init__(self, slot):
-        self.path = slot
-        self.start()
-
-    def start(self):
-        self.base = open_bundle(self.path).fingerprint
-        self.side = Slot(self.path).side
-
-    restart = start
-
-    def about(self):
-        return About(self.base, "home", "", "x86_64")
-
-    def slot(self):
-        return Served(str(self.path.resolve()), 0)
-
-    def evaluate_base(self, _options):
-        return {"passed": True, "reason": "because", "wins": 6}
 
 
 def compressing(source):

@@ -18,10 +18,19 @@ from typing import Any
 from commands import run
 from daemons import PATIENCE
 from services import same_holdout
+from tiny import write_tiny
 
 from edgetune.daemon.client import Client
 from edgetune.errors import UnansweredError
+from edgetune.fleet.rollout.base_look import Served
+from edgetune.fleet.rollout.folder import begin, read_device, write_device
+from edgetune.fleet.rollout.look import About
+from edgetune.fleet.rollout.rings import Plan
 from edgetune.fleet.rollout.slots import make_slot
+from edgetune.formats.bundle import open_bundle
+from edgetune.formats.slot import Slot
+
+EVALUATION = {"required": "better", "if_none": "refuse", "probation": 60, "bad_ratings": 3}
 
 RESTART = """\
 import os, signal, subprocess, sys, time
@@ -120,3 +129,40 @@ def slot_device(base: Path, folder: Path, answer: str = "on", **environment: str
         yield device
     finally:
         device.kill()
+
+
+def begun_rollout(folder: Path) -> tuple[Path, str, str]:
+    """Makes FOLDER/whole, to copy: a fleet, its roll-out of a base to one device, and this device's slot. Returns it,
+    and the fingerprints of the base before and of the new one.
+    """
+    for name, seed in (("old", 0), ("new", 1)):
+        write_tiny(folder / f"{name}.gguf", seed=seed, n_blocks=1)
+    slot = make_slot(folder / "old.gguf", folder / "whole" / "home")
+    fleet = folder / "whole" / "fleet"
+    write_device(fleet, read_device(fleet, "kitchen"))
+    begin(fleet, folder / "new.gguf", Plan(("all",)), EVALUATION, 0)
+    return folder / "whole", open_bundle(slot.path).fingerprint, open_bundle(folder / "new.gguf").fingerprint
+
+
+class SimulatedDaemon:
+    """One that opens the slot when it starts, and finds every base better."""
+
+    def __init__(self, slot: Path) -> None:
+        self.path = slot
+        self.start()
+
+    def start(self) -> None:
+        self.base = open_bundle(self.path).fingerprint
+        self.side = Slot(self.path).side
+
+    def restart(self) -> None:
+        self.start()
+
+    def about(self) -> About:
+        return About(self.base, "home", "", "x86_64")
+
+    def slot(self) -> Served:
+        return Served(str(self.path.resolve()), 0)
+
+    def evaluate_base(self, _options: Any) -> dict[str, Any]:
+        return {"passed": True, "reason": "because", "wins": 6}

@@ -32,6 +32,7 @@ from houses import write_house
 from indexes import needs_retrieval, small_encoder
 from learners import give, opened
 from services import ROWS, make_state, open_service, until, upload
+from slots import begun_rollout
 from thread_workers import ThreadWorker
 from tiny import write_tiny
 
@@ -40,12 +41,7 @@ from edgetune.daemon.jobs import queue
 from edgetune.daemon.learning import learner
 from edgetune.daemon.state import database
 from edgetune.errors import DiskError, EdgetuneError, TooMuchError
-from edgetune.fleet.rollout.folder import begin, read_device, write_device
-from edgetune.fleet.rollout.rings import Plan
-from edgetune.fleet.rollout.slots import make_slot
-from edgetune.formats.bundle import open_bundle
 
-EVALUATION = {"required": "better", "if_none": "refuse", "probation": 60, "bad_ratings": 3}
 EVERY = int(os.environ.get("FAULTS_EVERY", "1"))  # n that is tried: 1, and each so many after it
 MOST = 2000  # calls of a kind of one action: a sweep that goes on has found no end
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -123,15 +119,7 @@ def house(tmp_path_factory, encoder):
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """A fleet, its roll-out to one device, whose slot has the base before: the folder, and both bases."""
-    folder = tmp_path_factory.mktemp("begun")
-    for name, seed in (("old", 0), ("new", 1)):
-        write_tiny(folder / f"{name}.gguf", seed=seed, n_blocks=1)
-    slot = make_slot(folder / "old.gguf", folder / "whole" / "home")
-    fleet = folder / "whole" / "fleet"
-    write_device(fleet, read_device(fleet, "kitchen"))
-    begin(fleet, folder / "new.gguf", Plan(("all",)), EVALUATION, 0)
-    return folder / "whole", open_bundle(slot.path).fingerprint, open_bundle(folder / "new.gguf").fingerprint
+    return begun_rollout(tmp_path_factory.mktemp("begun"))
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,19 @@ import shutil
 from functools import wraps
 
 import pytest
-from tiny import write_tiny
+from slots import SimulatedDaemon, begun_rollout
 
 from edgetune.errors import UnansweredError
 from edgetune.fleet.rollout import base_look, rings
 from edgetune.fleet.rollout.apply import apply
 from edgetune.fleet.rollout.base_look import Owner, Served
-from edgetune.fleet.rollout.folder import begin, read_device, step, write_device
-from edgetune.fleet.rollout.look import About, Look
-from edgetune.fleet.rollout.rings import Plan
-from edgetune.fleet.rollout.slots import TRIAL, make_slot
+from edgetune.fleet.rollout.folder import step
+from edgetune.fleet.rollout.look import Look
+from edgetune.fleet.rollout.slots import TRIAL
 from edgetune.fleet.uptime import Moment
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
 
-EVALUATION = {"required": "better", "if_none": "refuse", "probation": 60, "bad_ratings": 3}
 STEPS = ((base_look, "write_trial"), (base_look, "end_trial"), (Slot, "switch"), (Slot, "clear"), (Look, "say"))
 
 
@@ -55,26 +53,21 @@ class Cuts:
         return wrapped
 
 
-class Simulated:
-    """A daemon that opens the slot when it starts. fails: it does not start with this base."""
+class Simulated(SimulatedDaemon):
+    """fails: it does not start with this base. bad: ratings of the base that it has."""
 
     def __init__(self, slot, cuts, fails="", passed=True, bad=0):
-        self.path = slot
         self.fails = fails
         self.passed = passed
         self.bad = bad
         self.restart = cuts.around(self.start)
         self.evaluate_base = cuts.around(self.verdict)
-        self.start()
-
-    def start(self):
-        self.base = open_bundle(self.path).fingerprint
-        self.side = Slot(self.path).side
+        super().__init__(slot)
 
     def about(self):
         if self.base == self.fails:
             raise UnansweredError("no daemon answers", "")
-        return About(self.base, "home", "", "x86_64")
+        return super().about()
 
     def slot(self):
         return Served(str(self.path.resolve()), self.bad)
@@ -86,15 +79,7 @@ class Simulated:
 
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
-    """A folder with a fleet, its roll-out to one device, and a slot: to copy."""
-    folder = tmp_path_factory.mktemp("begun")
-    for name, seed in (("old", 0), ("new", 1)):
-        write_tiny(folder / f"{name}.gguf", seed=seed, n_blocks=1)
-    slot = make_slot(folder / "old.gguf", folder / "whole" / "home")
-    fleet = folder / "whole" / "fleet"
-    write_device(fleet, read_device(fleet, "kitchen"))
-    begin(fleet, folder / "new.gguf", Plan(("all",)), EVALUATION, 0)
-    return folder / "whole", open_bundle(slot.path).fingerprint, open_bundle(folder / "new.gguf").fingerprint
+    return begun_rollout(tmp_path_factory.mktemp("begun"))
 
 
 @pytest.fixture

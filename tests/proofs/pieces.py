@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from peaks import together
 from proofs.compared import end_with
 
 from edgetune.daemon.options import DaemonConfig
@@ -42,14 +44,8 @@ class Tree(threading.Thread):
     def run(self) -> None:
         me = psutil.Process()
         while not self.ended.wait(0.1):
-            self.most = max(self.most, sum(map(taken, [me, *me.children(recursive=True)])))
-
-
-def taken(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().pss)
-    except psutil.Error:  # it has ended
-        return 0
+            with suppress(psutil.Error):  # one has ended meanwhile
+                self.most = max(self.most, together(me))
 
 
 def correction(number: int) -> tuple[str, str]:

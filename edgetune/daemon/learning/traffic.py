@@ -39,6 +39,7 @@ LARGEST = 16 << 10  # bytes of a question with its conversation
 DAY = 86_400  # seconds
 NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {} AND state != 'withdrawn'
             AND expires_at IS NULL ORDER BY rowid DESC LIMIT 1"""
+SILENT = "question NOT IN (SELECT question FROM feedback WHERE row IS NOT NULL AND question IS NOT NULL)"
 
 
 class Traffic:
@@ -110,15 +111,22 @@ class Traffic:
     def _deciding(self) -> list[sqlite3.Row]:
         """Returns the rows of the questions that decide, the latest first."""
         found = self.store.read("SELECT * FROM drawn ORDER BY place DESC")
-        checked = self._checked(found)
-        return checked if len(checked) >= LEAST_CHECKED else found
+        return self._checked(found) or found
 
     def _checked(self, found: Sequence[sqlite3.Row]) -> list[sqlite3.Row]:
-        """Returns those that checks reached: up to the rank of one that was rated, and drawn until then."""
-        rank = {row["question"]: self.holdout.rank(row["question"]) for row in found}
-        ends = [(rank[row["question"]], row["checked"]) for row in found if row["checked"] is not None]
-        return [row for row in found
-                if any(rank[row["question"]] <= last and row["place"] <= until for last, until in ends)]
+        """Returns those that checks reached: up to the rank of one that was rated, and drawn until then; none, if they
+        are fewer than LEAST_CHECKED.
+        """
+        reached: set[int] = set()
+        until = 0
+        for row in sorted(found, key=self._rank, reverse=True):
+            until = max(until, row["checked"] or 0)
+            if row["place"] <= until:
+                reached.add(row["place"])
+        return [row for row in found if row["place"] in reached] if len(reached) >= LEAST_CHECKED else []
+
+    def _rank(self, drawn: sqlite3.Row) -> str:
+        return self.holdout.rank(drawn["question"])
 
     def check(self, question: str) -> None:
         """Notes that a person rated the answer to a drawn question (a digest) because a check asked for it."""
@@ -135,17 +143,14 @@ class Traffic:
 
     def unrated(self, limit: int = 100) -> Sequence[dict[str, Any]]:
         """Returns questions whose answers nobody rated, in the order of a check, as rows of a question."""
-        found = self.store.read("SELECT row, question FROM drawn WHERE question NOT IN (SELECT question FROM feedback "
-                                "WHERE row IS NOT NULL AND question IS NOT NULL)")
-        ordered = sorted(found, key=lambda drawn: self.holdout.rank(drawn["question"]))
-        return [_asked(json.loads(drawn["row"])) for drawn in ordered[:limit]]
+        found = self.store.read(f"SELECT row, question FROM drawn WHERE {SILENT}")
+        return [_asked(json.loads(drawn["row"])) for drawn in sorted(found, key=self._rank)[:limit]]
 
     def facts(self) -> dict[str, int]:
         """Returns days, kept (questions), unrated ones, and how many checks reached, if these decide; else 0."""
-        found = self.store.read("SELECT * FROM drawn")
-        checked = len(self._checked(found))
-        return {"days": self.days, "kept": len(found), "unrated": len(self.unrated(MOST)) if found else 0,
-                "checked": checked if checked >= LEAST_CHECKED else 0}
+        found = self.store.read("SELECT place, question, checked FROM drawn")
+        [(unrated,)] = self.store.read(f"SELECT count(*) FROM drawn WHERE {SILENT}")
+        return {"days": self.days, "kept": len(found), "unrated": unrated, "checked": len(self._checked(found))}
 
     @staticmethod
     def forget(db: sqlite3.Connection, question: str) -> None:
