@@ -93,8 +93,10 @@ def test_drawn_questions_are_listed_and_deleted(drawn):
 def test_a_person_judges_drawn_questions_in_a_terminal(drawn, feedback, running, monkeypatch):
     """Enter confirms the answer, a text corrects it, a dash skips it, and the end of input ends it."""
     monkeypatch.setattr(checked, "is_terminal", lambda: True)
+    answer = checked._answer
+    monkeypatch.setattr(checked, "_answer", lambda *asked: (answer(*asked)[0], False))  # the tiny model may end it
     cut = CliRunner().invoke(cli, ["feedback", "check"], input="\n-\n")
-    assert "(cut)" in cut.output  # the tiny model does not end its answers
+    assert "(cut)" in cut.output
     assert cut.output.endswith("0 answers are rated\n")
     monkeypatch.setattr(checked, "_answer", lambda *_: ("to the left", True))
     said = CliRunner().invoke(cli, ["feedback", "check"], input="\nto the right\n-\n")

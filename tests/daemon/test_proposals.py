@@ -114,21 +114,23 @@ def test_they_are_dismissed(http):
 
 
 def test_they_are_stored_only_where_prompts_may_be_kept(tmp_path):
-    """Nothing of a conversation is in the state folder without --keep-prompts, or where a client forbids it."""
+    """Nothing of a conversation is in the state folder without --keep-prompts, or where a client forbids it, if none is
+    drawn.
+    """
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", n_context=256)
 
     def stored():
         return any(b"Sydney" in path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
 
     for most, store, is_stored in ((0, None, False), (5, False, False), (5, None, True), (0, None, False)):
-        with daemon(model, tmp_path / "state", context=256, keep_prompts=most) as made, httpx.Client(
+        with daemon(model, tmp_path / "state", context=256, keep_prompts=most, drawn_days=0) as made, httpx.Client(
                 base_url=made.url, timeout=PATIENCE) as http:
             assert proposed(http) == []
             ask(http, STATED, store=store)
             assert len(proposed(http)) == 1
         assert stored() == is_stored
         if is_stored:
-            with daemon(model, tmp_path / "state", context=256, keep_prompts=most) as made, httpx.Client(
+            with daemon(model, tmp_path / "state", context=256, keep_prompts=most, drawn_days=0) as made, httpx.Client(
                     base_url=made.url, timeout=PATIENCE) as http:
                 (kept,) = proposed(http)
                 http.delete("/v1/prompts")
