@@ -178,7 +178,7 @@ class Tokenizer:
         template = self.tool_template if tools and self.tool_template else self.chat_template
         if template is None:
             raise UnsupportedError("the model has no chat template", "give it plain text, or use a chat model")
-        from .chat_template import fill, literals, takes_system  # only now: jinja2 takes 6 MiB
+        from .chat_template import fill, literals, takes_system
 
         bos, eos = ("" if token is None else self.decode([token]) for token in (self.bos, self.eos))
         tools = [in_order(tool) for tool in tools] if tools else None
