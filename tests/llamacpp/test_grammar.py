@@ -37,6 +37,7 @@ def test_whatever_is_said_is_valid(tokenizer, schema, seed):
     said, ended = say_anything(tokenizer, grammar_of(schema), seed)
     if ended:
         jsonschema_rs.validator_for(schema, validate_formats=True).validate(json.loads(said))
+        assert say_anything(tokenizer, grammar_of(schema), seed) == (said, True)
     assert ended or len(said) > 1000
 
 
