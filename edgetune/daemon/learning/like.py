@@ -21,7 +21,7 @@ from ...errors import UsageError
 from ...formats.gguf import fingerprint
 from ...serving.completion import Completion
 from ..embeddings import Embeddings
-from ..sources import AskedQuestion
+from ..sources import SIMILAR, AskedQuestion
 from .alike import MOST, UNRELATED, Alike, Floats, Known, base_of
 from .items import FeedbackItem, item_of
 from .recall import Recall
@@ -50,6 +50,7 @@ class LikeRecall:
     """
 
     name: ClassVar[str] = Recall.name
+    place: ClassVar[int] = SIMILAR
 
     def __init__(self, recall: Recall, embeddings: Embeddings) -> None:
         assert embeddings.encoder is not None
