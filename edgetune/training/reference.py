@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.packing import Batch, Example, is_supervised
+from ..data.packing import Batch, Example, collate, is_supervised
 from ..data.trees import micro_batches
 from ..data.views import documents, spread
 from ..disk import cache, cache_folder, replaced
@@ -66,7 +66,7 @@ class Reference:
 
     def add(self, example: Example) -> None:
         with self.decoder.linear.off() if self.is_base else nullcontext():
-            self._known[_key(example)] = (likeliest(self.decoder, [example], self.top, ANY)[id(example)] if self.top
+            self._known[_key(example)] = (likeliest(self.decoder, documents(example)[0], self.top) if self.top
                                           else self._read(example))
 
     def _read(self, example: Example) -> NDArray[np.float32]:
@@ -109,22 +109,14 @@ def unreadable() -> tuple[type[Exception], ...]:
     return OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
 
 
-def likeliest(decoder: Passes, examples: Sequence[Example], top: int,
-              max_tokens: int) -> dict[int, NDArray[np.float32]]:
-    """The likeliest tokens at each example's answer after its first other prompt, by the identity of the example.
-    A value is [2, supervised, top], flat: the tokens, which float32 holds exactly, and their log p.
+def likeliest(decoder: Passes, example: Example, top: int) -> NDArray[np.float32]:
+    """Returns the likeliest tokens at an example's answer, [2, supervised, top] flat: the tokens, which float32 holds
+    exactly, and their log p.
     """
-    read = [replace(documents(example)[0], group=0) for example in examples]
-    owners = {id(one): id(example) for one, example in zip(read, examples, strict=True)}
-    found: dict[int, NDArray[np.float32]] = {}
-    for batch in micro_batches(read, max_tokens):
-        assert isinstance(batch, Batch)
-        decoder.forward(batch, keep=False)
-        tokens, logp = decoder.likeliest(batch, top)
-        for one, part in batch.parts():
-            found[owners[id(one)]] = np.concatenate([tokens[part].reshape(-1).astype(np.float32),
-                                                     logp[part].reshape(-1)])
-    return found
+    batch = collate([example])
+    decoder.forward(batch, keep=False)
+    tokens, logp = decoder.likeliest(batch, top)
+    return np.concatenate([tokens.reshape(-1).astype(np.float32), logp.reshape(-1)])
 
 
 def with_choices(batch: Batch, known: Sequence[NDArray[np.float32]], top: int) -> Batch:
