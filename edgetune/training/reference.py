@@ -1,6 +1,7 @@
 """Log-probabilities by the reference model: the base, or the adapter that training starts from. They are computed once
-an example, after its own prompt and after the row's other prompts (data/views.py). They are stored in a file: in the
-run's folder for a resume, in the user's cache for a second run on the same rows.
+an example, after its own prompt and after the row's other prompts, such as its question with a judgment. What these
+begin with alike is computed once. They are stored in a file: in the run's folder for a resume, in the user's cache for
+a second run on the same rows.
 
 The file is npz: `fingerprint` of everything but the examples, `keys` [n, 32], `sizes` [n], `values`.
 """
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 
 from ..data.packing import Batch, Example, collate, is_supervised
 from ..data.trees import micro_batches
-from ..data.views import documents, spread
 from ..disk import cache, cache_folder, replaced
 from ..models.base import Passes
 
@@ -50,7 +50,7 @@ class Reference:
             return with_choices(batch, found, self.top)
         own = [value[:example.supervised] for example, value in zip(batch.examples, found, strict=True)]
         others = [value[example.supervised:] for example, value in zip(batch.examples, found, strict=True)]
-        return replace(batch, reference=np.concatenate(own), views=spread(batch.examples, others))
+        return replace(batch, reference=np.concatenate(own), views=_spread(batch.examples, others))
 
     def _of(self, example: Example) -> NDArray[np.float32]:
         if _key(example) not in self._known:
@@ -107,6 +107,30 @@ def unreadable() -> tuple[type[Exception], ...]:
     """The exceptions that reading a damaged npz raises."""
     import zipfile  # here: most trainings read none
     return OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
+
+
+def documents(example: Example) -> list[Example]:
+    """The example's answer after each of its other prompts that it has."""
+    answer = slice(example.begin, None)
+    return [replace(example, tokens=np.concatenate([prompt, example.tokens[answer]]),
+                    weights=np.concatenate([np.zeros(prompt.size, np.float32), example.weights[answer]]), prompts=())
+            for prompt in example.prompts if prompt.size]
+
+
+def _spread(examples: Sequence[Example], values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    """[V, S]: what was read after the other prompts of some examples, nan where a row lacks one; None where all do.
+
+    values: [documents, supervised] of each example, flat, in the order of `documents`.
+    """
+    count = max((len(example.prompts) for example in examples), default=0)
+    if not count:
+        return None
+    parts = []
+    for example, value in zip(examples, values, strict=True):
+        part = np.full((count, example.supervised), np.nan, np.float32)
+        part[[i for i, prompt in enumerate(example.prompts) if prompt.size]] = value.reshape(-1, example.supervised)
+        parts.append(part)
+    return np.concatenate(parts, axis=1)
 
 
 def likeliest(decoder: Passes, example: Example, top: int) -> NDArray[np.float32]:

@@ -109,8 +109,8 @@ print(json.dumps([*sys.modules]))
 NEEDED = {
     "adapters": "base heads lora low_rank stacks store",
     "cli": "app configured extras grouped learn objective output sweep",
-    "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parquet parts "
-            "pieces preferences prompted question rows thoughts trees views",
+    "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parts "
+            "pieces preferences prompted question rows thoughts trees",
     "llamacpp": "kv_state library markup pieces thinking tokenizer tokenizers tool_text wordpiece",
     "models": "attention base block_embedding cache choices common decoder gated head input_file kept kinds lent_keys "
               "linear needed networks norms placed prefix recurrent repeated residual short_conv states stream "
