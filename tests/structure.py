@@ -24,7 +24,7 @@ FLOORS = [
     ["serving"],
     ["training", "retrieval"],
     ["evaluation"],
-    ["bench", "prompting", "runs", "making"],
+    ["bench", "runs", "making"],
     ["tutor", "fleet"],
     ["compress", "daemon", "demo"],
     ["cli"],

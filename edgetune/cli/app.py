@@ -38,8 +38,8 @@ out = Terminal()
 GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 # Each command, with the modules of this package that make it: only those of the command that is run are imported.
 OWN = {
-    "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "prompt": "prompt", "plan": "plan",
-              "train": "learn", "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
+    "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "plan": "plan", "train": "learn",
+              "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
               "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
     "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
     "Documents": {"index": "index", "search": "index"},

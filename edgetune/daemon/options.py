@@ -75,7 +75,7 @@ class DaemonOptions:
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF or name of an encoder or another model for /v1/embeddings [the model's own "
                              "hidden states].", group="What it answers with", local=True)
-    prompt: str = option("", "Prompt file, put around chats that have no system message (edgetune prompt makes one).",
+    prompt: str = option("", "Prompt file, put around chats that have no system message.",
                          common=True)
     index: str = option("", "Index of documents (edgetune index), whose passages are put before questions of chats.",
                         common=True)

@@ -80,15 +80,15 @@ ONE = """
 import json, sys
 from edgetune.adapters.base import find_family
 from edgetune.objectives.base import find_objective
-assert find_family("lora") and find_family("o-lora") and find_objective("self-correct")
+assert find_family("lora") and find_family("lora-fa") and find_objective("self-correct")
 print(json.dumps([name for name in sys.modules if name.startswith(("edgetune.adapters.", "edgetune.objectives."))]))
 """
 
 
 def test_a_technique_is_found_without_all_others():
     found = {name.rsplit(".", 1)[1] for name in printed(ONE)}
-    assert {"low_rank", "o_lora", "self_correct"} <= found
-    assert not found & {"adalora", "bitfit", "prefix", "vera", "kto", "nlft", "tag"}
+    assert {"low_rank", "lora_fa", "self_correct"} <= found
+    assert not found & {"adalora", "bitfit", "prefix", "sora", "kto", "nlft", "tag"}
 
 
 @pytest.mark.parametrize("named", [*families().items(), *objectives().items()], ids=lambda one: one[0])
@@ -113,8 +113,8 @@ print(json.dumps([*sys.modules]))
 NEEDED = {
     "adapters": "base heads lora low_rank stacks store",
     "cli": "app configured extras grouped learn objective output sweep",
-    "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parquet parts "
-            "pieces preferences prompted question rows thoughts trees views",
+    "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parts "
+            "pieces preferences prompted question rows thoughts trees",
     "llamacpp": "kv_state library markup pieces thinking tokenizer tokenizers tool_text wordpiece",
     "models": "attention base block_embedding cache choices common decoder gated head input_file kept kinds lent_keys "
               "linear needed networks norms placed prefix recurrent repeated residual short_conv states stream "
