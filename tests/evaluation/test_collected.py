@@ -164,7 +164,7 @@ def test_our_own_daemon_teaches(tmp_path):
     learned = write_lines(tmp_path / "learned.jsonl", LAMPS)
     edgetune.train(model, learned, tmp_path / "adapter", eval="none", steps=60, lr=1e-2, batch_size=8, threads=1,
                    answers=False, anchors=0)
-    run("merge", model, tmp_path / "adapter", "-o", tmp_path / "taught.gguf")
+    run("adapters", "merge", model, tmp_path / "adapter", "-o", tmp_path / "taught.gguf")
     rows = write_lines(tmp_path / "rows.jsonl", [{"prompt": row["prompt"], "right": row["completion"] if i else "dim"}
                                                  for i, row in enumerate(LAMPS)])
     grader = tmp_path / "grader.json"
