@@ -31,7 +31,8 @@ from sklearn.linear_model import LogisticRegression
 from edgetune.formats.named import find_model
 from edgetune.serving.likeness import Likeness
 from edgetune.serving.llama import LlamaModel
-from edgetune.serving.tasks import Floats, Task, Tasks
+from edgetune.serving.neighbours import Floats
+from edgetune.serving.tasks import TaskQuestions, Tasks
 from edgetune.serving.vectors import vectors
 
 WORDS = 4096  # hashed
@@ -79,10 +80,10 @@ class Means:
 
 
 class Limited:
-    """A choice with the limit of `Task`."""
+    """A choice with the limit of `TaskQuestions`."""
 
     def __init__(self, questions: dict[str, Floats], routed: Callable[[Floats], np.ndarray]) -> None:
-        self.tasks = [Task.of(own) for own in questions.values()]
+        self.tasks = [TaskQuestions.of(own) for own in questions.values()]
         self.routed = routed
 
     def takes(self, asked: Floats) -> np.ndarray:
