@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..adapters.ollama import Exported
     from ..data.around import Instruction
     from ..data.formats import Columns
-    from ..evaluation.served import Graded
+    from ..evaluation.served import Grades
     from ..formats.gguf import Gguf
 
 SHORT = 19  # characters of a fingerprint that tell one from another, as errors show them; --json has all
@@ -236,7 +236,7 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     show(as_json, result, *lines)
 
 
-def _graded(model: Path, serving: Serving, data: Path, system: Instruction, columns: Columns) -> Graded:
+def _graded(model: Path, serving: Serving, data: Path, system: Instruction, columns: Columns) -> Grades:
     """Grades the answers to held-out rows."""
     from ..data.dataset import load
     from ..evaluation.served import grade
@@ -245,7 +245,7 @@ def _graded(model: Path, serving: Serving, data: Path, system: Instruction, colu
         return grade(served, rows, system=system)
 
 
-def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
+def _cost(before: Grades, after: Grades) -> tuple[dict[str, Any], list[Any]]:
     from ..evaluation.compare import compare
     names = ("with the adapter", "merged")
     found = compare(before, after)

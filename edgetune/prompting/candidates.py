@@ -11,7 +11,7 @@ from ..data.around import Instruction
 from ..data.rows import Row
 from ..evaluation.acceptance import LOSS_DIGITS
 from ..serving.nearest import NearestRows
-from ..serving.prompt_file import Nearest, OpenPrompt, Prompt
+from ..serving.prompt_file import NearestExamples, OpenPrompt, Prompt
 from .examples import spread
 from .options import PromptOptions
 from .scoring import RowScore
@@ -83,7 +83,7 @@ def with_examples(base: Candidate, pool: Sequence[Row], options: PromptOptions, 
     """The instruction of a candidate without examples, with the nearest ones and with random sets of other sizes."""
     found = [base]
     for count in _powers(options.nearest) if has_encoder else ():
-        nearest = Nearest("pool", count, options.encoder)
+        nearest = NearestExamples("pool", count, options.encoder)
         found.append(replace(base, examples=f"{count} nearest", prompt=replace(base.prompt, nearest=nearest)))
     for count in _powers(options.examples)[2:] or _powers(options.examples)[-1:]:
         for number in range(1, options.sets + 1):

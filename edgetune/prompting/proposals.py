@@ -11,7 +11,7 @@ from ..data.rows import Row
 from ..formats.gguf import Gguf
 from ..llamacpp.sampling import Sampling
 from ..llamacpp.tokenizer import Tokenizer
-from ..serving.rollouts.texts import Asked, Engine, adapter_of, answers
+from ..serving.rollouts.texts import Engine, TokenPrompts, adapter_of, answers
 from .instructions import answer_of
 
 SHOWN = 5  # examples of a request
@@ -35,7 +35,7 @@ def proposed(gguf: Gguf, tokenizer: Tokenizer, adapter: Path | None, pool: Seque
     chance = random.Random(f"{seed} proposals")
     prompts = [tokenizer.encode(_request(tokenizer, chance.sample(list(pool), min(SHOWN, len(pool)))), bos=True)
                for _ in range(count)]
-    asked = Asked(prompts, [TOKENS] * count, sampling=Sampling(temperature=TEMPERATURE, seed=seed))
+    asked = TokenPrompts(prompts, [TOKENS] * count, sampling=Sampling(temperature=TEMPERATURE, seed=seed))
     made = sorted(answers(gguf, tokenizer, adapter_of(gguf, adapter), asked, engine),
                   key=lambda answered: answered.rollout.prompt)
     texts = [" ".join(answered.text.split()).strip('"') for answered in made]

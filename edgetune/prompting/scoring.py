@@ -17,7 +17,7 @@ from ..data.rows import Row
 from ..data.trees import micro_batches
 from ..errors import DataError
 from ..evaluation.native import MICRO_BATCH, native_match
-from ..evaluation.served import Answer
+from ..evaluation.served import GradedAnswer
 from ..formats.bundle import Bundle
 from ..llamacpp.tokenizer import Tokenizer
 from ..models.decoder import Decoder
@@ -63,7 +63,7 @@ class Scorer:
         return [RowScore(-sum(float(found[id(each)].sum(dtype=float)) for each in examples)
                          / sum(each.supervised for each in examples), examples[-1].begin) for examples in made]
 
-    def answers(self, around: Instruction, rows: Sequence[Row]) -> list[Answer]:
+    def answers(self, around: Instruction, rows: Sequence[Row]) -> list[GradedAnswer]:
         """The greedy answer to each row."""
         self.rest()  # answers take other memory
         data = load_rows(rows, self.tokenizer, max_length=self.longest, system=around)

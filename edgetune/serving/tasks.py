@@ -20,14 +20,14 @@ RIDGE = 1.0  # added to the squares of the vectors, of which there is one a ques
 
 
 @dataclass(frozen=True)
-class TaskQuestions:
+class LearnedTask:
     """limit: the least likeness of a question that is like them."""
 
     known: Neighbours
     limit: float
 
     @classmethod
-    def of(cls, questions: Floats) -> TaskQuestions:
+    def of(cls, questions: Floats) -> LearnedTask:
         """questions [n, D]: NEAREST + 1 different ones or more."""
         known = Neighbours(questions)
         cosines = known.likeness(questions)
@@ -43,7 +43,7 @@ class Tasks:
     """Tasks by their names, with the vectors of questions of each."""
 
     def __init__(self, questions: Mapping[str, Floats]) -> None:
-        self._tasks = {name: TaskQuestions.of(own) for name, own in questions.items()}
+        self._tasks = {name: LearnedTask.of(own) for name, own in questions.items()}
         self._weights = _fitted(list(questions.values()))
 
     def of(self, question: Floats) -> str | None:

@@ -19,7 +19,7 @@ def _now() -> str:
 
 
 @dataclass(frozen=True)
-class Origin:
+class RunOrigin:
     """An origin. model, data: paths that can be opened from any folder. held_out: a path, or "tenth" or "none".
 
     started: ISO 8601. objective: its name and options. policy: the governor's options. `run` fills in these two.
@@ -34,7 +34,7 @@ class Origin:
     policy: dict[str, Any] = field(default_factory=dict)
 
 
-def read_origin(folder: str | Path) -> Origin:
+def read_origin(folder: str | Path) -> RunOrigin:
     """Reads the origin of the run in `folder`. Raises FormatError if there is no run, or if it has no origin."""
     folder = Path(folder)
     record = read_run(folder)
@@ -43,4 +43,4 @@ def read_origin(folder: str | Path) -> Origin:
     if record.get("origin") is None:
         raise FormatError(f"the run in {folder} does not say which files it was made from",
                           "give them again: edgetune train MODEL DATA -o OUT --resume")
-    return from_json(Origin, record["origin"], f"the origin in {folder / RUN}")
+    return from_json(RunOrigin, record["origin"], f"the origin in {folder / RUN}")

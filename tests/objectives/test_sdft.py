@@ -22,7 +22,7 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives import base
 from edgetune.objectives.sdft import Sdft
 from edgetune.objectives.self_distill import SelfDistill
-from edgetune.training.answers import Answers
+from edgetune.training.answers import AnswerExamples
 from edgetune.training.config import TrainConfig
 from edgetune.training.gradient import Gradient
 from edgetune.training.reference import Reference
@@ -69,7 +69,7 @@ def test_a_step_is_that_of_self_distill_on_the_same_tokens(bundle, kind):
     made = trainer(bundle, replace(OWN, teacher_model_kind=kind))
     for _ in range(3):
         made.step()
-    assert isinstance(made.source, Answers)
+    assert isinstance(made.source, AnswerExamples)
     drawn, _ = made.source.roller.of_step(4, made.batch, made.examples, made.steps_per_epoch)
     assert len(drawn) == 4
     assert all(one.prompts and 1 <= one.supervised <= 9 for one in drawn)

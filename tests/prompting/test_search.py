@@ -26,9 +26,9 @@ from edgetune.prompting.options import PromptOptions
 from edgetune.prompting.scoring import RowScore, Scorer
 from edgetune.prompting.search import chosen
 from edgetune.prompting.split import split
+from edgetune.serving.encoder import vectors
 from edgetune.serving.llama import LlamaModel
 from edgetune.serving.prompt_file import OpenPrompt, Prompt, read_prompt
-from edgetune.serving.vectors import vectors
 
 LIGHTS = [{"prompt": f"turn light {i} {'on' if i % 2 else 'off'}", "completion": "on" if i % 2 else "off"}
           for i in range(60)]

@@ -36,8 +36,8 @@ from edgetune.daemon.learning.alike import UNRELATED, Alike, KnownQuestion, base
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.machine.policy import Policy
+from edgetune.serving.encoder import vectors
 from edgetune.serving.neighbours import Floats
-from edgetune.serving.vectors import vectors
 
 FOLDER = Path(__file__).parent / "data"
 RIGHT = 80  # of 100
