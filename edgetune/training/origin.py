@@ -14,10 +14,6 @@ from ..persisted import from_json
 TENTH = "tenth"  # as an origin's held-out rows: nothing was said
 
 
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
 @dataclass(frozen=True)
 class RunOrigin:
     """An origin. model, data: paths that can be opened from any folder. held_out: a path, or "tenth" or "none".
@@ -29,7 +25,7 @@ class RunOrigin:
     data: str
     held_out: str
     command: list[str] = field(default_factory=list)
-    started: str = field(default_factory=_now)
+    started: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="seconds"))
     objective: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
 
