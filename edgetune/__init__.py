@@ -12,7 +12,6 @@ The library an app embeds:
     RunCallbacks   what such a run asks and tells its caller
     Served         llama.cpp with adapters that are loaded, switched and unloaded at run time
     Classifier     an encoder that answers with the labels, or the JSON, that it learned
-    find_prompt    the prompt with which a model answers rows best: what `edgetune prompt` does
     vectors        an encoder's vectors of texts, with or without an adapter
     Index          an index of documents, opened for searches
     EdgetuneError  what a user can cause; edgetune.errors has its kinds
@@ -39,11 +38,10 @@ _HOME = {
     "RunCallbacks": "training.callbacks", "Served": "serving.llama:LlamaModel", "train": "runs.train",
     "resume": "runs.train", "Result": "runs.result", "pull": "hub", "Classifier": "serving.classifier",
     "vectors": "serving.encoder", "Index": "retrieval.searching", "teach": "runs.teaching",
-    "find_prompt": "prompting.find", "PromptOptions": "prompting.options",
 }
 __all__ = [
-    "Bundle", "Classifier", "EdgetuneError", "Index", "PromptOptions", "Result", "RunCallbacks", "Served",
-    "StepResult", "Tokenizer", "TrainConfig", "Trainer", "__version__", "find_prompt", "load", "load_rows",
+    "Bundle", "Classifier", "EdgetuneError", "Index", "Result", "RunCallbacks", "Served",
+    "StepResult", "Tokenizer", "TrainConfig", "Trainer", "__version__", "load", "load_rows",
     "open_adapter", "open_bundle", "open_gguf", "pull", "resume", "run", "teach", "train", "vectors",
 ]
 
@@ -57,8 +55,6 @@ if TYPE_CHECKING:
     from .formats.gguf import open_gguf as open_gguf
     from .hub import pull as pull
     from .llamacpp.tokenizer import Tokenizer as Tokenizer
-    from .prompting.find import find_prompt as find_prompt
-    from .prompting.options import PromptOptions as PromptOptions
     from .retrieval.searching import Index as Index
     from .runs.result import Result as Result
     from .runs.teaching import teach as teach

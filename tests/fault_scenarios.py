@@ -27,8 +27,8 @@ from edgetune.fleet.rollout.base_look import Owner
 from edgetune.fleet.uptime import Moment
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
-from edgetune.home.house import House
-from edgetune.home.updating import update_house
+from edgetune.parts.home.house import House
+from edgetune.parts.home.updating import update_house
 
 
 def is_well(service):

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1] / "edgetune"
 FLOORS = [
     ["version", "errors"],
-    ["options", "disk", "console", "persisted"],
+    ["options", "disk", "console", "persisted", "manifest"],
     ["machine", "backends", "progress"],
     ["formats", "python_child"],
     ["hub", "llamacpp"],
@@ -24,10 +24,11 @@ FLOORS = [
     ["serving"],
     ["training", "retrieval"],
     ["evaluation"],
-    ["bench", "prompting", "runs", "making"],
-    ["tutor", "home", "fleet"],
+    ["bench", "runs", "making"],
+    ["tutor", "fleet"],
     ["compress", "daemon", "demo"],
     ["cli"],
+    ["parts"],
     ["__main__"],
 ]
 """Rooms and top modules from the lowest to the highest; a module imports only from lower floors, or its own room."""

@@ -249,7 +249,7 @@ def test_results_name_machine_date_and_command():
 
 def test_first_pages_are_short():
     assert len(PAGES["README.md"].splitlines()) <= 100
-    assert len(CONTRIBUTING.splitlines()) <= 136
+    assert len(CONTRIBUTING.splitlines()) <= 150
 
 
 FOR_USERS = [name for name in WRITTEN if not name.startswith(("development/", "results/"))]

@@ -253,7 +253,7 @@ def metrics() -> Iterator[str]:
     """The names of /metrics, from those of a service that does nothing, for a fleet without a folder."""
     number: dict[str, int] = defaultdict(int)
     service: Any = SimpleNamespace(
-        name="", config=SimpleNamespace(fleet="/nowhere"), adapters=SimpleNamespace(serving=None),
+        name="", config=SimpleNamespace(fleet="/nowhere"), running={}, adapters=SimpleNamespace(serving=None),
         health=lambda: {"status": "ok"},
         feedback=SimpleNamespace(counts=dict), store=SimpleNamespace(read=lambda _query: []),
         device=lambda: {"memory": {"budget": 0, "used": 0, "available": 0}, "temperature": None, "serving": number,

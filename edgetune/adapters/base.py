@@ -346,8 +346,12 @@ REFUSED = {
     "adapterfusion": ("the family adapterfusion is not here: its attention over adapters has three matrices of the "
                       "model's width squared in each block, 22 % of SmolLM2's own weights",
                       "weigh adapters with edgetune merge-adapters and --family fusion"),
+    "vera": ("the family vera was taken out: its files had eight times LoRA's bytes, and fewer right answers; adapters "
+             "of it still answer", "train another with --family lora"),
+    "o-lora": ("the family o-lora was taken out: it was no better than lora on a second task; adapters of it still "
+               "answer", "train another with --family lora"),
 }
-"""Families that people ask for, with the reason why there is none and what to take."""
+"""Families that people ask for, or used, with the reason why there is none and what to take."""
 
 
 def family_named(name: str) -> type[Family]:

@@ -23,6 +23,7 @@ from ..disk import refusals
 from ..errors import EdgetuneError, UsageError, install_hint, lacking
 from ..machine.policy import Policy, read_policy
 from ..machine.signals import stop_requests
+from ..manifest import manifests
 from ..options import AUTO, declared, groups_of, kind_of, seconds_of, share_of, takes_auto
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
@@ -36,10 +37,9 @@ if TYPE_CHECKING:
 out = Terminal()
 GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 # Each command, with the modules of this package that make it: only those of the command that is run are imported.
-GROUPS = {
-    "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "prompt": "prompt", "plan": "plan",
-              "train": "learn", "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
-              "home": "home",
+OWN = {
+    "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "plan": "plan", "train": "learn",
+              "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
               "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
     "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
     "Documents": {"index": "index", "search": "index"},
@@ -52,6 +52,21 @@ GROUPS = {
                      "bench": "bench"},
 }
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def groups() -> dict[str, dict[str, list[str]]]:
+    """Returns {title: {command: whole names of the modules that make it}}, with the commands of the parts."""
+    found = {title: {name: [f"{__package__}.{module}" for module in modules.split()]
+                     for name, modules in names.items()} for title, names in OWN.items()}
+    for manifest in manifests():
+        for title, names in manifest.commands.items():
+            for name, modules in names.items():
+                made_by = found.setdefault(title, {}).setdefault(name, [])
+                made_by += [manifest.module(module) for module in modules.split()]
+    return found
+
+
+GROUPS = groups()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else. Progress, "
                            "where there is any, is JSON lines on stderr.")
@@ -127,8 +142,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         known = {name: modules for names in GROUPS.values() for name, modules in names.items()}
         for modules in [known[cmd_name]] if cmd_name in known else known.values():  # all, for click names the nearest
-            for module in modules.split():
-                import_module(f"{__package__}.{module}")
+            for module in modules:
+                import_module(module)
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -198,7 +213,7 @@ class Lines(logging.Handler):
 @contextmanager
 def told() -> Iterator[None]:
     """Shows, within it, the messages of the backends, which steps take long among them, and of downloads."""
-    logs = [logging.getLogger(f"edgetune.{name}") for name in ("backends", "home", "hub")]
+    logs = [logging.getLogger(f"edgetune.{name}") for name in ("backends", "parts", "hub")]
     lines = Lines()
     before = [log.level for log in logs]
     for log in logs:

@@ -20,7 +20,6 @@ from .graded import SHOWN, comparison_lines, discordant_table, exact_text
 from .watched import watch_option
 
 if TYPE_CHECKING:
-    from ..adapters.ollama import Exported
     from ..data.around import Instruction
     from ..data.formats import Columns
     from ..evaluation.served import Grades
@@ -139,28 +138,13 @@ def _to_ollama(adapter: Path, base: Gguf, folder: Path, base_name: str,
     from ..adapters.store import open_adapter
     from ..console import Copied
     pairs = open_adapter(adapter, base).pairs
-    exported = export_ollama(adapter, base, folder, model=base_name, system=system)
-    facts = {"template": exported.chats, "tools": exported.tools, "changed_tools": exported.changed}
-    return {**facts, "pairs": len(pairs)}, [f"written to {folder}; next:",
-                                            Copied(f"cd {folder} && ollama create {folder.name} -f Modelfile"),
-                                            *_told(exported)]
-
-
-def _told(exported: Exported) -> list[str]:
-    """What the template of a Modelfile does not write as training did."""
-    if not exported.chats:
-        return ["the base's chat template writes more than Ollama's can, or there is none: the Modelfile has no "
-                "TEMPLATE, and Ollama chooses one, which may differ from that of training"]
-    if not exported.tools and exported.changed != []:
-        held = "the rows held tools, and" if exported.changed else "if the rows held tools:"
-        return [f"{held} Ollama's templates cannot write them as the base's does, so the TEMPLATE has none; serve the "
-                "adapter by edgetune daemon, or by an Ollama that fills the base's own template (since summer 2026)"]
-    if exported.tools and exported.changed is None:
-        return ["the adapter does not say which tools its rows had: the TEMPLATE writes parameters by the alphabet"]
-    if exported.changed:
-        return [f"Ollama writes some tools otherwise than training did ({', '.join(exported.changed)}): of a parameter "
-                "it keeps type, description, enum, items and anyOf"]
-    return []
+    has_template = export_ollama(adapter, base, folder, model=base_name, system=system)
+    lines: list[str] = [f"written to {folder}; next:",
+                        Copied(f"cd {folder} && ollama create {folder.name} -f Modelfile")]
+    if not has_template:
+        lines.append("the base's chat template writes more than Ollama's can, or there is none: the Modelfile has no "
+                     "TEMPLATE, and Ollama chooses one, which may differ from that of training")
+    return {"template": has_template, "pairs": len(pairs)}, lines
 
 
 def base_of_run(run: dict[str, Any], adapter: Path) -> Path:

@@ -26,7 +26,7 @@ from ..serving.learned import encoder_of
 from ..serving.served import Served
 from ..serving.sureness import LEAST_ROWS
 from .options import DaemonConfig
-from .sources import FORMS, AskedQuestion, whole_answer
+from .sources import CERTAIN, FORMS, AskedQuestion, whole_answer
 from .state.adapters import Adapters
 
 Content = Mapping[str, Any]
@@ -88,6 +88,7 @@ class First:
     """
 
     name: ClassVar[str] = "encoder"
+    place: ClassVar[int] = CERTAIN + 1
 
     def __init__(self, encoder: FirstEncoder, served: Served, adapters: Adapters, models: Collection[str],
                  is_disputed: Callable[[Content, str], bool], is_better: Callable[[], bool]) -> None:

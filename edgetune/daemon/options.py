@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import UsageError
 from ..evaluation.graders import landlock
 from ..formats.signature import private_key
 from ..machine.policy import read_hours
+from ..manifest import PartOptions, manifests
 from ..options import AUTO, check_options, option, share_of
 from ..training.config import TrainConfig
 
 OFF = "off"
 NUMBER = r"\d{1,4}(?:\.\d{1,4})?"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+C = TypeVar("C", bound="DaemonOptions")
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class AllowedPython:
 
 
 @dataclass(frozen=True)
-class DaemonConfig:
-    """Options of a daemon, or of a service within an app. Immutable."""
+class DaemonOptions:
+    """Options of every daemon. `DaemonConfig` has those of the parts, too."""
 
     # where it listens
     host: str = option("127.0.0.1", "Address to listen on; any but loopback needs --key-file.",
@@ -70,19 +74,17 @@ class DaemonConfig:
     library_size: int = option(0, "MiB of the adapters among which NAME:auto chooses at most; 0: any.", low=0)
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF or name of an encoder or another model for /v1/embeddings [the model's own "
-                             "hidden states].", group="What it answers with")
-    prompt: str = option("", "Prompt file, put around chats that have no system message (edgetune prompt makes one).",
+                             "hidden states].", group="What it answers with", local=True)
+    prompt: str = option("", "Prompt file, put around chats that have no system message.",
                          common=True)
     index: str = option("", "Index of documents (edgetune index), whose passages are put before questions of chats.",
                         common=True)
     passages: int = option(3, "Passages of a question at most.", low=1, high=50)
     first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
-                        "[the model answers all].", common=True)
+                        "[the model answers all].", common=True, local=True)
     first_share: float = option(0.9, "Share of those answers that is right at least, of JSON in the fields of few "
                                 "values, with a certainty of 95 % over the draw of the encoder's held-out questions.",
                                 low=0.5, high=0.999)
-    home: str = option("", "House (of edgetune home train) that answers Home Assistant; the model answers the rest "
-                       "[the model answers all].", common=True)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")
@@ -102,7 +104,7 @@ class DaemonConfig:
     allow_python_graders: bool = option(False, "Let clients send python graders, which run in a sandbox. Needs a "
                                         "kernel with Landlock.")
     rewards: str = option("", "Folder of reward functions that jobs may name, as module:function; they run in the "
-                          "process that trains [none].")
+                          "process that trains [none].", local=True)
     # how it learns
     learn: str = option("off", "Learn from feedback by itself: idle (ten minutes after the last answer), nightly (in "
                         "--learn-hours), or off; tutor and tutor-nightly also from kept prompts, by answering them.",
@@ -116,7 +118,7 @@ class DaemonConfig:
     learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1; of an encoder also of "
                                 "training, such as steps=1: the heads alone.")
     learn_grader: str = option("", "File of a grader, which rewards answers to the questions of feedback, and to the "
-                              "tutor's prompts.")
+                              "tutor's prompts.", local=True)
     learn_rows: int = option(20, "New pieces of feedback that start a training, held-out ones included.",
                              low=1)
     tutor_prompts: int = option(64, "Kept prompts, not asked yet, that start the tutor's rounds.", low=1)
@@ -135,7 +137,7 @@ class DaemonConfig:
     feedback_size: int = option(64, "MiB of feedback kept at most, half of it not learned yet.", low=1)
     replay: float = option(1.0, "Earlier rows that are mixed with each new one, after one pass over all earlier "
                            "rows.", low=0.0, high=100.0)
-    canary: str = option("", "Text whose perplexity a new adapter must not raise [a page of ours].")
+    canary: str = option("", "Text whose perplexity a new adapter must not raise [a page of ours].", local=True)
     canary_rise: str = option("5%", "Share by which a new adapter may raise the canary's perplexity over the base's, "
                               "such as 5% or 0.05; off: any.")
     max_kl: str = option("0.1", "Nats a token by which a new adapter's predictions on the canary may differ from the "
@@ -146,9 +148,11 @@ class DaemonConfig:
         """Returns whether it learns from prompts, too."""
         return self.learn.startswith("tutor")
 
-    def check(self) -> DaemonConfig:
+    def check(self: C) -> C:
         """Returns self; raises UsageError for the first option out of its range."""
         check_options(self)
+        for own in part_options():
+            own.check_own(cast(PartOptions, self))
         TrainConfig(memory=self.memory).memory_bytes(2**40)
         read_hours("learn-hours", self.learn_hours)
         self.limits()
@@ -204,6 +208,26 @@ class DaemonConfig:
         base = os.environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd's
         default = Path(base) if base else Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "edgetune"
         return Path(self.state).expanduser() if self.state else default.expanduser()
+
+
+@cache
+def part_options() -> tuple[type[PartOptions], ...]:
+    """Returns the options of the parts that add some, in the parts' order."""
+    return tuple(manifest.load(manifest.options) for manifest in manifests() if manifest.options)
+
+
+if TYPE_CHECKING:
+
+    class DaemonConfig(DaemonOptions):
+        """Options of a daemon, or of a service within an app, with those of all parts. Immutable."""
+
+        def __init__(self, **given: Any) -> None: ...
+
+else:
+    DaemonConfig = make_dataclass(
+        "DaemonConfig", (), bases=(*reversed(part_options()), DaemonOptions), frozen=True, namespace={
+            "__module__": __name__,
+            "__doc__": "Options of a daemon, or of a service within an app, with those of all parts. Immutable."})
 
 
 def model_name(path: Path) -> str:

@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from .. import disk
 from ..data.around import instructed, together
@@ -67,6 +67,7 @@ from .library import Library
 from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
+from .running import running_parts
 from .slots import arrival, slot_facts
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST, Adapter, Adapters
@@ -75,21 +76,10 @@ from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 from .thinking import thinking_of
-from .threads import Part, health_of
+from .threads import Threaded, health_of
 from .turns import EARLIER, continued
 
-if TYPE_CHECKING:
-    from .house import HouseReplies
-
 log = logging.getLogger("edgetune.daemon")
-
-
-def _house(config: DaemonConfig) -> HouseReplies | None:
-    """The house of --home, opened. Its packages are those of the extra home."""
-    if not config.home:
-        return None
-    from .house import HouseReplies
-    return HouseReplies(config)
 
 
 class Service:
@@ -137,7 +127,7 @@ class Service:
             self.store = Store(folder)
             opened.callback(self.store.close)
             self.first = FirstEncoder(self.config) if self.config.first else None  # what it takes the model must leave
-            self.house = _house(self.config)
+            self.running = running_parts(self.config, opened)
             self.documents = Documents(self.config)
             opened.callback(self.documents.close)
             self._open_model()
@@ -161,7 +151,12 @@ class Service:
             for asked in (self.feedback, self.prompts):
                 asked.on_deleted.append(self.traffic.forget)
             self.proposals = Proposals(self.store, self.feedback, self.config.keep_prompts > 0)
-            self.sources = self._sources()
+            names = ("", self.name + LATEST)
+            self.model = ModelSource(self.batcher, self.adapters, self.served, self.config)
+            self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
+            for running in self.running.values():
+                running.join(self)
+            self.sources = self._sources(names)
             self.jobs = self._jobs(folder)
             starters = [starter for kind in kinds().values() for starter in kind.starters(self)]
             self.learner = Learner(starters, self.jobs, self.batcher, Governor(self.policy, read_device().profile),
@@ -180,31 +175,29 @@ class Service:
             if self.first:
                 self.contest.start()
                 opened.callback(self.contest.stop)
-            self.parts: Sequence[Part] = (self.batcher, self.jobs, self.learner, self.advancing, self.documents.stores,
-                                          *([self.contest] if self.first else []))
+            for running in self.running.values():
+                running.start()
+                opened.callback(running.stop)
+            self.parts: Sequence[Threaded] = (self.batcher, self.jobs, self.learner, self.advancing,
+                                              self.documents.stores, *([self.contest] if self.first else []),
+                                              *self.running.values())
             self._opened = opened.pop_all()
         return self
 
-    def _sources(self) -> list[AnswerSource]:
-        """Returns the sources of answers in order; an app may insert others."""
-        names = ("", self.name + LATEST)
-        model = ModelSource(self.batcher, self.adapters, self.served, self.config)
-        self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
+    def _sources(self, names: Sequence[str]) -> list[AnswerSource]:
+        """Returns the sources of answers in order; an app may insert others. names: of the models that it serves now.
+        """
         has_likes = self.config.recall and self.config.recall_like != "off" and self.embeddings.encoder
         self.likes = LikeRecall(self.recall, self.embeddings) if has_likes else None
         found: list[AnswerSource] = [self.recall] if self.config.recall else []
         if self.likes:
             found.append(self.likes)
-        if self.house:
-            from .house import HouseSource
-            self.house.join(self.batcher)
-            found.append(HouseSource(self.house, self.served, self.adapters, names, self.recall.is_disputed,
-                                     cast(LlamaModel, self.served).call_form))
         if self.first:
-            self.contest = Contest(self.first, model, self.stopping)
+            self.contest = Contest(self.first, self.model, self.stopping)
             found.append(First(self.first, self.served, self.adapters, names, self.recall.is_disputed,
                                self.contest.is_better))
-        return [*found, model]
+        found += [source for running in self.running.values() for source in running.sources()]
+        return [*sorted(found, key=lambda source: source.place), self.model]
 
     def _answer(self, asked: AskedQuestion) -> Completion:
         found = first_answer(self.sources, asked)
@@ -397,7 +390,7 @@ class Service:
         that the daemon stays within its own, and the job can resume when the daemon is larger.
         """
         used, weights = memory.in_use(self.bundle.gguf.path.resolve())
-        busy = self.served.busy_bytes + sum(one.busy_bytes for one in (self.first, self.house) if one)
+        busy = self.served.busy_bytes + sum(one.busy_bytes for one in (self.first, *self.running.values()) if one)
         least = self._used_at_start + (0 if has_begun else memory.OBJECTS + busy)
         later = max(used - least, 0) if self.batcher.busy else 0
         left = self.budget - max(used, least)
@@ -418,4 +411,5 @@ class Service:
                 "keep_prompts": self.config.keep_prompts, "drawn": self.traffic.facts(),
                 "proposals": self.proposals.count(),
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
-                "governor": self.jobs.governor}
+                "governor": self.jobs.governor,
+                **{name: value for running in self.running.values() for name, value in running.device().items()}}

@@ -14,22 +14,23 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import disk
 from ..errors import EdgetuneError, UsageError
 from ..formats.bundle import open_bundle
 from ..formats.signature import TRUSTED, trusted_folder, trusted_keys
-from ..home.house import House
 from ..machine.device import devices_folder, read_device
 from ..machine.policy import Policy
+from ..manifest import PartOptions
+from ..options import declared
 from ..serving.learned import encoder_of
 from ..training.config import TrainConfig
 from .keys import read_keys
-from .options import LOOPBACK, DaemonConfig
+from .options import LOOPBACK, DaemonConfig, part_options
 
 NAME = "edgetune"
-FILES = ("canary", "embeddings", "first", "home", "learn_grader", "rewards")  # options that name a file or a folder
+FILES = [spec.name for spec in declared(DaemonConfig) if spec.metadata["local"]]  # options that name a file or a folder
 UNITS = Path("/etc/systemd/system")
 RUN = Path("/run") / NAME
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome and PrivateTmp
@@ -90,15 +91,10 @@ def _needed(model: Path, config: DaemonConfig) -> list[Path]:
     """Returns the paths that the service reads (Python, edgetune, model, keys) by name, and where links lead."""
     named = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], devices_folder(), model,
              *(path for _, path in _files(config)), *([encoder_of(Path(config.first))] if config.first else []),
-             *_needed_by_house(config.home),
+             *(path for own in part_options() for path in own.files(cast(PartOptions, config))),
              *([] if trusted_keys() is None else [trusted_folder()])]
     paths = {at for path in named for at in (path.absolute(), path.resolve())}
     return sorted(path for path in paths if not paths.intersection(path.parents))
-
-
-def _needed_by_house(folder: str) -> list[Path]:
-    house = House.open(folder) if folder else None
-    return [encoder_of(house.encoder)] if house and house.facts.encoder else []
 
 
 def _check_readable(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A prompt file: what a chat without a system message is given, in YAML or JSON. `edgetune prompt` writes such files.
+"""A prompt file: what a chat without a system message is given, in YAML or JSON.
 
     system: Answer with the intent of the command.
     examples:                                   # earlier turns, the same for every question
@@ -33,7 +33,7 @@ from ..data.hub_rows import is_name
 from ..data.parts import STDIN, names_of
 from ..data.question import content_text, question_text
 from ..data.rows import Row, answered_messages, check_row
-from ..data.yaml_text import read_yaml, write_yaml
+from ..data.yaml_text import read_yaml
 from ..disk import json_lines, json_text, read_small, refuse_existing, replaced
 from ..errors import DataError, EdgetuneError, FormatError, install_hint
 from ..formats.named import find_model
@@ -75,17 +75,15 @@ class OpenPrompt:
     turns, the nearest last. No example asks what the row that it is put around asks.
 
     rows: those of `nearest`, whose model is opened by the first question and freed by `close`. threads: of that model.
-    nearest: these rows, where others have opened them, and close them.
     """
 
-    def __init__(self, prompt: Prompt, rows: Sequence[Row] = (), threads: int = 0,
-                 nearest: NearestRows | None = None) -> None:
+    def __init__(self, prompt: Prompt, rows: Sequence[Row] = (), threads: int = 0) -> None:
         self.prompt = prompt
-        self.rows = nearest.rows if nearest else rows
+        self.rows = rows
         self._threads = threads
         self._turns = [turns_of(row) for row in prompt.examples]
         self._opening = threading.Lock()
-        self._nearest = nearest
+        self._nearest: NearestRows | None = None
 
     def close(self) -> None:
         """Frees the model for vectors; the next question opens it again."""
@@ -210,19 +208,10 @@ def read_prompt(path: Path) -> Prompt:
 
 
 def write_prompt(path: Path, prompt: Prompt) -> None:
-    """Writes a new prompt file: YAML where its name ends so, else JSON. Raises UsageError for one that exists."""
+    """Writes a new prompt file, as JSON. Raises UsageError for one that exists."""
     refuse_existing(path)
     with replaced(path) as beside:
-        beside.write_text(prompt_text(prompt, path), encoding="utf-8")
-
-
-def prompt_text(prompt: Prompt, path: Path) -> str:
-    """The content of a prompt file of this name."""
-    content = prompt.to_json()
-    if path.suffix.lower() not in YAML:
-        return json_text(content, indent=2) + "\n"
-    _require_yaml()
-    return write_yaml(content)
+        beside.write_text(json_text(prompt.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def turns_of(row: Row) -> list[Message]:
@@ -236,7 +225,7 @@ def _loaded(path: Path) -> Any:
     try:
         text = read_small(path, LIMIT).decode("utf-8")
     except FileNotFoundError:
-        raise FormatError(f"there is no prompt file {path}", "edgetune prompt MODEL DATA -o FILE makes one") from None
+        raise FormatError(f"there is no prompt file {path}", WAY_OUT) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise FormatError(f"{path} cannot be read: {reason}", WAY_OUT) from None
@@ -245,16 +234,12 @@ def _loaded(path: Path) -> Any:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{path} is no JSON: {error}", "mend it, or name a file in YAML .yaml") from None
-    _require_yaml()
+    if importlib.util.find_spec("yaml") is None:
+        raise EdgetuneError("prompt files in YAML need pyyaml", f"{install_hint('prompts')}, or write JSON")
     try:
         return read_yaml(text, str(path), LIMIT)
     except DataError as error:
         raise FormatError(error.what, error.hint) from None
-
-
-def _require_yaml() -> None:
-    if importlib.util.find_spec("yaml") is None:
-        raise EdgetuneError("prompt files in YAML need pyyaml", f"{install_hint('prompts')}, or write JSON")
 
 
 def _prompt(found: Mapping[str, Any], folder: Path) -> Prompt:

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..data.lengths import Lengths
 from ..data.packing import Batch, Example
-from ..data.trees import micro_batches
 from ..errors import UsageError
 from ..models.base import Structure
 from ..objectives.base import Objective
@@ -19,7 +18,7 @@ from . import length
 from .answered import Expectation
 from .batches import Batches
 from .config import TrainConfig
-from .passes import LossMeasurement, measure
+from .passes import LossMeasurement
 from .rollouts import Known, Roller, answer_plan, keep
 from .source import ExampleSource, Learned, SourceParts, SourceRoom
 
@@ -66,7 +65,7 @@ class AnswerExamples(ExampleSource):
         answers, metrics = self.roller.of_step(step, batches.of_step, batches.examples, batches.steps_per_epoch)
         telling = [answer for answer in answers if self.objective.has_signal(answer)]
         if self.objective.needs_reference:
-            self.roller.refer(micros.cut(telling), micros.max_tokens)
+            self.roller.refer(micros.cut(telling))
         micros.computing = False
         return Learned(telling, self.objective.count(answers) or 1.0, metrics, batches.anchors_of_step(step))
 
@@ -78,13 +77,8 @@ class AnswerExamples(ExampleSource):
         self.roller.learned(step, batches.steps_per_epoch, self._known)
 
     def measure(self, examples: Sequence[Example]) -> LossMeasurement:
-        micros = self.parts.micros
-        micros.computing = True
-        if self.is_rewarded:
-            return self.roller.measure(examples)
-        found = micro_batches(self.roller.greedy(examples), micros.max_tokens, share=False)  # in their order
-        self.roller.refer(found, micros.max_tokens)
-        return measure(self.parts.decoder, self.objective, micros.one_by_one(found), self.roller)
+        self.parts.micros.computing = True
+        return self.roller.measure(examples)
 
     def progress(self, loss: float, metrics: Mapping[str, float]) -> float | None:
         """A reward is known when answers are drawn."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..adapters.base import Artifact
 from ..backends.arena import arena_bytes
 from ..data.lengths import Lengths
-from ..data.packing import Batch, Example, collate
+from ..data.packing import Batch, Example
 from ..data.teacher_file import tokenizer_digest
 from ..errors import DataError, MismatchError
 from ..formats.bundle import Bundle, open_bundle
@@ -26,7 +26,7 @@ from .answers import AnswerExamples
 from .batches import Batches
 from .config import TrainConfig
 from .passes import LossMeasurement, measure
-from .reference import with_choices
+from .reference import likeliest, with_choices
 from .source import Learned, SourceParts, SourceRoom
 
 GROWTH = 8 << 20  # bytes that Python takes for a second network
@@ -92,13 +92,8 @@ class OnPolicy(AnswerExamples):
         return {"teacher": self.fingerprint}
 
     def _refer(self, answers: Sequence[Example]) -> None:
-        """Has the teacher read each answer: [2, supervised, top], flat, as of `reference.likeliest`."""
-        self._said = {}
-        for one in answers:
-            batch = collate([one])
-            self.teacher.forward(batch, keep=False)
-            tokens, logp = self.teacher.likeliest(batch, self.gkd.needs_top)
-            self._said[id(one)] = np.concatenate([tokens.reshape(-1).astype(np.float32), logp.reshape(-1)])
+        """Has the teacher read each answer."""
+        self._said = {id(one): likeliest(self.teacher, one, self.gkd.needs_top) for one in answers}
 
     def _of_rows(self, prompts: Sequence[Example]) -> list[Example]:
         """The rows' own answers, no longer than those that are drawn."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,6 @@ from ..serving.rollouts.plan import AnswerPlan
 from .answered import PASS, Expectation, JudgedRewards, Reward, RewardedAnswer, RewardedGroups, Rewards
 from .judge import EngineJudge
 from .passes import LossMeasurement, scores
-from .reference import likeliest, with_choices
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
@@ -189,8 +188,7 @@ class Roller:
         weight = 0.0 if objective.mask_truncated_completions and not rollout.ended else 1.0
         weights = np.concatenate([np.zeros(prompt.tokens.size), np.full(rollout.tokens.size, weight)])
         return Example(np.concatenate([prompt.tokens, rollout.tokens]), weights.astype(np.float32),
-                       group if objective.keeps_groups else 0, worth, held=held,
-                       prompts=prompt.prompts if objective.needs_top else ())
+                       group if objective.keeps_groups else 0, worth, held=held)
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
@@ -279,12 +277,10 @@ class Roller:
 
     # ---- the reference ------------------------------------------------------------------------------------------
 
-    def refer(self, micro_batches: Sequence[Batch | Tree], max_tokens: int) -> None:
+    def refer(self, micro_batches: Sequence[Batch | Tree]) -> None:
         """Computes the reference model's log p of answers, for the step that learns from them."""
-        top = self.objective.needs_top
-        with self._as_it_started() if self.objective.keeps_start else nullcontext():
-            self._referred = likeliest(self.decoder, [one for micro in micro_batches for one in micro.examples], top,
-                                       max_tokens) if top else scores(self.decoder, micro_batches)
+        with self._as_it_started():
+            self._referred = scores(self.decoder, micro_batches)
 
     @contextmanager
     def _as_it_started(self) -> Iterator[None]:
@@ -297,10 +293,7 @@ class Roller:
             exchange(lora, start)
 
     def add_to(self, batch: Batch) -> Batch:
-        known = [self._referred[id(one)] for one in batch.examples]
-        if self.objective.needs_top:
-            return with_choices(batch, known, self.objective.needs_top)
-        return replace(batch, reference=np.concatenate(known))
+        return replace(batch, reference=np.concatenate([self._referred[id(one)] for one in batch.examples]))
 
     # ---- in the midst of a generation ---------------------------------------------------------------------------
 
@@ -368,16 +361,14 @@ def _checked(rewards: Sequence[Reward], count: int) -> list[Reward]:
 
 def _written(example: Example) -> dict[str, Any]:
     return {"tokens": example.tokens.tolist(), "weights": example.weights.tolist(), "group": example.group,
-            "reward": example.reward, "held": example.held, "prompts": [prompt.tolist() for prompt in example.prompts],
-            "logp": example.logp.tolist(), "values": example.values.tolist()}
+            "reward": example.reward, "held": example.held, "logp": example.logp.tolist(),
+            "values": example.values.tolist()}
 
 
 def _read(written: Mapping[str, Any]) -> Example:
     return Example(np.array(written["tokens"], np.int32), np.array(written["weights"], np.float32),
                    int(written["group"]), float(written["reward"]), held=float(written.get("held", 0.0)),
-                   prompts=tuple(np.array(prompt, np.int32) for prompt in written.get("prompts", ())),
-                   logp=np.array(written["logp"], np.float32),
-                   values=np.array(written["values"], np.float32))
+                   logp=np.array(written["logp"], np.float32), values=np.array(written["values"], np.float32))
 
 
 def keep(known: Known, batch: Batch, logp: np.ndarray) -> None:

@@ -306,7 +306,7 @@ class _Run:
         data = self.task.data
         return {
             "status": status, **self.trainer.record(), "origin": self.begun.origin,
-            "system": data.system or self.trainer.config.system, "tools": list(data.tools),
+            "system": data.system or self.trainer.config.system,
             "measure": "reward" if self.trainer.source.is_rewarded else "loss",
             "data": {"digest": data.digest, "rows": len(data.examples), "tokens": data.tokens,
                      "supervised": data.supervised, "truncated": data.truncated, "skipped": data.skipped},

@@ -30,9 +30,9 @@ from typing import Any
 from edgetune.daemon.keys import add_key
 from edgetune.daemon.options import DaemonConfig
 from edgetune.errors import WORSE, EdgetuneError
-from edgetune.home.entities import read_home
-from edgetune.home.house import ENTITIES
-from edgetune.home.updating import Change
+from edgetune.parts.home.entities import read_home
+from edgetune.parts.home.house import ENTITIES
+from edgetune.parts.home.updating import Change
 
 HUB = "ws://supervisor/core/websocket"  # of Home Assistant's WebSocket API, as an app reaches it
 INGRESS = "172.30.32.2"  # from which the supervisor connects for people who have signed in

@@ -219,7 +219,9 @@ def test_an_encoder_learns_labels_with_it(name, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "why"), [("dora", r"family dora.*llama\.cpp.*--family lora"),
-                                           ("adapterfusion", r"family adapterfusion.*22 %.*--family fusion")])
+                                           ("adapterfusion", r"family adapterfusion.*22 %.*--family fusion"),
+                                           ("vera", "vera was taken out.*--family lora"),
+                                           ("o-lora", "o-lora was taken out.*--family lora")])
 def test_what_is_not_here_is_refused_with_what_to_take(name, why, bundle, tmp_path):
     for use in (lambda: TrainConfig(family=name), lambda: recipe.options(TrainConfig(), {"family": name})):
         with pytest.raises(UsageError, match=why):

@@ -365,3 +365,9 @@ def test_the_page_of_files_lists_the_keys(made):
         row = next(line for line in page.splitlines() if f"`{name}` |" in line)
         keys = json.loads((folder / name).read_text())
         assert {key for key in keys if f"`{key}`" not in row} == set()
+
+
+def test_a_secret_in_another_script_is_no_code(place):
+    found = json.loads(place.wholes["invite"])
+    for secret in ("\x80" + found["secret"][1:], "\ud800"):
+        refused_in_a_sentence(place, "invite", json.dumps({**found, "secret": secret}))

@@ -36,9 +36,9 @@ from hass import HOUSE, HomeAssistant, home_assistant, make_root, missing
 from overheard import overheard
 
 from edgetune.daemon.client import Client
-from edgetune.home.entities import read_home
-from edgetune.home.hass import read_entities
-from edgetune.home.prompt import prompt_of, versions
+from edgetune.parts.home.entities import read_home
+from edgetune.parts.home.hass import read_entities
+from edgetune.parts.home.prompt import prompt_of, versions
 
 ROOTS = Path(__file__).parents[2] / "build" / "home-assistant"
 CONTEXT = ["--context", "8192"]  # a prompt with its tools has thousands of tokens, which a house need not read

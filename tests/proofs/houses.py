@@ -32,9 +32,9 @@ from home_assistant_intents import get_intents
 from json_lines import read_lines, write_lines
 from proofs.compared import Result, arguments, edgetune, end_with, folder_of, measure_missing
 
-from edgetune.home.entities import read_home
-from edgetune.home.house import ROWS
-from edgetune.home.tools import Call, same_calls
+from edgetune.parts.home.entities import read_home
+from edgetune.parts.home.house import ROWS
+from edgetune.parts.home.tools import Call, same_calls
 
 LEAST = {"encoder": 0.8, "decoder": 0.65, "both": 0.8}  # share of right sentences
 HOMES = ("dom1-pl", "home1-us", "home2-ru", "home5-cn", "home7-dk")

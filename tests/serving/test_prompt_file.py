@@ -79,13 +79,6 @@ def test_odd_yaml_is_refused_within_bounds(tmp_path, text):
     assert "prompt.yaml" in caught.value.what
 
 
-def test_a_message_that_two_examples_share_is_read_again(tmp_path):
-    turns = [{"role": "user", "content": "light"}, {"role": "assistant", "content": "on"}]
-    prompt = Prompt("", [{"messages": turns}, {"messages": turns}])
-    write_prompt(tmp_path / "prompt.yaml", prompt)
-    assert read_prompt(tmp_path / "prompt.yaml") == prompt
-
-
 def test_a_missing_or_damaged_file_is_named(tmp_path):
     with pytest.raises(FormatError, match="there is no prompt file"):
         read_prompt(tmp_path / "prompt.yaml")

@@ -21,6 +21,7 @@ from ... import disk
 from ...adapters import store
 from ...adapters.published import public_files
 from ...errors import NotFoundError, UsageError
+from ...manifest import manifests
 from ...version import __version__
 from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
@@ -74,7 +75,8 @@ router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
                                     fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama,
                                     ollama_models, pages, proposals, rerank, responses, tokens,
-                                    vector_stores)), router)
+                                    vector_stores)), router,
+         *(manifest.load(name).router for manifest in manifests() for name in manifest.routes))
 
 
 def routes() -> list[BaseRoute]:

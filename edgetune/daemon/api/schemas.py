@@ -12,6 +12,7 @@ from fastapi import File, UploadFile
 from pydantic import Field, create_model
 
 from ...adapters.base import families
+from ...manifest import manifests
 from ...objectives.base import Objective
 from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
@@ -419,8 +420,8 @@ class Health(Answer):
     reasons: list[str] = Field(description="What does not work, and what to do, a sentence each.")
 
 
-class DeviceObject(Answer):
-    """The machine, and what the daemon does on it."""
+class CommonDevice(Answer):
+    """The facts of every daemon."""
 
     object: Literal["device"] = "device"
     model: str = Field(description="The model's name.")
@@ -448,3 +449,8 @@ class DeviceObject(Answer):
     proposals: int = Field(description="Corrections in chats that wait to be accepted or dismissed.")
     job: dict[str, Any] | None = Field(description="The job that runs: id, status, progress.")
     governor: list[dict[str, Any]] = Field(description="When training yielded, the newest first: at, action, cause.")
+
+
+DeviceObject = create_model(
+    "DeviceObject", __doc__="The machine, and what the daemon does on it, with the facts of the parts that it runs.",
+    __base__=(CommonDevice, *(manifest.load(manifest.device) for manifest in manifests() if manifest.device)))

@@ -23,7 +23,7 @@ from ...formats.gguf import fingerprint
 from ...serving.completion import Completion
 from ...serving.neighbours import Floats
 from ..embeddings import Embeddings
-from ..sources import AskedQuestion
+from ..sources import SIMILAR, AskedQuestion
 from .alike import MOST, UNRELATED, Alike, KnownQuestion, base_of
 from .items import FeedbackItem, item_of
 from .recall import Recall
@@ -52,6 +52,7 @@ class LikeRecall:
     """
 
     name: ClassVar[str] = Recall.name
+    place: ClassVar[int] = SIMILAR
 
     def __init__(self, recall: Recall, embeddings: Embeddings) -> None:
         assert embeddings.encoder is not None

@@ -20,6 +20,7 @@ async function lookNow() {
     await showProposals(device.proposals);
     await showChecks(device.drawn, device.adapter);
     await showFleet(device.fleet);
+    for (const show of panels) await show(device);
     for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
     showHealth(health);
     if (lost) notice("");

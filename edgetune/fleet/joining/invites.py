@@ -99,9 +99,12 @@ def _guessed(folder: Path, code: str) -> Record[Invite]:
     def guess(found: Invite | None) -> Invite:  # under the lock: guesses at the same time must not count as one
         if found is None or found.wrong >= ATTEMPTS:
             raise MismatchError("the code is none of this fleet's", AGAIN)
-        return found if hmac.compare_digest(secret, found.secret) else replace(found, wrong=found.wrong + 1)
+        return found if is_same(found) else replace(found, wrong=found.wrong + 1)
 
-    if not hmac.compare_digest(secret, record.change(guess).secret):
+    def is_same(found: Invite) -> bool:  # in bytes: a damaged file may have any text
+        return hmac.compare_digest(secret.encode(), found.secret.encode(errors="surrogatepass"))
+
+    if not is_same(record.change(guess)):
         raise MismatchError("the code is none of this fleet's", f"type it again; after {ATTEMPTS} wrong ones it ends")
     return record
 

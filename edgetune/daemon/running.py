@@ -1,0 +1,74 @@
+"""What a part does in a daemon while it runs; edgetune/manifest.py says what a part is.
+
+The order of a daemon's life: the parts are made, the model and the state are opened, each part joins the service,
+all start, and in reverse order they stop and close.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from ..manifest import manifests
+from .options import DaemonConfig
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+    from .service import Service
+    from .sources import AnswerSource
+
+
+class RunningPart:
+    """A part within one daemon. The methods of this class do nothing; a part has those that it needs. What it opens
+    before the model, in its constructor, is memory that the model leaves to it.
+    """
+
+    @property
+    def busy_bytes(self) -> int:
+        """Returns the bytes that its answers take in addition to what it takes at rest."""
+        return 0
+
+    def join(self, service: Service) -> None:
+        """Takes what it needs of a service whose model and state are open, and that answers nobody yet."""
+
+    def sources(self) -> Sequence[AnswerSource]:
+        """Returns its sources of answers."""
+        return ()
+
+    def start(self) -> None:
+        """Starts its threads."""
+
+    def stop(self) -> None:
+        """Returns when its threads have ended."""
+
+    def close(self) -> None:
+        """Closes what the constructor and `join` opened."""
+
+    def threads(self) -> Sequence[threading.Thread]:
+        """Returns its threads. Those that were started live until it stops."""
+        return ()
+
+    def reasons(self) -> Sequence[str]:
+        """Returns why some of its work does not continue now, a sentence each."""
+        return ()
+
+    def device(self) -> dict[str, Any]:
+        """Returns what it adds to the answer of /v1/device: the fields of the manifest's `device`."""
+        return {}
+
+    def metrics(self) -> Iterator[Metric]:
+        """Yields what it adds to /metrics."""
+        yield from ()
+
+
+def running_parts(config: DaemonConfig, opened: ExitStack) -> dict[str, RunningPart]:
+    """Returns {name: part} of the parts that the options of a daemon ask for. opened: closes them."""
+    found: dict[str, RunningPart] = {}
+    for manifest in manifests():
+        if manifest.running and (part := manifest.load(manifest.running)(config)):
+            opened.callback(part.close)
+            found[manifest.name] = part
+    return found

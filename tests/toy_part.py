@@ -1,0 +1,60 @@
+"""Run as a program: a daemon, the command line and the page with one part more, the toy of tests/fixtures/parts.
+
+A part is found in the folders of the package edgetune.parts; here the fixture's is one of them. It prints what came
+through each seam, as JSON, for tests/test_parts.py. Arguments: a model, and an empty folder.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import edgetune.parts
+
+edgetune.parts.__path__.append(str(Path(__file__).parent / "fixtures" / "parts"))
+
+import httpx  # noqa: E402 (what imports edgetune must do so after the toy is there)
+from click.testing import CliRunner  # noqa: E402
+from daemons import ASK, CHAT, daemon  # noqa: E402
+
+from edgetune.cli import cli  # noqa: E402
+from edgetune.daemon.kinds.registry import kind_of, kinds  # noqa: E402
+from edgetune.daemon.options import DaemonConfig  # noqa: E402
+from edgetune.daemon.unit import FILES  # noqa: E402
+from edgetune.errors import UsageError  # noqa: E402
+
+
+def refused(**options):
+    try:
+        DaemonConfig(**options).check()
+    except UsageError as error:
+        return error.what
+    return ""
+
+
+def asked(url, text):
+    body = {**ASK, "max_tokens": 64, "messages": [{"role": "user", "content": text}]}
+    return httpx.post(url + CHAT, json=body).json()
+
+
+def main(model, folder):
+    late = folder / "time.txt"
+    late.write_text("late")
+    said = {"command": CliRunner().invoke(cli, ["toy"]).output, "help": CliRunner().invoke(cli, ["--help"]).output,
+            "daemon_help": CliRunner().invoke(cli, ["daemon", "--help-all"]).output,
+            "kinds": [*kinds()], "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES}
+    with daemon(model, folder / "state", toy=str(late)) as running:
+        get = lambda path: httpx.get(running.url + path)  # noqa: E731
+        said |= {"route": get("/v1/toy").json(), "device": get("/v1/device").json()["toy"],
+                 "schema": get("/openapi.json").json()["components"]["schemas"]["DeviceObject"]["properties"]["toy"],
+                 "health": get("/healthz").json()["reasons"], "metrics": get("/metrics").text, "page": get("/").text,
+                 "time": asked(running.url, "what time is it")["choices"][0]["message"]["content"],
+                 "threads": [running.service.running["toy"].thread.is_alive()], "source": running.service.answered}
+        thread = running.service.running["toy"].thread
+    said["threads"].append(thread.is_alive())
+    with daemon(model, folder / "other") as running:
+        said["off"] = [httpx.get(running.url + "/v1/device").json()["toy"], [*running.service.running]]
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
