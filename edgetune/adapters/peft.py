@@ -24,7 +24,8 @@ from ..formats.gguf import Gguf
 from ..formats.recurrent import Recurrent
 from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
-from .lora import OF_EXPERTS, TARGETS, Lora, Pair, expert_name, scale_of, stack_of
+from ..formats.targets import OF_EXPERTS, TARGETS
+from .lora import Lora, Pair, expert_name, scale_of, stack_of
 from .peft_experts import Parameter, parameters_of
 from .peft_fused import fused_of, join_fused, split_fused
 from .published import CARD, model_card, origin

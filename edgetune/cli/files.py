@@ -18,7 +18,7 @@ from .remote import adapters
 if TYPE_CHECKING:
     from ..data.around import Instruction
     from ..data.formats import Columns
-    from ..evaluation.served import Graded
+    from ..evaluation.served import Grades
     from ..formats.gguf import Gguf
 
 base_option = click.option("--base", type=ModelPath(),
@@ -217,7 +217,7 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     show(as_json, result, *lines)
 
 
-def _graded(model: Path, serving: Serving, data: Path, system: Instruction, columns: Columns) -> Graded:
+def _graded(model: Path, serving: Serving, data: Path, system: Instruction, columns: Columns) -> Grades:
     """Grades the answers to held-out rows."""
     from ..data.dataset import load
     from ..evaluation.served import grade
@@ -226,7 +226,7 @@ def _graded(model: Path, serving: Serving, data: Path, system: Instruction, colu
         return grade(served, rows, system=system)
 
 
-def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
+def _cost(before: Grades, after: Grades) -> tuple[dict[str, Any], list[Any]]:
     from ..evaluation.compare import compare
     names = ("with the adapter", "merged")
     found = compare(before, after)

@@ -33,7 +33,8 @@ from ..errors import (
     size_text,
 )
 from ..formats.gguf import fingerprint
-from ..serving.tasks import NEAREST, Floats, Tasks
+from ..serving.neighbours import Floats
+from ..serving.tasks import NEAREST, Tasks
 from .embeddings import Embeddings
 from .state.adapters import QUESTIONS, Adapters
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ..data.around import Instruction
 from ..errors import FormatError, UsageError
+from ..formats.targets import OTHER_TARGETS, TARGETS
 from ..machine.device import is_removable, read_device, rss
 from ..options import AUTO, check_options, declared, option, seconds_of, unknown_option
 from ..persisted import checked_fields, from_json
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 ADAPTER = "The adapter"  # the title of a group of options
 LORA = "lora"  # the family of a training that names none
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-OTHER_TARGETS = ("qkv_proj", "gate_up_proj", "in_proj", "in_proj_qkv", "in_proj_z", "out_proj", "per_layer_input_gate",
-                 "per_layer_projection")  # of phi3, lfm2, qwen35, gemma4
 DEFAULT_MEMORY = "75%"
 SECONDS = 300.0  # between two checkpoints by default,
 WEARING_SECONDS = 900.0  # and on storage that wears out
@@ -168,7 +166,7 @@ class TrainConfig(CommonOptions):
     def target_names(self) -> tuple[str, ...]:
         """The projections to train, in the order of TARGETS."""
         if self.targets == "all":
-            return TARGETS
+            return tuple(TARGETS)
         asked = [name.strip() for name in self.targets.split(",") if name.strip()]
         known = (*TARGETS, *OTHER_TARGETS)
         unknown = [name for name in asked if name not in known]

@@ -15,7 +15,7 @@ from tiny import write_tiny
 import edgetune
 from edgetune.daemon.endpoint import Endpoint
 from edgetune.errors import EdgetuneError, Interrupted, UsageError
-from edgetune.evaluation.collected import Refused, collect, journal_of, with_answer
+from edgetune.evaluation.collected import RefusedByTeacher, collect, journal_of, with_answer
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.sample import Sample
 
@@ -199,5 +199,5 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(tmp_path):
 
 
 def test_a_refused_question_raises():
-    with server(lambda *_: 400) as (url, _), asking(url) as ask, pytest.raises(Refused, match="400 not now"):
+    with server(lambda *_: 400) as (url, _), asking(url) as ask, pytest.raises(RefusedByTeacher, match="400 not now"):
         ask(ROWS[0], 0)

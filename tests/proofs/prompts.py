@@ -38,7 +38,7 @@ from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.nearest import NearestRows
-from edgetune.serving.prompt_file import Nearest, OpenPrompt, Prompt, open_prompt, write_prompt
+from edgetune.serving.prompt_file import NearestExamples, OpenPrompt, Prompt, open_prompt, write_prompt
 from edgetune.serving.rollouts.texts import adapter_of
 from edgetune.training.callbacks import RunCallbacks
 
@@ -78,7 +78,7 @@ class Place:
         return write_lines(self.folder / f"{name}.jsonl", rows)
 
     def near(self, rows: list[Row], k: int) -> OpenPrompt:
-        return OpenPrompt(Prompt("", [], Nearest("", k, "minilm")), rows, 1)
+        return OpenPrompt(Prompt("", [], NearestExamples("", k, "minilm")), rows, 1)
 
     def learned(self, rows: list[Row], **options: Any) -> Path:
         out = self.folder / f"out-{len(rows)}-{'prompt' in options}"
@@ -144,7 +144,7 @@ def lora_few_nearest(place: Place) -> dict[str, Any]:
     """The few rows are learned with the nearest of the others before each."""
     others = [row for row in place.known if row not in place.few]
     place.rows(others, "near")
-    write_prompt(place.folder / "near.json", Prompt("", [], Nearest("near.jsonl", LEARNED, "minilm")))
+    write_prompt(place.folder / "near.json", Prompt("", [], NearestExamples("near.jsonl", LEARNED, "minilm")))
     return _adapter(place, place.few, prompt=str(place.folder / "near.json"))
 
 
