@@ -136,7 +136,7 @@ def test_commands_exist_with_the_options_that_the_pages_give(tmp_path, monkeypat
     (tmp_path / "my-adapter" / "run.toml").write_text('model = "model.gguf"\ndata = "rows.jsonl"\n')
     (tmp_path / "my-adapter" / "run.json").write_text('{"model": "model.gguf", "data": "rows.jsonl"}')
     named = {name for text in WRITTEN.values() for name in re.findall(r"`edgetune +([a-z][a-z-]*)", text)}
-    assert {"train", "eval", "demo", "chat", "plan", "merge", "info", "doctor"} <= named
+    assert {"train", "eval", "demo", "chat", "plan", "serve", "doctor"} <= named
     for name in named:
         assert cli.get_command(None, name) is not None, name
     lines = [line for text in WRITTEN.values() for line in shell_lines(text)]
