@@ -7,7 +7,7 @@ from ..manifest import manifests
 # Each command, with the modules of this package that make it: only those of the command that is run are imported.
 OWN = {
     "Start": {"demo": "demo", "doctor": "facts", "pull": "models", "models": "models facts"},
-    "Data": {"data": "data answers teach making", "mix": "mix"},
+    "Data": {"data": "data answers teach"},
     "Train": {"plan": "plan", "train": "learn", "resume": "learn", "report": "report"},
     "Try": {"chat": "chat", "generate": "generate", "eval": "answer", "grade": "grade", "compare": "compare"},
     "Serve": {"serve": "daemon", "service": "daemon", "status": "status", "jobs": "remote",

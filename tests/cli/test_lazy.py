@@ -122,7 +122,7 @@ NEEDED = {
     "objectives": "base sft",
     "runs": "reported result train chart events history page report tables",  # the report is written after training
     "training": "anchored answered batches begin callbacks checkpoint config cost gradient length metrics optim origin "
-                "passes plan planned reference referred repeat resume run sized source sources state throttle "
+                "passes plan planned reference referred repeat resume run sized source state throttle "
                 "tradeoffs trainer verdict",
 }
 SMALL = ("backends", "formats", "machine")  # rooms that are needed whole, or nearly

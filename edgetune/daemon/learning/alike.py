@@ -18,7 +18,7 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from ...mixing.near import words_of
+from ...data.words import words_of
 from ...serving.neighbours import LEAST, Floats, Neighbours, limit_of_repeats
 
 MARGIN = 0.1  # by which questions with other answers are less like

@@ -8,8 +8,8 @@ from json_lines import write_lines
 
 from edgetune.data import rows as supervised
 from edgetune.errors import DataError
-from edgetune.making.log import make_from_log
-from edgetune.making.options import LogOptions
+from edgetune.parts.rows.log import make_from_log
+from edgetune.parts.rows.options import LogOptions
 
 
 def tool(name, **properties):

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, UsageError
+from ...errors import DataError, UsageError
 from .spec_file import read_part, read_spec
 from .template import Template
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.rows import as_messages
+from ...data.rows import as_messages
 from .source_rows import Item
 from .spec import COMPLETION, OPTIONS, PROMPT, FewShot, Mixture, Source, Wording
 from .template import filled

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data import rows as supervised
-from ..data.files import read_rows
-from ..data.formats import recognised
-from ..data.question import content_text, user_text
-from ..errors import DataError
-from .near import NearDuplicates, Passages, plain
+from ...data import rows as supervised
+from ...data.files import read_rows
+from ...data.formats import recognised
+from ...data.question import content_text, user_text
+from ...data.words import plain
+from ...errors import DataError
+from .duplicates import NearDuplicates, Passages
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..errors import EdgetuneError, UsageError, named
-from ..llamacpp.json_schema import grammar_of
-from ..serving.llama import LlamaModel
+from ...errors import EdgetuneError, UsageError, named
+from ...llamacpp.json_schema import grammar_of
+from ...serving.llama import LlamaModel
 
 MOST_BYTES = 4 << 20  # of an answer of an endpoint
 TIMEOUT = 600  # seconds

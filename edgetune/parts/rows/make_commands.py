@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import shell_word
-from ..making.options import DocumentOptions, LogOptions, OpenWebuiOptions, PassageOptions, TemplateOptions
-from ..options import declared
-from .app import DATA, ModelPath, command, config_options, out, show, step_progress, threads_option
-from .data import data
+from ...cli.app import DATA, ModelPath, command, config_options, out, show, step_progress, threads_option
+from ...cli.data import data
+from ...errors import shell_word
+from ...options import declared
+from .options import DocumentOptions, LogOptions, OpenWebuiOptions, PassageOptions, TemplateOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..making.made import Made
+    from .output import Made
 
 OUT = click.option("-o", "--out", "to", type=click.Path(path_type=Path), required=True, help="New file of rows.")
 
@@ -40,7 +40,7 @@ def make_templates(spec: Path, to: Path, test: Path | None, as_json: bool, **opt
 
     SPEC is a YAML file: docs/how-to/rows-from-what-you-have.md. The same SPEC and seed give the same rows.
     """
-    from ..making.templates import make_from_templates
+    from .templates import make_from_templates
     if test is None:
         options["test_count"] = 0
     write(make_from_templates(spec, TemplateOptions(**options)), to, test, as_json)
@@ -53,7 +53,7 @@ def make_open_webui(export: Path, to: Path, as_json: bool, **options: Any) -> No
 
     EXPORT is the JSON file that its settings write under Evaluations. Nothing is sent anywhere.
     """
-    from ..making.open_webui import make_from_open_webui
+    from .open_webui import make_from_open_webui
     write(make_from_open_webui(export, OpenWebuiOptions(**options)), to, None, as_json)
 
 
@@ -63,7 +63,7 @@ def make_log(log: Path, to: Path, as_json: bool, **options: Any) -> None:
 
     Only answers that somebody confirmed are kept. Calls that today's tools do not take are dropped and counted.
     """
-    from ..making.log import make_from_log
+    from .log import make_from_log
     write(make_from_log(log, LogOptions(**options)), to, None, as_json)
 
 
@@ -80,10 +80,10 @@ def make_documents(folder: Path, model: Path | None, to: Path, url: str, key_fil
     FOLDER holds text, Markdown, PDF or JSON Lines. MODEL writes questions about each chunk; without it, rules make
     gaps of sentences. An answer is kept only if it stands in its chunk.
     """
-    from ..disk import read_key_file, refuse_existing
-    from ..errors import UsageError
-    from ..making.askers import LocalAsker, RemoteAsker
-    from ..making.documents import make_from_documents
+    from ...disk import read_key_file, refuse_existing
+    from ...errors import UsageError
+    from .askers import LocalAsker, RemoteAsker
+    from .documents import make_from_documents
     refuse_existing(to)
     if url and model is None:
         raise UsageError("--url is given without MODEL", "name the endpoint's model")
@@ -106,9 +106,9 @@ def make_passages(data: Path, index: Path, to: Path, threads: int, as_json: bool
     A model that is trained on them learns to answer from documents. A row is kept only if its answer stands in a
     passage that its question finds.
     """
-    from ..disk import refuse_existing
-    from ..making.passages import make_with_passages
-    from ..retrieval.searching import Index
+    from ...disk import refuse_existing
+    from ...retrieval.searching import Index
+    from .passages import make_with_passages
     refuse_existing(to)
     with Index(index, threads) as opened, step_progress(out, as_json) as progress:
         made = make_with_passages(data, opened, PassageOptions(**options), progress.step)
@@ -117,7 +117,7 @@ def make_passages(data: Path, index: Path, to: Path, threads: int, as_json: bool
 
 def write(made: Made, to: Path, test: Path | None, as_json: bool) -> None:
     """Writes the rows and shows the report."""
-    from ..making.made import write_made
+    from .output import write_made
     write_made(made, to, test)
     held_out = [f"{len(made.held_out)} test rows in {test}"] if test else []
     show(as_json, {"out": str(to), "test": str(test) if test else None, **made.as_json()},
@@ -127,7 +127,7 @@ def write(made: Made, to: Path, test: Path | None, as_json: bool) -> None:
 
 def dropped(made: Made) -> list[str | Table]:
     """A table of what was dropped, and why; nothing where nothing was."""
-    from ..console import table
+    from ...console import table
     if not made.dropped:
         return []
     cells = [[reason, str(count)] for reason, count in made.dropped.most_common()]

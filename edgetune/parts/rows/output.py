@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.around import unlearned
-from ..data.question import digest
-from ..disk import json_lines, refuse_existing, replaced
-from ..errors import DataError
+from ...data.around import unlearned
+from ...data.question import digest
+from ...disk import json_lines, refuse_existing, replaced
+from ...errors import DataError
 
 Row = dict[str, Any]
 

@@ -7,8 +7,8 @@ from commands import run
 from webui_feedback import message, record
 
 from edgetune.data import preferences, rows, unpaired
-from edgetune.making.open_webui import make_from_open_webui
-from edgetune.making.options import OpenWebuiOptions
+from edgetune.parts.rows.open_webui import make_from_open_webui
+from edgetune.parts.rows.options import OpenWebuiOptions
 
 GOOD = record(1, [message("1", None, "user", "hi"), message("2", "1", "assistant", "Hello."),
                   message("3", "2", "user", "lamp on"), message("4", "3", "assistant", '{"lamp": "on"}')], "4")

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError
-from ..mixing.near import NearDuplicates
-from ..options import check_options
-from ..retrieval.chunks import Chunk, chunks
-from ..retrieval.documents import files_of, paragraphs
+from ...errors import DataError
+from ...options import check_options
+from ...retrieval.chunks import Chunk, chunks
+from ...retrieval.documents import files_of, paragraphs
 from . import gaps
 from .askers import Asker
+from .duplicates import NearDuplicates
 from .grounding import DISAGREES, NO_QUESTION, agree, flaw_of
-from .made import Made
 from .options import DocumentOptions
+from .output import Made
 
 OnProgress = Callable[[str, float, float], None]
 TOKENS_PAIR, TOKENS_CHECK = 80, 60  # of an answer at most

@@ -6,8 +6,8 @@ import pytest
 from commands import run
 
 from edgetune.errors import EdgetuneError
-from edgetune.making.options import TemplateOptions
-from edgetune.making.templates import make_from_templates
+from edgetune.parts.rows.options import TemplateOptions
+from edgetune.parts.rows.templates import make_from_templates
 
 SPEC = {
     "values": {"room": ["kitchen", "hall"], "device": {"lamp": "light", "fan": "fan"},

@@ -19,16 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import rows as supervised
-from ..data.calls import CallError, check_calls
-from ..data.files import place, read_rows
-from ..data.formats import recognised
-from ..data.question import canonical, question_digest
-from ..disk import MIB, read_small
-from ..errors import DataError
-from ..options import check_options
-from .made import Made, Row, learned_last, without_repeats
+from ...data import rows as supervised
+from ...data.calls import CallError, check_calls
+from ...data.files import place, read_rows
+from ...data.formats import recognised
+from ...data.question import canonical, question_digest
+from ...disk import MIB, read_small
+from ...errors import DataError
+from ...options import check_options
 from .options import LogOptions
+from .output import Made, Row, learned_last, without_repeats
 
 CONFIRMED = ("confirmed", "rating", "feedback", "thumbs")  # keys that may say it
 YES = {"true", "1", "1.0", "+1", "up", "good", "yes", "ok", "positive", "confirmed", "thumbs_up", "thumbsup"}

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.files import read_rows
-from ..data.question import content_text
-from ..errors import DataError
-from ..options import check_options
-from .made import Made, Row, learned_last, without_repeats
+from ...data.files import read_rows
+from ...data.question import content_text
+from ...data.remarks import stated_answer
+from ...errors import DataError
+from ...options import check_options
 from .options import OpenWebuiOptions
-from .remarks import stated_answer
+from .output import Made, Row, learned_last, without_repeats
 
 NO_CHAT = "holds no chat with its answer"
 NOT_RATED = "has no rating of 1 or -1"

@@ -11,17 +11,17 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..data.around import last_question
-from ..data.asking import asking_rows
-from ..data.question import question_text
-from ..data.rows import answered_messages
-from ..errors import UsageError
-from ..options import check_options
-from ..retrieval.passages import with_passages
-from ..retrieval.searching import Index, Passage
+from ...data.around import last_question
+from ...data.asking import asking_rows
+from ...data.question import question_text
+from ...data.rows import answered_messages
+from ...errors import UsageError
+from ...options import check_options
+from ...retrieval.passages import with_passages
+from ...retrieval.searching import Index, Passage
 from .grounding import is_grounded
-from .made import Made
 from .options import PassageOptions
+from .output import Made
 
 LOOKED_AT = 20  # passages among which the one with the answer is looked for
 NOWHERE = "no passage of the index holds its answer"

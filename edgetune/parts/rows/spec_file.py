@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..data.yaml_text import read_yaml
-from ..disk import MIB, read_small
-from ..errors import DataError, EdgetuneError, FormatError, NotFoundError, install_hint
-from ..persisted import checked_fields
+from ...data.yaml_text import read_yaml
+from ...disk import MIB, read_small
+from ...errors import DataError, EdgetuneError, FormatError, NotFoundError, install_hint
+from ...persisted import checked_fields
 
 T = TypeVar("T")
 MOST_BYTES = 4 * MIB

@@ -11,11 +11,11 @@ from tiny import write_tiny
 
 from edgetune.data import rows as supervised
 from edgetune.errors import EdgetuneError
-from edgetune.making.askers import LocalAsker, RemoteAsker
-from edgetune.making.documents import make_from_documents, pairs_in, schema_of
-from edgetune.making.gaps import questions
-from edgetune.making.grounding import DISAGREES, NO_QUESTION, POINTS, TELLS, UNGROUNDED, agree, flaw_of
-from edgetune.making.options import DocumentOptions
+from edgetune.parts.rows.askers import LocalAsker, RemoteAsker
+from edgetune.parts.rows.documents import make_from_documents, pairs_in, schema_of
+from edgetune.parts.rows.gaps import questions
+from edgetune.parts.rows.grounding import DISAGREES, NO_QUESTION, POINTS, TELLS, UNGROUNDED, agree, flaw_of
+from edgetune.parts.rows.options import DocumentOptions
 
 pytest.importorskip("rapidfuzz")
 CHUNK = ("The pump P7 stops below 20 % of the tank. Hold the red button for ten seconds to reset it. The option "

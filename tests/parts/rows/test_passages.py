@@ -9,8 +9,8 @@ from indexes import small_index
 from json_lines import read_lines, write_lines
 
 from edgetune.errors import UsageError
-from edgetune.making.options import PassageOptions
-from edgetune.making.passages import ALONE, NOWHERE, make_with_passages
+from edgetune.parts.rows.options import PassageOptions
+from edgetune.parts.rows.passages import ALONE, NOWHERE, make_with_passages
 from edgetune.retrieval.passages import ASKING
 from edgetune.retrieval.searching import Index
 

@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.around import instructed
-from ..data.rows import as_messages
-from ..errors import DataError
-from ..mixing.shares import proportional
-from ..mixing.spec_file import read_part, read_spec
-from ..mixing.template import SLOT, Template, filled
-from ..options import check_options
-from .made import Made, Row
+from ...data.around import instructed
+from ...data.rows import as_messages
+from ...errors import DataError
+from ...options import check_options
 from .options import TemplateOptions
+from .output import Made, Row
+from .shares import proportional
+from .spec_file import read_part, read_spec
+from .template import SLOT, Template, filled
 
 MOST_VALUES = 10_000  # of a range
 FEW_SENTENCES = 1 << 31  # of a template

@@ -1,4 +1,4 @@
-"""edgetune mix: shares, templates, examples, and what is left out, by hand-made rows."""
+"""edgetune data mix: shares, templates, examples, and what is left out, by hand-made rows."""
 
 import json
 from collections import Counter
@@ -12,8 +12,8 @@ from odd_yaml import VALUES, bomb
 from edgetune.data.check import findings
 from edgetune.data.facts import inspect
 from edgetune.errors import EdgetuneError
-from edgetune.mixing.mix import mix
-from edgetune.mixing.shares import proportional
+from edgetune.parts.rows.mix import mix
+from edgetune.parts.rows.shares import proportional
 
 pytest.importorskip("yaml")
 pytest.importorskip("rapidfuzz")
@@ -190,20 +190,20 @@ def test_mistakes_are_named(folder, keys, said):
 def test_the_command_writes_rows_that_train_and_says_where_they_come_from(folder, tiny_llama):
     (folder / "mix.yaml").write_text("rows: 20\nnear: 1\nsources:\n  labels: {rows: labels.jsonl, weight: 3}\n"
                                      "  sums: {rows: sums.jsonl, weight: 1}\n")
-    printed = run("mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl")
+    printed = run("data", "mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl")
     assert printed.startswith("20 rows in ")
     assert ["labels", "60", "0", "0", "0", "15", "0", "0"] in map(str.split, printed.splitlines())
     found = json.loads(run("data", "check", folder / "mixed.jsonl", tiny_llama, "--json"))
     assert (found["data"]["usable"], found["data"]["shape"]) == (20, "messages")
-    assert "exists" in run("mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl", code=2)
-    as_json = json.loads(run("mix", folder / "mix.yaml", "-o", folder / "again.jsonl", "--json"))
+    assert "exists" in run("data", "mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl", code=2)
+    as_json = json.loads(run("data", "mix", folder / "mix.yaml", "-o", folder / "again.jsonl", "--json"))
     assert as_json["sources"]["sums"]["taken"] == 5
     assert (folder / "again.jsonl").read_bytes() == (folder / "mixed.jsonl").read_bytes()
 
 
 def test_nothing_half_written_stays(folder):
     (folder / "mix.yaml").write_text("sources: {a: {rows: [}")
-    assert "mix.yaml is not YAML" in run("mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl", code=1)
+    assert "mix.yaml is not YAML" in run("data", "mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl", code=1)
     assert not list(folder.glob("mixed*"))
 
 
@@ -213,6 +213,6 @@ def test_nothing_half_written_stays(folder):
 def test_odd_yaml_is_refused_within_bounds(folder, text):
     (folder / "mix.yaml").write_text(text)
     with bounded_memory(64 << 20):
-        said = run("mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl", code=1)
+        said = run("data", "mix", folder / "mix.yaml", "-o", folder / "mixed.jsonl", code=1)
     assert said.count("\n") == 1
     assert "mix.yaml" in said

@@ -6,7 +6,6 @@ turn one text into the other.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
@@ -14,21 +13,13 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError, install_hint
+from ...data.words import plain, words_of
+from ...errors import EdgetuneError, install_hint
 
 GRAM = 5  # characters
 BANDS, IN_BAND = 24, 3  # of a signature: texts with half of their 5-grams in common meet with a chance of 96 %
 WORDS = 8  # of a passage that a held-out row must not share
 PRIME = (1 << 31) - 1
-
-
-def plain(text: str) -> str:
-    """A text of which case, punctuation and spaces do not count."""
-    return " ".join(words_of(text))
-
-
-def words_of(text: str) -> list[str]:
-    return re.findall(r"\w+", text.casefold())
 
 
 class NearDuplicates:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from ..data.answer_schema import normal, stands_in
-from ..errors import EdgetuneError, install_hint
-from ..mixing.near import plain, words_of
+from ...data.answer_schema import normal, stands_in
+from ...data.words import plain, words_of
+from ...errors import EdgetuneError, install_hint
 
 NEAR = 90  # of 100: the similarity of a longer answer to a passage of its chunk
 AGREES = 80  # of 100: of two answers to one question

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..mixing.near import plain
+from .words import plain
 
 LONGEST = 400  # characters of a remark: longer messages are new requests
 _END = r"(?P<right>[^.!?\n]*(?:[.,]\w[^.!?\n]*)*)"  # the rest of the sentence; a point within a number is none

@@ -3,7 +3,7 @@
 import pytest
 from proofs.remarks import read_chats
 
-from edgetune.making.remarks import remark_of, stated_answer
+from edgetune.data.remarks import remark_of, stated_answer
 
 
 def test_corrections_are_found_and_few_others():
