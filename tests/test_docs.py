@@ -65,7 +65,6 @@ RUN_HERE = ["how-to/train.md", "how-to/stop-resume-continue.md", "how-to/read-th
 def test_commands_of_pages_run(tmp_path, monkeypatch):
     """In this order and in one folder, on a tiny model, with files and adapters of these names."""
     from edgetune.cli import cli
-    from edgetune.cli.names import renamed
     write_tiny(tmp_path / "smollm2", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     write_rows(tmp_path)
