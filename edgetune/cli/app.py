@@ -316,7 +316,8 @@ train_options = training_options()
 job_options = training_options(*FILE_OPTIONS)
 column_options = config_options(*FILE_OPTIONS, grouped=False)
 policy_options = config_options(*(spec.name for spec in fields(Policy)), of=Policy)
-policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path),
+policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path), cls=GroupedOption,
+                                  common=False,
                                   help="File of yielding options, a line each, such as max-temp = 75; flags win.")
 
 

@@ -125,7 +125,7 @@ class GroupedCommand(click.Command):
 
 
 def is_rare(param: click.Parameter) -> bool:
-    return isinstance(param, GroupedOption) and not param.common
+    return not getattr(param, "common", True)
 
 
 def _show_all(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:

@@ -153,3 +153,8 @@ def test_every_old_name_is_of_a_command_that_exists():
             command = command.get_command(click.Context(cli), word)
         assert command is not None, old
         assert old not in cli.list_commands(None)
+
+
+def test_train_shows_twelve_options():
+    shown_flags = re.findall(r"^  (?:-\w, )?--([a-z-]+)", shown("train", "--help", width=100), re.M)
+    assert len(set(shown_flags) - {"help", "help-all"}) == 12
