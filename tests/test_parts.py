@@ -59,7 +59,8 @@ def test_a_manifest_names_what_exists(name):
     part = PARTS[name]
     assert part.name == name
     modules = [module for names in part.commands.values() for modules in names.values() for module in modules.split()]
-    for place in (*modules, *part.routes, *part.kinds, *part.face, part.options, part.running, part.device):
+    for place in (*modules, *part.routes, *part.kinds, *part.face, part.options, part.running, part.device,
+                  part.status):
         if place:
             assert part.module(place.partition(":")[0]).removeprefix("edgetune.") in MODULES, place
     for file in ("panel.html", "panel.js"):
@@ -87,7 +88,7 @@ def test_a_new_part_has_an_option_of_the_daemon(said):
     assert "--toy" in group
     assert said["refused"] == "toy is a/, a folder"
     assert "toy" in said["files"]
-    assert said["off"] == [None, []]
+    assert said["off"] == [None, False]
 
 
 def test_a_new_part_has_a_route_and_facts_of_the_device(said):
@@ -99,6 +100,23 @@ def test_a_new_part_has_a_route_and_facts_of_the_device(said):
 def test_a_new_part_answers(said):
     assert said["time"] == "late"
     assert said["source"] == {"toy": 1}
+
+
+def test_a_new_part_takes_note_of_what_the_model_answers(said):
+    """Not of what another source has answered."""
+    assert said["seen"] == ["who is it"]
+    assert said["stores"]
+
+
+def test_a_new_part_adds_something_to_learn_from(said):
+    assert said["learn"][0] == ""
+    assert said["learn"][1].startswith("learn is 'toys'")
+    assert "toy and toy-nightly also from toys" in " ".join(said["daemon_help"].split())
+    assert said["begin"] == "learn is off, and no toys are learned from; there are none"
+
+
+def test_a_new_part_has_a_row_of_the_status(said):
+    assert re.search(r"time +late", said["status"])
 
 
 def test_a_new_part_has_a_kind_of_job(said):

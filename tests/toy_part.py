@@ -41,18 +41,26 @@ def main(model, folder):
     late.write_text("late")
     said = {"command": CliRunner().invoke(cli, ["toy"]).output, "help": CliRunner().invoke(cli, ["--help"]).output,
             "daemon_help": CliRunner().invoke(cli, ["serve", "--help-all"]).output,
-            "kinds": [*kinds()], "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES}
+            "kinds": [*kinds()], "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES,
+            "learn": [refused(learn="toy-nightly"), refused(learn="toys")]}
     with daemon(model, folder / "state", toy=str(late)) as running:
         get = lambda path: httpx.get(running.url + path, timeout=60)  # noqa: E731
         said |= {"route": get("/v1/toy").json(), "device": get("/v1/device").json()["toy"],
                  "schema": get("/openapi.json").json()["components"]["schemas"]["DeviceObject"]["properties"]["toy"],
+                 "status": CliRunner().invoke(cli, ["status", "--url", running.url]).output,
                  "health": get("/healthz").json()["reasons"], "metrics": get("/metrics").text, "page": get("/").text,
                  "time": asked(running.url, "what time is it")["choices"][0]["message"]["content"],
-                 "threads": [running.service.running["toy"].thread.is_alive()], "source": running.service.answered}
-        thread = running.service.running["toy"].thread
+                 "threads": [running.service.running["toy"].thread.is_alive()], "source": {**running.service.answered}}
+        asked(running.url, "who is it")
+        toy = running.service.running["toy"]
+        begun = httpx.post(running.url + "/v1/learn", json={"toys": True}, timeout=60).json()
+        said |= {"seen": [question.messages[-1]["content"] for question in toy.seen],
+                 "stores": running.service.proposals.stores, "begin": begun["error"]["message"]}
+        thread = toy.thread
     said["threads"].append(thread.is_alive())
     with daemon(model, folder / "other") as running:
-        said["off"] = [httpx.get(running.url + "/v1/device", timeout=60).json()["toy"], [*running.service.running]]
+        get = lambda path: httpx.get(running.url + path, timeout=60)  # noqa: E731
+        said["off"] = [get("/v1/device").json()["toy"], "toy" in running.service.running]
     print(json.dumps(said))
 
 

@@ -12,11 +12,11 @@ OWN = {
     "Try": {"chat": "chat", "generate": "generate", "eval": "answer", "grade": "grade", "compare": "compare"},
     "Serve": {"serve": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
               "adapters": "remote evaluated files joined", "feedback": "feedback proposed checked",
-              "index": "index", "search": "index", "prompts": "kept"},
+              "index": "index", "search": "index"},
     "Compress": {"compress": "compress"},
     "Home": {},
     "Fleet": {"fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
-    "Lab": {"lab": "lab facts bench compiled rebase", "tutor": "tutor"},
+    "Lab": {"lab": "lab facts bench compiled rebase"},
 }
 OLD_NAMES = {"daemon": "serve", "info": "models info", "teach": "data teach", "device": "lab device",
              "bench": "lab bench", "export": "adapters export", "import": "adapters import", "merge": "adapters merge",

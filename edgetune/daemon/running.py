@@ -7,7 +7,7 @@ all start, and in reverse order they stop and close.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from .options import DaemonConfig
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
+    from ..serving.question import Question
     from .service import Service
     from .sources import AnswerSource
 
@@ -30,6 +31,18 @@ class RunningPart:
     def busy_bytes(self) -> int:
         """Returns the bytes that its answers take in addition to what it takes at rest."""
         return 0
+
+    @property
+    def keeps_questions(self) -> bool:
+        """Returns whether the operator lets it keep what people ask. Then proposed corrections are stored as well."""
+        return False
+
+    @property
+    def note(self) -> Callable[[Question], object] | None:
+        """Returns what takes note of each question over HTTP that the model answered, on any thread; None: nothing
+        does. Its EdgetuneErrors go into the log.
+        """
+        return None
 
     def join(self, service: Service) -> None:
         """Takes what it needs of a service whose model and state are open, and that answers nobody yet."""
