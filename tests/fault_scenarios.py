@@ -21,12 +21,12 @@ from slots import SimulatedDaemon
 from edgetune import disk
 from edgetune.daemon import vector_stores
 from edgetune.daemon.state.files import DOCUMENT
-from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.apply import apply
-from edgetune.fleet.rollout.base_look import Owner
-from edgetune.fleet.uptime import Moment
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
+from edgetune.parts.fleet.rollout import rings
+from edgetune.parts.fleet.rollout.apply import apply
+from edgetune.parts.fleet.rollout.base_look import Owner
+from edgetune.parts.fleet.uptime import Moment
 from edgetune.parts.home.house import House
 from edgetune.parts.home.updating import update_house
 
@@ -230,7 +230,7 @@ def updating(house):
 
 
 def rolling(begun):
-    """A roll-out of a base, as in fleet/test_base_steps.py."""
+    """A roll-out of a base, as in parts/fleet/test_base_steps.py."""
     def scenario(folder):
         whole, old, new = begun
         shutil.copytree(whole, folder / "place", symlinks=True)

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from edgetune.fleet.options import FleetOptions
-from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.folder import DeviceFile, begin, step, write_device
-from edgetune.fleet.rollout.rings import Plan
-from edgetune.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
-from edgetune.fleet.rounds.making import make_task
-from edgetune.fleet.rounds.next_task import write_next
-from edgetune.fleet.rounds.task import open_task
 from edgetune.formats.bundle import Bundle
+from edgetune.parts.fleet.rollout import rings
+from edgetune.parts.fleet.rollout.folder import DeviceFile, begin, step, write_device
+from edgetune.parts.fleet.rollout.rings import Plan
+from edgetune.parts.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
+from edgetune.parts.fleet.rounds.first_task import make_task
+from edgetune.parts.fleet.rounds.next_task import write_next
+from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.config import TrainConfig
 
 KINDS = ("Raspberry Pi 5, aarch64", "x86_64")

@@ -34,13 +34,13 @@ from edgetune.daemon.service import Service
 from edgetune.daemon.state.store_records import IN_PROGRESS
 from edgetune.daemon.vector_stores import VectorStores
 from edgetune.data.dataset import load_rows
-from edgetune.fleet.rollout.slots import make_slot
 from edgetune.formats.bundle import open_bundle, write_copy
 from edgetune.formats.slot import SIDES, Slot
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.machine.device import read_device
 from edgetune.machine.policy import Policy
 from edgetune.machine.sensors import Sensors
+from edgetune.parts.fleet.rollout.slots import make_slot
 from edgetune.training.run import run
 
 PATIENCE = 30.0  # seconds; nothing here takes nearly so long

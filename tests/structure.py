@@ -25,7 +25,7 @@ FLOORS = [
     ["training", "retrieval"],
     ["evaluation"],
     ["bench", "runs", "making"],
-    ["tutor", "fleet"],
+    ["tutor"],
     ["compress", "daemon", "demo"],
     ["cli"],
     ["parts"],

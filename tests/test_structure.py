@@ -74,7 +74,7 @@ def test_code_imports_only_what_is_declared():
             allowed |= DAEMON
         if room == "compress":
             allowed |= COMPRESS
-        if name.startswith("fleet.carriers.flower.app."):
+        if name.startswith("parts.fleet.carriers.flower.app."):
             allowed |= FLOWER
         if room == "parts":
             allowed |= DAEMON

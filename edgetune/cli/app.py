@@ -39,8 +39,7 @@ GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSour
 # Each command, with the modules of this package that make it: only those of the command that is run are imported.
 OWN = {
     "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "plan": "plan", "train": "learn",
-              "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
-              "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
+              "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor"},
     "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
     "Documents": {"index": "index", "search": "index"},
     "Serve": {"daemon": "daemon", "service": "daemon", "status": "status", "jobs": "remote",

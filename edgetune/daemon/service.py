@@ -32,6 +32,8 @@ from ..machine.policy import Policy
 from ..machine.sensors import Sensors
 from ..models.networks import network_of
 from ..objectives.base import objectives
+from ..parts.fleet.bases.arrival import arrival, slot_facts
+from ..parts.fleet.rollout.advancer import Advancing
 from ..serving.around import opened_around
 from ..serving.completion import MODEL, Completion, OnPiece
 from ..serving.llama import LlamaModel
@@ -40,7 +42,6 @@ from ..serving.served import Served
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
-from .advancing import Advancing
 from .contest import Contest
 from .documents import Documents
 from .embeddings import Embedded, Embeddings, Text
@@ -68,7 +69,6 @@ from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
 from .running import running_parts
-from .slots import arrival, slot_facts
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST, Adapter, Adapters
 from .state.database import Store

@@ -19,9 +19,9 @@ from local_http import Quiet, served_by
 from edgetune.cli import cli
 from edgetune.daemon import client as clients
 from edgetune.daemon.client import Client
-from edgetune.daemon.rollouts import DaemonByHttp, LeadByHttp
 from edgetune.errors import AwayError, EdgetuneError, NotFoundError, UnansweredError
-from edgetune.fleet.joining.device import begin, joined
+from edgetune.parts.fleet.membership.device import begin, joined
+from edgetune.parts.fleet.rollout.daemons import DaemonByHttp, LeadByHttp
 
 HTML = "<html><body><h1>502 Bad Gateway</h1>\n<p>nginx</p></body></html>"
 NAMES = ("id", "status", "state", "data", "reason", "verdict", "row", "question", "answer", "rejected", "serving",

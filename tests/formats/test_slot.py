@@ -6,10 +6,10 @@ import pytest
 from tiny import write_tiny
 
 from edgetune.errors import FormatError, MismatchError, UsageError
-from edgetune.fleet.rollout.slots import make_slot
 from edgetune.formats.bundle import open_bundle, write_copy
 from edgetune.formats.signature import TRUSTED
 from edgetune.formats.slot import Slot, slot_of
+from edgetune.parts.fleet.rollout.slots import make_slot
 
 
 @pytest.fixture

@@ -47,12 +47,12 @@ import edgetune
 from edgetune.daemon import probation
 from edgetune.daemon.client import Client
 from edgetune.daemon.learning import feedback as feedback_module
-from edgetune.daemon.rollouts import DaemonByHttp
 from edgetune.daemon.state import adapters as adapters_module
-from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.apply import apply
-from edgetune.fleet.rollout.folder import begin, newest_order, read_device, read_devices, step
-from edgetune.fleet.rollout.rings import Plan, Rollout
+from edgetune.parts.fleet.rollout import rings
+from edgetune.parts.fleet.rollout.apply import apply
+from edgetune.parts.fleet.rollout.daemons import DaemonByHttp
+from edgetune.parts.fleet.rollout.folder import begin, newest_order, read_device, read_devices, step
+from edgetune.parts.fleet.rollout.rings import Plan, Rollout
 
 HOUR = 3600
 STEP = 6 * HOUR

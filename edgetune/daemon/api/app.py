@@ -22,6 +22,7 @@ from ...adapters import store
 from ...adapters.published import public_files
 from ...errors import NotFoundError, UsageError
 from ...manifest import manifests
+from ...parts.fleet.api.devices import Devices
 from ...version import __version__
 from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
@@ -29,7 +30,6 @@ from ..service import Service
 from ..state.adapters import LATEST
 from ..state.files import DOCUMENT, RESULTS
 from . import (
-    base,
     checking,
     classify,
     completions,
@@ -39,10 +39,6 @@ from . import (
     feedback,
     file_batches,
     fine_tuning,
-    fleet,
-    fleet_members,
-    fleet_rounds,
-    fleet_status,
     ollama,
     ollama_models,
     pages,
@@ -56,7 +52,6 @@ from . import (
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
-from .devices import Devices
 from .errors import RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
@@ -72,10 +67,9 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
-                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama,
-                                    ollama_models, pages, proposals, rerank, responses, tokens,
-                                    vector_stores)), router,
+PARTS = (*(part.router for part in (checking, classify, completions, drawn, embeddings, feedback, file_batches,
+                                    fine_tuning, ollama, ollama_models, pages, proposals, rerank, responses,
+                                    tokens, vector_stores)), router,
          *(manifest.load(name).router for manifest in manifests() for name in manifest.routes))
 
 

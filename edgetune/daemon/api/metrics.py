@@ -11,9 +11,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, H
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...fleet.rollout.rings import STATUSES
-from ...fleet.rounds.spent import spent
-from ...fleet.status import FleetStatus, status_of
+from ...parts.fleet.rollout.rings import STATUSES
+from ...parts.fleet.rounds.spent import spent
+from ...parts.fleet.status import FleetStatus, status_of
 from ...version import __version__
 from ..service import Service
 

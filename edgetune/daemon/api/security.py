@@ -21,14 +21,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import EdgetuneError
-from ...fleet.joining.requests import is_signed
+from ...parts.fleet.membership.requests import is_signed
 from ..keys import hash_of, read_keys
 from ..options import LOOPBACK, DaemonConfig
 from .bodies import Bodies, Body, Digested
 from .proxy import TrustedProxy
 
 if TYPE_CHECKING:
-    from .devices import Devices
+    from ...parts.fleet.api.devices import Devices
 
 HEALTH = ("/healthz", "/health", "/v1/health")
 OPEN = ("/", *HEALTH)  # without a key: the page, which holds no data, and whether the daemon is well

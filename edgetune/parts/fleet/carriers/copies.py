@@ -1,0 +1,119 @@
+"""Rounds carried by HTTP: a device asks a daemon for the newest task, and sends its answer. It needs no open port.
+
+It keeps a copy of the part of the folder that concerns it, and does what a device does that follows a folder. An idle
+device sends one small request at a time, which the daemon answers without a body.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ....disk import new_folder, read_small, require_room
+from ....errors import EdgetuneError, FormatError, NotFoundError
+from ....formats.signature import unchecked
+from ....training.callbacks import RunCallbacks
+from ..rounds.answer import open_answer
+from ..rounds.task import ADAPTER, FACTS, MOST_BYTES, NEEDED, open_task
+from ..signed_folder import MAX_FACTS
+from .folder import Member, Part
+from .http.service import TASK_FILES
+from .places import Place
+
+
+class Server(Protocol):
+    """The daemon that serves a folder. All raise UnansweredError where it does not answer."""
+
+    def round(self, device: str, known: str) -> tuple[Mapping[str, Any], str] | None:
+        """(what `served_round` returns, its ETag); None: the ETag is still `known`."""
+
+    def load(self, number: int, file: str, target: Path, most: int) -> None:
+        """Writes a file of a task, of at most `most` bytes, into a new one."""
+
+    def send(self, number: int, device: str, folder: Path) -> None:
+        """Sends the answer in a folder. Raises NotFoundError where the round has ended."""
+
+    def rest(self) -> None:
+        """Takes no memory until the next call."""
+
+
+@dataclass
+class HttpMember:
+    """A device that answers each round of a daemon. member: of the copy in its folder."""
+
+    server: Server
+    member: Member
+    _known: str = ""
+
+    def answer(self, callbacks: RunCallbacks) -> Part | None:
+        """Answers the newest round, as Member does. Raises FormatError, too, where there is none, or a newer one has
+        begun meanwhile.
+        """
+        asked = self.server.round(self.member.device, self._known)
+        if asked is None:
+            return None
+        found, tag = asked
+        place = fetch(self.server, self.member.folder, found)
+        if place is None:
+            raise FormatError("the daemon has no round yet", "its lead begins one: edgetune fleet task MODEL -o "
+                              "FOLDER/round-0001/task")
+        if found["answered"]:
+            self._known = tag
+            return None
+        self.server.rest()
+        if not (place.answers / self.member.device).exists():
+            self.member.make(place, callbacks)
+        return self._sent(place)
+
+    def _sent(self, place: Place) -> Part:
+        """Sends the answer that is in the copy. Raises FormatError where it is too late."""
+        out = place.answers / self.member.device
+        try:
+            part = Part(place, open_answer(out, open_task(place.task, self.member.bundle), unchecked).facts)
+        except EdgetuneError:  # it is made again
+            shutil.rmtree(out, ignore_errors=True)
+            raise
+        try:
+            self.server.send(place.number, self.member.device, out)
+        except NotFoundError as error:
+            shutil.rmtree(out, ignore_errors=True)
+            raise FormatError(error.what, error.hint) from None
+        return part
+
+
+def fetch(server: Server, folder: Path, found: Mapping[str, Any]) -> Place | None:
+    """Brings the device's copy of the newest task up to date; None: there is none. Raises FormatError for what the
+    daemon said or sent; what is not whole leaves nothing.
+    """
+    number, name, files = found.get("round"), found.get("task"), found.get("files")
+    if number == 0:
+        return None
+    if not (isinstance(number, int) and 0 < number < 10**9 and isinstance(files, dict) and
+            {FACTS, *NEEDED} <= files.keys() <= {*TASK_FILES} and isinstance(found.get("answered"), bool)
+            and all(isinstance(size, int) and 0 < size <= MOST_BYTES for size in files.values())):
+        raise FormatError("the round that was sent is none", "update edgetune on both sides")
+    place = Place(folder, number)
+    if _name_of(place.task / FACTS) != name:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("round-*"):
+            shutil.rmtree(old, ignore_errors=True)
+        require_room(folder, sum(files.values()))
+        with new_folder(place.task) as beside:
+            (beside / ADAPTER).mkdir()
+            for file, size in files.items():
+                server.load(number, file, beside / file, size)
+            if _name_of(beside / FACTS) != name:
+                raise FormatError(f"the task of round {number} changed while it was loaded", "try again")
+    return place
+
+
+def _name_of(facts: Path) -> str:
+    """The name of a task by its facts; "": there is none."""
+    try:
+        return hashlib.sha256(read_small(facts, MAX_FACTS)).hexdigest()
+    except OSError:
+        return ""

@@ -1,0 +1,101 @@
+"""What a device keeps of a fleet that it joined: its key and its name, in a folder for each URL."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ....disk import new_folder, private_folder, read_small, state_folder, sync
+from ....errors import FormatError, UsageError
+from ....formats import signature
+from ..device import device_name
+from .members import NAME
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+JOINED = "fleet-joined"
+FACTS = "device.json"
+SIGNING = "signing.pem"
+NEXT = "signing.next.pem"  # that replaces it once the daemon knows it
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A fleet that the device has joined, or asked to."""
+
+    folder: Path
+    device: str
+
+    def key(self) -> Ed25519PrivateKey:
+        """The key that signs. Raises UsageError where it is damaged."""
+        return signature.private_key(self.folder / SIGNING)
+
+    def public(self) -> str:
+        """The public key."""
+        return public_of(self.key())
+
+    def next_key(self) -> Ed25519PrivateKey:
+        """The key that shall replace the one that signs: the same, until it has."""
+        if not (self.folder / NEXT).exists():
+            signature.make_key(self.folder / NEXT)
+        return signature.private_key(self.folder / NEXT)
+
+    def replace_key(self) -> None:
+        """Signs with the next key from now on."""
+        (self.folder / NEXT).replace(self.folder / SIGNING)
+        sync(self.folder)
+
+    def forget(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def public_of(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes_raw().hex()
+
+
+def joined(url: str) -> Joined | None:
+    """What the device has of the fleet at a URL; None: it has not joined it. Raises FormatError for a damaged file."""
+    folder = _folder_of(url)
+    try:
+        device = json.loads(read_small(folder / FACTS))["device"]
+        if NAME.fullmatch(device):
+            return Joined(folder, device)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise FormatError(f"{folder / FACTS} is damaged", f"remove {folder}, and join again")
+
+
+def name_at(url: str, key_file: Path | None, device: str) -> tuple[str, Joined | None]:
+    """(the device's name in the fleet at a URL, what it has joined there; None: a key of the daemon is given, or it has
+    joined nothing). device: the name that it shall have, "": its own. Raises UsageError where it joined under another.
+    """
+    found = None if key_file else joined(url)
+    if found is None:
+        return device or device_name(), None
+    if device not in ("", found.device):
+        raise UsageError(f"the device is {device}, and it has joined {url} as {found.device}", "leave --device out")
+    return found.device, found
+
+
+def begin(url: str, device: str) -> Joined:
+    """Makes a key for the fleet at a URL. Raises UsageError where there is one, UnsupportedError without cryptography,
+    and DiskError.
+    """
+    folder = _folder_of(url)
+    private_folder(folder.parent)
+    with new_folder(folder) as beside:
+        beside.chmod(0o700)
+        signature.make_key(beside / SIGNING)
+        (beside / FACTS).write_text(json.dumps({"url": url, "device": device}) + "\n")
+    return Joined(folder, device)
+
+
+def _folder_of(url: str) -> Path:
+    return state_folder() / JOINED / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
