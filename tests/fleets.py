@@ -15,7 +15,7 @@ from edgetune.parts.fleet.rollout.rings import Plan
 from edgetune.parts.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
 from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.next_task import write_next
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.config import TrainConfig
 
@@ -27,7 +27,7 @@ def write_rounds(bundle: Bundle, folder: Path, rounds: int, noise: float = 0.0) 
     """Rounds that have ended, each with answers of three devices and one that is left out; returns the last adapter.
     Losses fall by a tenth each round, more on boards than on others. With noise no losses are said.
     """
-    make_task(bundle, folder / "round-0001" / "task", TrainConfig(rank=2, anchors=0), FleetOptions(
+    make_task(bundle, folder / "round-0001" / "task", TrainConfig(rank=2, anchors=0), RoundOptions(
         aggregation="frozen-a", quorum=1, noise=noise))
     for number in range(1, rounds + 1):
         place = folder / f"round-{number:04}"

@@ -24,11 +24,11 @@ from edgetune.daemon.client import Client
 from edgetune.errors import UnansweredError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
-from edgetune.parts.fleet.rollout.base_look import Served
+from edgetune.parts.fleet.bases.slot import make_slot
+from edgetune.parts.fleet.bases.trial import Served
 from edgetune.parts.fleet.rollout.folder import begin, read_device, write_device
 from edgetune.parts.fleet.rollout.look import About
 from edgetune.parts.fleet.rollout.rings import Plan
-from edgetune.parts.fleet.rollout.slots import make_slot
 
 EVALUATION = {"required": "better", "if_none": "refuse", "probation": 60, "bad_ratings": 3}
 

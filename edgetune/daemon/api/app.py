@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -13,7 +14,9 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request
 from fastapi.openapi.utils import get_openapi
+from fastapi.params import File
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
@@ -22,7 +25,6 @@ from ...adapters import store
 from ...adapters.published import public_files
 from ...errors import NotFoundError, UsageError
 from ...manifest import manifests
-from ...parts.fleet.api.devices import Devices
 from ...version import __version__
 from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
@@ -78,6 +80,12 @@ def routes() -> list[BaseRoute]:
     return [route for part in PARTS for route in part.routes]
 
 
+def uploads() -> list[re.Pattern[str]]:
+    """The paths that take files."""
+    return [route.path_regex for route in routes() if isinstance(route, APIRoute)
+            and any(isinstance(field.field_info, File) for field in route.dependant.body_params)]
+
+
 def app(service: Service) -> FastAPI:
     """The API of a service, which may start later. Raises UsageError or FormatError for a key file that is none."""
     config = service.config
@@ -94,8 +102,7 @@ def app(service: Service) -> FastAPI:
     errors.install(made)
     made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
-    devices = Devices(Path(config.fleet).expanduser()) if config.fleet else None
-    made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies, devices=devices)  # it comes first
+    made.add_middleware(Guard, service=service, keys=keys, bodies=made.state.bodies, uploads=uploads())  # comes first
     return made
 
 

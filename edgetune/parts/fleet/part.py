@@ -6,7 +6,11 @@ MANIFEST = Manifest(
     name="fleet",
     commands={"Train": {"fleet": "commands.rounds commands.roles commands.members commands.privacy commands.status "
                                  "commands.rollout carriers.flower.commands"}},
+    options="options:FleetOptions",
+    running="running:RunningFleet",
+    device="api.schemas:FleetDevice",
     routes=("api.base", "api.rollouts", "api.members", "api.status", "carriers.http.routes"),
     kinds=("bases.job",),
+    panel=True,
     extras=(Extra("flower", "edgetune fleet server and edgetune fleet node", ("flwr",)),),
 )

@@ -14,7 +14,7 @@ from edgetune.adapters.lora import Pair
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.parts.fleet.rounds.answer import began_at
 from edgetune.parts.fleet.rounds.noise import Noise, noisy
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.sums.aggregation import aggregate
 from edgetune.parts.fleet.sums.averages import AVERAGES
 from edgetune.parts.fleet.sums.low_rank_sums import Term, best_of_rank, missed_by_averages, squared_norm, term_of
@@ -24,8 +24,8 @@ from edgetune.parts.fleet.sums.ways import half_of
 
 SHAPES = {"blk.0.attn_q": (12, 9), "blk.0.ffn_down": (7, 16)}  # N, K
 SCALE = 2.0
-FROZEN = FleetOptions(aggregation="frozen-a", clip=0.0, refuse=0.0)
-PRODUCTS = FleetOptions(aggregation="svd", clip=0.0, refuse=0.0)
+FROZEN = RoundOptions(aggregation="frozen-a", clip=0.0, refuse=0.0)
+PRODUCTS = RoundOptions(aggregation="svd", clip=0.0, refuse=0.0)
 
 
 @dataclass
@@ -183,7 +183,7 @@ def test_one_device_alone_is_its_own_update(options, half, seed):
     assert next_.missed < 1e-12
 
 
-@pytest.mark.parametrize(("options", "half"), [(FleetOptions(aggregation="frozen-a"), "b"), (FleetOptions(), "ab")])
+@pytest.mark.parametrize(("options", "half"), [(RoundOptions(aggregation="frozen-a"), "b"), (RoundOptions(), "ab")])
 @given(found=seeds, order=st.randoms())
 def test_the_order_of_answers_changes_no_bit(options, half, found, order):
     updates = [sent(seed, half, seed) for seed in found]
@@ -200,7 +200,7 @@ def test_the_order_of_answers_changes_no_bit(options, half, found, order):
 
 def test_a_large_update_is_clipped_and_a_huge_one_left_out():
     updates = [*(sent(seed, "b") for seed in range(1, 8)), sent(8, "b", size=0.4), sent(9, "b", size=50.0)]
-    next_ = aggregate(updates, START, FleetOptions(aggregation="frozen-a"), 1, {})
+    next_ = aggregate(updates, START, RoundOptions(aggregation="frozen-a"), 1, {})
     assert [one.device for one in next_.left_out] == ["device 009"]
     assert "times the median" in next_.left_out[0].reason
     clipped = {one.update.device: one for one in next_.counted if one.scale < 1.0}
@@ -220,7 +220,7 @@ def test_what_is_not_finite_is_left_out(value):
     assert all(pair.b.tobytes() == other.pairs[name].b.tobytes() for name, pair in one.pairs.items())
 
 
-@pytest.mark.parametrize(("options", "half"), [(FleetOptions(aggregation="frozen-a"), "b"), (FleetOptions(), "ab")])
+@pytest.mark.parametrize(("options", "half"), [(RoundOptions(aggregation="frozen-a"), "b"), (RoundOptions(), "ab")])
 def test_of_many_devices_the_liars_change_nothing(options, half):
     """A twentieth sends updates that are scaled or not finite; the aggregate is that of the others, to the bit."""
     updates = [sent(seed, half, 10 + seed % 7) for seed in range(1, 201)]
@@ -303,10 +303,10 @@ def test_the_rate_of_a_plain_server_scales_the_change():
 
 
 @pytest.mark.parametrize(("options", "said"), [
-    (FleetOptions(average="median"), "average is median with aggregation svd"),
-    (FleetOptions(server="adam"), "server is adam with aggregation svd"),
-    (FleetOptions(refuse=1.0), "refuse is 1, less than clip, 2"),
-    (FleetOptions(quorum=0), "quorum is 0, the least is 1")])
+    (RoundOptions(average="median"), "average is median with aggregation svd"),
+    (RoundOptions(server="adam"), "server is adam with aggregation svd"),
+    (RoundOptions(refuse=1.0), "refuse is 1, less than clip, 2"),
+    (RoundOptions(quorum=0), "quorum is 0, the least is 1")])
 def test_options_that_exclude_each_other_are_refused(options, said):
     with pytest.raises(UsageError, match=said):
         options.check()

@@ -16,9 +16,9 @@ from tiny import write_tiny
 
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
+from edgetune.parts.fleet.bases.slot import read_trial
 from edgetune.parts.fleet.rollout import artifact
 from edgetune.parts.fleet.rollout.folder import read_device
-from edgetune.parts.fleet.rollout.slots import read_trial
 
 
 @pytest.fixture(scope="module")

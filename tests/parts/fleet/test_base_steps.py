@@ -14,12 +14,12 @@ from slots import SimulatedDaemon, begun_rollout
 from edgetune.errors import UnansweredError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
+from edgetune.parts.fleet.bases.slot import TRIAL
+from edgetune.parts.fleet.bases.trial import Owner, Served
 from edgetune.parts.fleet.rollout import base_look, rings
 from edgetune.parts.fleet.rollout.apply import apply
-from edgetune.parts.fleet.rollout.base_look import Owner, Served
 from edgetune.parts.fleet.rollout.folder import step
 from edgetune.parts.fleet.rollout.look import Look
-from edgetune.parts.fleet.rollout.slots import TRIAL
 from edgetune.parts.fleet.uptime import Moment
 
 STEPS = ((base_look, "write_trial"), (base_look, "end_trial"), (Slot, "switch"), (Slot, "clear"), (Look, "say"))

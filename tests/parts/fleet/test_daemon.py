@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
 
 import httpx
@@ -20,10 +19,10 @@ from edgetune.errors import UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.signature import private_key
 from edgetune.parts.fleet.rollout import rings
-from edgetune.parts.fleet.rollout.advancer import Advancing
 from edgetune.parts.fleet.rollout.folder import begin, newest_order, step
 from edgetune.parts.fleet.rollout.ring_time import Waiting
 from edgetune.parts.fleet.rollout.rings import Plan
+from edgetune.parts.fleet.running import RunningFleet
 from edgetune.parts.fleet.status import status_json, status_of
 from edgetune.parts.fleet.uptime import Moment
 
@@ -116,6 +115,11 @@ def test_what_is_decided_about_signed_orders_is_signed(written, folder, http, ke
     assert newest_order(folder).signer != signer
 
 
+def test_health_knows_the_thread_of_rollouts(running):
+    threads = [thread for part in running.service.parts for thread in part.threads()]
+    assert [thread.is_alive() for thread in threads if thread.name == "rollouts"] == [True]
+
+
 def test_a_key_that_is_none_is_known_before_it_is_needed(tmp_path):
     with pytest.raises(UsageError, match="cannot read"):
         DaemonConfig(fleet_sign=str(tmp_path / "none")).check()
@@ -173,7 +177,7 @@ def test_rings_begin_by_themselves_as_devices_report(written, folder, http, keys
     signer = newest_order(folder).signer
     assert http.get("/v1/fleet/status").json()["obstacle"] == ""
     report(folder, "d2", rollout=newest_order(folder).facts.rollout, execution=rings.CLOSED, finished=rings.SUCCESS)
-    advancing = Advancing(DaemonConfig(fleet=str(folder), fleet_sign=str(keys[0])), threading.Event())
+    advancing = advancer(fleet=str(folder), fleet_sign=str(keys[0]))
     monkeypatch.setattr("edgetune.parts.fleet.rollout.advancer.EVERY", 0.05)
     monkeypatch.setattr("edgetune.parts.fleet.rollout.advancer.SHARE", 1.0)
     advancing.start()
@@ -196,8 +200,13 @@ def test_rings_begin_by_themselves_as_devices_report(written, folder, http, keys
         advancing.stop()
 
 
+def advancer(**options):
+    """That of a daemon with these options."""
+    return RunningFleet(DaemonConfig(**options)).advancer
+
+
 def looks(advancing):
-    """Looks of an Advancing on a machine whose clock is right."""
+    """Looks of an Advancer on a machine whose clock is right."""
     return lambda seconds: advancing.look(seconds, Moment("boot", seconds))
 
 
@@ -207,7 +216,7 @@ def test_a_rollout_that_fails_is_stopped_by_itself(bundle, tmp_path):
         report(folder, name)
     begun = begin(folder, write_rounds(bundle, folder, 1), Plan(("1", "all"), error=0.02), EVALUATION, 1000,
                   first=["a"])
-    look = looks(Advancing(DaemonConfig(fleet=str(folder), state=str(tmp_path / "state")), threading.Event()))
+    look = looks(advancer(fleet=str(folder), state=str(tmp_path / "state")))
     look(2000)
     assert newest_order(folder).facts.number == 1  # nobody has reported
     report(folder, "a", rollout=begun.facts.rollout, execution=rings.CLOSED, finished=rings.FAILURE)
@@ -224,7 +233,7 @@ def test_a_ring_whose_time_is_over_waits_for_a_person(bundle, tmp_path):
     report(folder, "a")
     begin(folder, write_rounds(bundle, folder, 1), Plan(("all",), wait=60_000), EVALUATION, 1000)
     old(folder)
-    look = looks(Advancing(DaemonConfig(fleet=str(folder), state=str(tmp_path / "state")), threading.Event()))
+    look = looks(advancer(fleet=str(folder), state=str(tmp_path / "state")))
     for now in (1001, 30_000):
         look(now)
         assert newest_order(folder).state.status == rings.RUNNING
@@ -239,14 +248,14 @@ def test_a_clock_that_is_set_ends_no_ring(bundle, tmp_path, jump):
     folder = tmp_path / "folder"
     report(folder, "a")
     begin(folder, write_rounds(bundle, folder, 1), Plan(("all",), wait=60_000), EVALUATION, 1_600_000_000)
-    config = DaemonConfig(fleet=str(folder), state=str(tmp_path / "state"))
-    advancing = Advancing(config, threading.Event())
+    config = {"fleet": str(folder), "state": str(tmp_path / "state")}
+    advancing = advancer(**config)
     advancing.look(1_600_000_010, Moment("boot", 10.0))
     advancing.look(1_600_020_000 + jump, Moment("boot", 20_000.0))
-    advancing = Advancing(config, threading.Event())  # the daemon was started again, and the machine was not
+    advancing = advancer(**config)  # the daemon was started again, and the machine was not
     advancing.look(1_600_040_000 + jump, Moment("boot", 40_000.0))
     assert newest_order(folder).state.status == rings.RUNNING
-    advancing = Advancing(config, threading.Event())  # the machine was: what it was off does not count
+    advancing = advancer(**config)  # the machine was: what it was off does not count
     advancing.look(1_700_000_000 + jump, Moment("other boot", 5.0))
     advancing.look(1_700_000_000, Moment("other boot", 20_000.0))
     state = newest_order(folder).state
@@ -261,7 +270,7 @@ def test_a_clock_that_is_set_ends_no_ring(bundle, tmp_path, jump):
 def test_a_quiet_fleet_is_not_read(folder, monkeypatch):
     """No file is opened until a time changes, or an hour is over."""
     old(folder)
-    advancing = Advancing(DaemonConfig(fleet=str(folder)), threading.Event())
+    advancing = advancer(fleet=str(folder))
     reads = []
     monkeypatch.setattr("edgetune.parts.fleet.rollout.advancer.step",
                         lambda *args, **given: reads.append(1) or step(*args, **given))
@@ -281,7 +290,7 @@ def test_a_quiet_fleet_is_not_read(folder, monkeypatch):
 
 def test_only_what_its_own_key_signed_advances_by_itself(written, folder, http, keys):
     """Who can write into the folder must not get the daemon's signature."""
-    advancing = Advancing(DaemonConfig(fleet=str(folder), fleet_sign=str(keys[0])), threading.Event())
+    advancing = advancer(fleet=str(folder), fleet_sign=str(keys[0]))
     report(folder, "d2", rollout=newest_order(folder).facts.rollout, execution=rings.CLOSED, finished=rings.SUCCESS)
     looks(advancing)(1)
     assert newest_order(folder).state.ring == 1
@@ -295,7 +304,7 @@ def test_only_what_its_own_key_signed_advances_by_itself(written, folder, http, 
     report(folder, "d2", rollout=order.facts.rollout, execution=rings.CLOSED, finished=rings.SUCCESS)
     said = http.get("/v1/fleet/status").json()["obstacle"]
     assert f"{order.facts.rollout} is signed by {order.signer[:16]}, and this daemon signs as" in said
-    without = Advancing(DaemonConfig(fleet=str(folder)), threading.Event())
+    without = advancer(fleet=str(folder))
     for one in (advancing, without):
         looks(one)(5000)
     assert newest_order(folder).facts.number == order.facts.number
@@ -305,7 +314,7 @@ def test_only_what_its_own_key_signed_advances_by_itself(written, folder, http, 
 
 
 def test_a_damaged_order_does_not_end_the_thread(folder, caplog):
-    advancing = Advancing(DaemonConfig(fleet=str(folder)), threading.Event())
+    advancing = advancer(fleet=str(folder))
     order = newest_order(folder)
     path = order.folder / "orders" / f"{order.facts.number:06d}" / "order.json"
     whole = path.read_text()

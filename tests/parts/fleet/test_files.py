@@ -25,12 +25,7 @@ import edgetune.parts.fleet
 from edgetune.errors import EdgetuneError, FormatError, MismatchError
 from edgetune.formats import signature
 from edgetune.formats.slot import SIDES, Slot
-from edgetune.parts.fleet.membership import invites, members
-from edgetune.parts.fleet.rollout import rings
-from edgetune.parts.fleet.rollout.artifact import read_artifact
-from edgetune.parts.fleet.rollout.folder import newest_order, read_device
-from edgetune.parts.fleet.rollout.ring_time import Waiting
-from edgetune.parts.fleet.rollout.slots import (
+from edgetune.parts.fleet.bases.slot import (
     STARTED,
     Origin,
     Trial,
@@ -39,11 +34,16 @@ from edgetune.parts.fleet.rollout.slots import (
     write_origin,
     write_trial,
 )
+from edgetune.parts.fleet.membership import invites, members
+from edgetune.parts.fleet.rollout import rings
+from edgetune.parts.fleet.rollout.artifact import read_artifact
+from edgetune.parts.fleet.rollout.folder import newest_order, read_device
+from edgetune.parts.fleet.rollout.ring_time import Waiting
 from edgetune.parts.fleet.rounds.answer import Answer, open_answer
 from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.history import history_of
 from edgetune.parts.fleet.rounds.next_task import gathered
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.outcome import read_outcome
 from edgetune.parts.fleet.rounds.task import Task, open_task
 from edgetune.parts.fleet.rounds.train_round import train_round
@@ -66,7 +66,7 @@ def made(bundle, tmp_path_factory):
     """(task, answer, rows) of a small round."""
     folder = tmp_path_factory.mktemp("made")
     rows = write_lines(folder / "rows.jsonl", [{"prompt": f"say {i}", "completion": "aa"} for i in range(8)])
-    make_task(bundle, folder / "task", CONFIG, FleetOptions(aggregation="frozen-a"))
+    make_task(bundle, folder / "task", CONFIG, RoundOptions(aggregation="frozen-a"))
     train_round(open_task(folder / "task", bundle), bundle, rows, folder / "answer", "kitchen", threads=1)
     return folder / "task", folder / "answer", rows
 
@@ -341,7 +341,7 @@ def keys(tmp_path, monkeypatch):
 def test_only_what_a_trusted_key_signed_counts(bundle, made, keys, tmp_path):
     folder, trust = keys
     for name in ("home", "other"):
-        make_task(bundle, tmp_path / f"task-{name}", CONFIG, FleetOptions(aggregation="frozen-a"), key=folder / name)
+        make_task(bundle, tmp_path / f"task-{name}", CONFIG, RoundOptions(aggregation="frozen-a"), key=folder / name)
     task = open_task(tmp_path / "task-home", bundle)
     for name in ("home", "other"):
         train_round(task, bundle, made[2], tmp_path / f"answer-{name}", "said", threads=1, key=folder / name)
@@ -361,7 +361,7 @@ def test_only_what_a_trusted_key_signed_counts(bundle, made, keys, tmp_path):
 
 def test_a_signature_is_checked_also_where_no_key_is_trusted(bundle, keys, tmp_path):
     folder, _ = keys
-    make_task(bundle, tmp_path / "task", CONFIG, FleetOptions(aggregation="frozen-a"), key=folder / "other")
+    make_task(bundle, tmp_path / "task", CONFIG, RoundOptions(aggregation="frozen-a"), key=folder / "other")
     changed = edited(tmp_path / "task", tmp_path / "changed", "task.json", lambda found: {**found, "least_rows": 7})
     with pytest.raises(FormatError, match="is not the signature"):
         open_task(changed, bundle)

@@ -43,7 +43,7 @@ from edgetune.parts.fleet.carriers.flower.server import node_keys
 from edgetune.parts.fleet.rounds import answer as answers
 from edgetune.parts.fleet.rounds import task as tasks
 from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.config import TrainConfig
 
@@ -54,7 +54,7 @@ KEY = "ecdsa-sha2-nistp384 " + "A" * 180
 @pytest.fixture(scope="module")
 def task(bundle, tmp_path_factory):
     folder = tmp_path_factory.mktemp("round") / "task"
-    make_task(bundle, folder, CONFIG, FleetOptions(aggregation="frozen-a"))
+    make_task(bundle, folder, CONFIG, RoundOptions(aggregation="frozen-a"))
     return folder
 
 
@@ -136,7 +136,7 @@ def test_a_node_answers_by_a_process_and_sends_the_same_again(task, bundle, sett
 
 def test_a_node_keeps_nothing_of_older_tasks(task, bundle, settings, tmp_path):
     answer(pack(task, TASK_FILES), settings, 300.0)
-    make_task(bundle, tmp_path / "other", TrainConfig(**{**vars(CONFIG), "seed": 1}), FleetOptions())
+    make_task(bundle, tmp_path / "other", TrainConfig(**{**vars(CONFIG), "seed": 1}), RoundOptions())
     answer(pack(tmp_path / "other", TASK_FILES), settings, 300.0)
     name = open_task(tmp_path / "other", bundle).name[:16]
     assert {path.name for path in Path(settings.work).iterdir()} == {"lock", f"task-{name}", f"answer-{name}"}

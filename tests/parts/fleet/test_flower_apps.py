@@ -17,7 +17,7 @@ from edgetune.parts.fleet.carriers.flower.app.settings import NODE, NodeSettings
 from edgetune.parts.fleet.carriers.flower.processes import command
 from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.next_task import write_next
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.config import TrainConfig
 
@@ -94,7 +94,7 @@ class HereGrid(Grid):
 def place(bundle, model, tmp_path, monkeypatch):
     """(settings of a server, a function that makes a node of a letter, a function that makes a strategy)."""
     rounds = tmp_path / "rounds"
-    make_task(bundle, rounds / "round-0001" / "task", CONFIG, FleetOptions(aggregation="frozen-a", quorum=2))
+    make_task(bundle, rounds / "round-0001" / "task", CONFIG, RoundOptions(aggregation="frozen-a", quorum=2))
     words, variables = command("fleet", "aggregate", "--model", str(model))
     settings = ServerSettings(str(rounds), words, variables, 2, 1e6, 2, 1.0, str(tmp_path))
 

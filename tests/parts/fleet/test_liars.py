@@ -20,7 +20,7 @@ from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.rounds.answer import open_answer
 from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.next_task import gathered, write_next
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.outcome import read_outcome
 from edgetune.parts.fleet.rounds.reach import reach_of, usual_norm
 from edgetune.parts.fleet.rounds.task import open_task
@@ -38,7 +38,7 @@ def rows_of(folder, letter, count):
 
 
 def begin(bundle, folder, config=BY_DEFAULT, **options):
-    make_task(bundle, folder, TrainConfig(**config), FleetOptions(**{"clip": 0.0, "refuse": 0.0, **options}))
+    make_task(bundle, folder, TrainConfig(**config), RoundOptions(**{"clip": 0.0, "refuse": 0.0, **options}))
     return open_task(folder, bundle)
 
 

@@ -23,7 +23,8 @@ from edgetune.errors import UsageError
 from edgetune.evaluation.canary import Drift
 from edgetune.formats.bundle import open_bundle, write_copy
 from edgetune.parts.fleet.bases.gate import Measured, comparable, measured, rise
-from edgetune.parts.fleet.rollout.slots import make_slot
+from edgetune.parts.fleet.bases.slot import make_slot
+from edgetune.parts.fleet.rollout.daemons import DaemonByHttp
 from edgetune.serving.llama import LlamaModel
 
 CANARY = "turn the light on, set the light to 10, turn the light off"
@@ -86,7 +87,7 @@ def test_the_active_adapter_counts_for_the_present_base(running, bases):
     new = open_bundle(bases / "other.gguf").fingerprint
     running.service.adapters.promote(running.service.adapters.add_foreign(bases / "one" / "on", "").id, "test")
     with Client(running.url) as client:
-        found = client.evaluate_base({"base": new, "required": "not-worse"})
+        found = DaemonByHttp(client).evaluate_base({"base": new, "required": "not-worse"})
         job = client.get("/v1/fine_tuning/jobs")["data"][0]
     assert (job["origin"], job["status"], job["fine_tuned_model"]) == ("base", "succeeded", None)
     assert (found["passed"], found["losses"], found["old"]["right"], found["new"]["right"]) == (False, 6, 6, 0)
@@ -112,8 +113,8 @@ def test_unrelated_text_limits_a_base_too(bases, tmp_path):
                 Client(running.url) as client:
             with pytest.raises(UsageError, match="0 questions are held out on this device, and 4 are needed to "
                                "evaluate a base"):
-                client.evaluate_base({"base": new})
-            found = client.evaluate_base({"base": new, "if_none": "canary"})
+                DaemonByHttp(client).evaluate_base({"base": new})
+            found = DaemonByHttp(client).evaluate_base({"base": new, "if_none": "canary"})
         assert found["canary"]["rise"] == pytest.approx(rises, abs=1e-3)
         assert found["passed"] is (passed or limit < 0)
 

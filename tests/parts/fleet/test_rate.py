@@ -9,7 +9,7 @@ from json_lines import write_lines
 
 from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.next_task import write_next
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.rate import rate_of, share_of
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.parts.fleet.rounds.train_round import train_round
@@ -48,7 +48,7 @@ def test_the_rate_falls_over_the_planned_rounds():
 
 
 def test_a_round_trains_with_it_and_the_next_in_another_order(bundle, tmp_path):
-    make_task(bundle, tmp_path / "one", ROUND, FleetOptions(aggregation="frozen-a", planned_rounds=3))
+    make_task(bundle, tmp_path / "one", ROUND, RoundOptions(aggregation="frozen-a", planned_rounds=3))
     task = open_task(tmp_path / "one", bundle)
     steps = []
     calls = RunCallbacks(lambda event: steps.append(event) if event["event"] == "step" else None)

@@ -23,7 +23,7 @@ from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.history import history_of
 from edgetune.parts.fleet.rounds.next_task import write_next
 from edgetune.parts.fleet.rounds.noise import Noise
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.outcome import KindLoss, Outcome, losses_by_kind
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.parts.fleet.rounds.train_round import train_round
@@ -44,7 +44,7 @@ def rows(tmp_path_factory):
 
 
 def begin(bundle, folder, aggregation="frozen-a", **options):
-    make_task(bundle, folder, CONFIG, FleetOptions(aggregation=aggregation, **options))
+    make_task(bundle, folder, CONFIG, RoundOptions(aggregation=aggregation, **options))
     return open_task(folder, bundle)
 
 
@@ -329,7 +329,7 @@ def test_a_task_is_refused_where_anything_does_not_fit(bundle, round_one, tmp_pa
 
 
 def test_too_few_rows_are_refused(bundle, rows, tmp_path):
-    make_task(bundle, tmp_path / "task", CONFIG, FleetOptions(aggregation="frozen-a"), least_rows=100)
+    make_task(bundle, tmp_path / "task", CONFIG, RoundOptions(aggregation="frozen-a"), least_rows=100)
     task = open_task(tmp_path / "task", bundle)
     with pytest.raises(MismatchError, match="12 rows are left to learn, the task asks for 100"):
         train_round(task, bundle, rows[0], tmp_path / "answer", "x", **OWN)
@@ -341,11 +341,11 @@ def test_an_adapter_is_begun_from(bundle, round_one, tmp_path):
     write_next(task, bundle, folders, tmp_path / "next")
     start = tmp_path / "next" / "adapter"
     pairs = make_task(bundle, tmp_path / "one", replace(CONFIG, family=TrainConfig(rank=4, alpha=4.0).family),
-                      FleetOptions(), start=start)
+                      RoundOptions(), start=start)
     for name, pair in open_adapter(start, bundle.gguf).pairs.items():
         np.testing.assert_allclose(pairs[name].scale * pairs[name].b, pair.scale * pair.b, rtol=1e-3)
     with pytest.raises(MismatchError, match=r"of rank 4, the task has .* of rank 8"):
-        make_task(bundle, tmp_path / "two", TrainConfig(rank=8), FleetOptions(), start=start)
+        make_task(bundle, tmp_path / "two", TrainConfig(rank=8), RoundOptions(), start=start)
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from edgetune.parts.fleet.carriers.places import Place, newest
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.membership.lead import ask_to_join, open_lead
 from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.task import open_task, read_task
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
@@ -55,7 +55,7 @@ def at_home(tmp_path, monkeypatch):
 
 
 def begin(bundle, folder, **options):
-    make_task(bundle, folder / ROUND / "task", CONFIG, FleetOptions(aggregation="frozen-a", quorum=1), **options)
+    make_task(bundle, folder / ROUND / "task", CONFIG, RoundOptions(aggregation="frozen-a", quorum=1), **options)
     return folder
 
 

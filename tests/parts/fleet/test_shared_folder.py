@@ -22,7 +22,7 @@ from edgetune.parts.fleet.carriers.places import check_name, newest
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.next_task import devices_table, gathered
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
@@ -35,7 +35,7 @@ CALLS = RunCallbacks()
 def begun(bundle, tmp_path):
     """(folder, a function that makes a member of it by a letter)."""
     folder = tmp_path / "shared"
-    make_task(bundle, folder / "round-0001" / "task", CONFIG, FleetOptions(aggregation="frozen-a", quorum=1))
+    make_task(bundle, folder / "round-0001" / "task", CONFIG, RoundOptions(aggregation="frozen-a", quorum=1))
 
     def member(letter):
         rows = write_lines(tmp_path / f"{letter}.jsonl", [{"prompt": f"say {letter} {i}", "completion": letter * 2}

@@ -20,7 +20,7 @@ from edgetune.parts.fleet.membership.device import SIGNING, joined
 from edgetune.parts.fleet.membership.lead import ask_to_join
 from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.next_task import devices_table
-from edgetune.parts.fleet.rounds.options import FleetOptions
+from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.training.config import TrainConfig
 
 pytest.importorskip("cryptography")
@@ -32,7 +32,7 @@ CONFIG = TrainConfig(rank=2, lr=1e-2, epochs=2.0, batch_size=4, max_length=64, a
 def served(bundle, tiny_llama, tmp_path, monkeypatch):
     """(the folder, a function that makes this machine one of the devices a and b and returns its rows, the URL)"""
     folder = tmp_path / "served"
-    make_task(bundle, folder / "round-0001" / "task", CONFIG, FleetOptions(aggregation="frozen-a", quorum=1))
+    make_task(bundle, folder / "round-0001" / "task", CONFIG, RoundOptions(aggregation="frozen-a", quorum=1))
     rows = {letter: write_lines(tmp_path / f"{letter}.jsonl", [
         {"prompt": f"say {letter} {i}", "completion": letter * 2} for i in range(8)]) for letter in "ab"}
 

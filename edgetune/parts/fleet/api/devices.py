@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
-from typing import Annotated
 
-from fastapi import Depends, Request
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from ....daemon.api.security import Refused
 from ....errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
 from ..membership.members import APPROVED, approved
-from ..membership.requests import WINDOW, Checker
+from ..membership.requests import WINDOW, Checker, is_signed
 
 REFUSED = "device_refused"
 TOO_MANY = "too_much"
+JOIN = "/v1/fleet/join"
 _OWN = "(?P<device>[^/]+)"  # a device speaks of itself alone
 _STATE = re.compile(f"GET /v1/fleet/members/{_OWN}")  # also before it is approved, and after it was revoked
 _MAY = re.compile("|".join((
@@ -32,7 +32,14 @@ class Devices:
     def __init__(self, folder: Path) -> None:
         self._checker = Checker(folder)
 
-    def check(self, scope: Scope, authorization: str) -> str:
+    def admit(self, scope: Scope) -> str | None:
+        """Admits, as RunningPart does, what a device signed, and requests to join, whose body has a code."""
+        authorization = Headers(scope=scope).get("authorization", "")
+        if is_signed(authorization):
+            return self._check(scope, authorization)
+        return "" if scope["path"] == JOIN else None
+
+    def _check(self, scope: Scope, authorization: str) -> str:
         """The SHA-256 that the request's body must have; the device is noted in the scope. Raises HTTPException."""
         path = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
         query = scope["query_string"].decode("latin-1")
@@ -57,15 +64,3 @@ class Devices:
                           "device speaks of itself alone", REFUSED)
         scope.setdefault("state", {}).update(device=sender.member.device, key=sender.member.key)
         return sender.digest
-
-
-async def _device_of(request: Request) -> str:
-    return getattr(request.state, "device", "")
-
-
-async def _key_of(request: Request) -> str:
-    return getattr(request.state, "key", "")
-
-
-TheDevice = Annotated[str, Depends(_device_of)]  # who signed the request; "": nobody did
-TheKey = Annotated[str, Depends(_key_of)]  # by which public key

@@ -16,8 +16,7 @@ from ....daemon.api.shapes import Answer, Body, Time, Whole
 from ....errors import UsageError
 from ..carriers.places import newest_number
 from ..membership import invites, members
-from .devices import TheDevice, TheKey
-from .rollouts import fleet_folder
+from .dependencies import TheDevice, TheFolder, TheKey
 
 PUBLIC = "64 hexadecimal digits."
 router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
@@ -80,49 +79,47 @@ BY_DEFAULT = InviteRequest.model_validate({})
 
 
 @router.get("/members", response_model=MemberList)
-def list_members(service: TheService) -> Any:
+def list_members(folder: TheFolder) -> Any:
     """Lists the devices that have asked to join."""
-    folder = fleet_folder(service)
     found, wrong = members.read_members(folder)
     return {"joined": members.is_joined(folder), "data": [asdict(one) for one in found.values()], "unreadable": wrong}
 
 
 @router.post("/invites", response_model=InviteObject)
-def make_invite(request: Request, service: TheService, body: InviteRequest = BY_DEFAULT) -> Any:
+def make_invite(request: Request, service: TheService, folder: TheFolder, body: InviteRequest = BY_DEFAULT) -> Any:
     """Makes a code for one device. From then on, only devices that joined take part."""
     now = int(time.time())
-    return {"code": invites.invite(fleet_folder(service), now, body.seconds), "expires_at": now + body.seconds,
+    return {"code": invites.invite(folder, now, body.seconds), "expires_at": now + body.seconds,
             "proxied": TrustedProxy(service.config.trusted_proxy).sends(request.scope)}
 
 
 @router.post("/join", response_model=MemberObject)
-def join(body: JoinRequest, service: TheService) -> Any:
+def join(body: JoinRequest, folder: TheFolder) -> Any:
     """Asks to join, with a code. The device waits until a person approves it. No key is needed."""
-    return asdict(invites.join(fleet_folder(service), body.code, body.device, body.key, int(time.time())))
+    return asdict(invites.join(folder, body.code, body.device, body.key, int(time.time())))
 
 
 @router.get("/members/{device}", response_model=MemberObject)
-def get_member(device: str, service: TheService) -> Any:
+def get_member(device: str, folder: TheFolder) -> Any:
     """Returns a device; it may ask for itself."""
-    return asdict(members.read_member(fleet_folder(service), device))
+    return asdict(members.read_member(folder, device))
 
 
 @router.post("/members/{device}/approve", response_model=MemberObject)
-def approve(device: str, service: TheService) -> Any:
+def approve(device: str, folder: TheFolder) -> Any:
     """Lets a device take part."""
-    return asdict(members.approve(fleet_folder(service), device, int(time.time())))
+    return asdict(members.approve(folder, device, int(time.time())))
 
 
 @router.post("/members/{device}/revoke", response_model=MemberObject)
-def revoke(device: str, service: TheService) -> Any:
+def revoke(device: str, folder: TheFolder) -> Any:
     """Lets a device take part no longer. What it has sent does not count."""
-    return asdict(members.revoke(fleet_folder(service), device, int(time.time())))
+    return asdict(members.revoke(folder, device, int(time.time())))
 
 
 @router.post("/members/{device}/rotate", response_model=MemberObject)
-def rotate(device: str, body: RotateRequest, service: TheService, sender: TheDevice, key: TheKey) -> Any:
+def rotate(device: str, body: RotateRequest, folder: TheFolder, sender: TheDevice, key: TheKey) -> Any:
     """Replaces the signing key of a device, which signs the request with the key that it had."""
     if not sender:
         raise UsageError("the request is not signed by the device", "run edgetune fleet rotate on the device")
-    folder = fleet_folder(service)
     return asdict(members.rotate(folder, device, body.key, int(time.time()), newest_number(folder), key))

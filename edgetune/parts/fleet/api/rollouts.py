@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter
@@ -11,14 +10,10 @@ from fastapi.responses import FileResponse
 from pydantic import Field
 from starlette.responses import Response
 
-from ....daemon.api.completions import TheService
 from ....daemon.api.errors import RESPONSES, JsonRoute, of_type
 from ....daemon.api.shapes import Answer, Body, Whole
-from ....daemon.service import Service
-from ....errors import NotFoundError, UsageError
-from ..membership.members import ASK, is_joined
 from ..rollout import http as rollout_http
-from .devices import TheDevice
+from .dependencies import TheDevice, TheFolder, check_sender
 
 BYTES = "application/octet-stream"
 router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
@@ -60,34 +55,20 @@ class DeviceReport(Body):
                                                            "key; empty: none.")
 
 
-def fleet_folder(service: Service) -> Path:
-    """The folder of the fleet that a daemon serves. Raises NotFoundError where it serves none."""
-    if not service.config.fleet:
-        raise NotFoundError("this daemon serves no fleet", "start it with --fleet FOLDER")
-    return Path(service.config.fleet).expanduser()
-
-
-def check_sender(folder: Path, sender: str) -> None:
-    """Raises UsageError for what nobody signed, in a fleet that devices join."""
-    if is_joined(folder) and not sender:
-        raise UsageError("the request is not signed by a device of the fleet", ASK)
-
-
 @router.get("/order", response_model=OrderObject)
-def get_order(service: TheService) -> Any:
+def get_order(folder: TheFolder) -> Any:
     """Returns the order that counts. A daemon has one if it was started with --fleet."""
-    return rollout_http.served_order(fleet_folder(service))
+    return rollout_http.served_order(folder)
 
 
 @router.get("/rollouts/{rollout}/{file:path}", response_class=Response, responses=of_type(BYTES))
-def get_file(rollout: str, file: str, service: TheService) -> Response:
+def get_file(rollout: str, file: str, folder: TheFolder) -> Response:
     """Returns a file of the artifact of a roll-out."""
-    return FileResponse(rollout_http.served_file(fleet_folder(service), rollout, file), media_type=BYTES)
+    return FileResponse(rollout_http.served_file(folder, rollout, file), media_type=BYTES)
 
 
 @router.put("/devices/{device}", response_model=DeviceReport)
-def put_report(device: str, body: DeviceReport, service: TheService, sender: TheDevice) -> Any:
+def put_report(device: str, body: DeviceReport, folder: TheFolder, sender: TheDevice) -> Any:
     """Replaces what a device reports. In a fleet that devices join, it signs the request."""
-    folder = fleet_folder(service)
     check_sender(folder, sender)
     return asdict(rollout_http.take_report(folder, device, body.model_dump()))

@@ -11,8 +11,8 @@ from ....daemon.api.completions import TheService
 from ....daemon.api.errors import RESPONSES, JsonRoute
 from ....daemon.api.shapes import Answer, Time
 from ..rollout import rings
+from ..running import advancer_of
 from ..status import rollout_status, status_json, status_of
-from .rollouts import fleet_folder
 
 router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
 OUTCOMES = ("succeeded; refused (by its gate); failed; canceled (it went back); trying; waiting (it has not begun); "
@@ -139,9 +139,11 @@ class FleetStatusObject(Answer):
 @router.get("/status", response_model=FleetStatusObject)
 def get_status(service: TheService) -> Any:
     """Returns the devices of a fleet, its newest roll-out and its rounds."""
-    found = status_of(fleet_folder(service))
+    advancer = advancer_of(service)
+    found = status_of(advancer.folder)
     running = found.rollout if found.rollout and found.rollout.status in (rings.RUNNING, rings.UNDOING) else None
-    return {**status_json(found), "obstacle": service.advancing.obstacle(running.id, running.signer) if running else ""}
+    return {**status_json(found),
+            "obstacle": advancer.obstacle(running.id, running.signer) if running else ""}
 
 
 @router.post("/rollout/{change}", response_model=FleetRollout)
@@ -150,4 +152,4 @@ def change_rollout(change: Literal["advance", "pause", "resume", "stop", "undo"]
     next ring where the rules allow it. The daemon does that by itself, too, within a minute. Where the orders are
     signed, it needs --fleet-sign to write another.
     """
-    return vars(rollout_status(*service.advancing.change(fleet_folder(service), change)))
+    return vars(rollout_status(*advancer_of(service).change(change)))

@@ -21,8 +21,8 @@ from ....formats.bundle import MODEL
 from ....formats.gguf import Gguf, check_network, open_gguf
 from ....formats.slot import SIDES
 from ....serving.memory import CONTEXT, memory_needed
-from ..rollout.slots import ADAPTER, refuse_encoder
 from .gate import judged_base
+from .slot import ADAPTER, refuse_encoder
 
 if TYPE_CHECKING:
     from ....daemon.jobs.worker import Worker

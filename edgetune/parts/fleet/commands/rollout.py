@@ -90,7 +90,7 @@ def fleet_slot(model: Path, path: Path, as_json: bool) -> None:
 
     edgetune daemon PATH serves it, under the name of PATH. A roll-out may put another base into it.
     """
-    from ..rollout.slots import make_slot
+    from ..bases.slot import make_slot
     found = make_slot(model, path)
     show(as_json, {"path": str(found.path), "side": found.side}, f"{model} is in the slot {path}",
          f"start edgetune daemon {shell_word(path)}")
@@ -118,11 +118,11 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at:
     from dataclasses import asdict
 
     from ....formats.signature import private_key
-    from ..bases.arrival import owned
+    from ..bases.owner import owned
+    from ..bases.trial import settle
     from ..device import device_name
     from ..membership.lead import open_lead
     from ..rollout.apply import apply
-    from ..rollout.base_look import settle
     from ..rollout.daemons import DaemonByHttp, LeadByHttp
     from ..rollout.folder import write_device
     from ..rollout.http import copy_of, fetch, fetch_base, send

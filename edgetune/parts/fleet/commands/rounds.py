@@ -26,7 +26,7 @@ from ....cli.app import (
 from ....errors import shell_word
 from ....options import declared
 from ....training.config import FILE_OPTIONS, CommonOptions, TrainConfig
-from ..rounds.options import LOCAL, USUAL_ROUNDS, FleetOptions
+from ..rounds.options import LOCAL, USUAL_ROUNDS, RoundOptions
 
 if TYPE_CHECKING:
     from ..rounds.answer import AnswerFacts
@@ -77,7 +77,7 @@ def fleet() -> None:
          click.option("--start", type=click.Path(path_type=Path), help="Adapter to begin from [none]."),
          click.option("--least-rows", type=click.IntRange(1), default=1, show_default=True,
                       help="Rows without which a device does not answer."),
-         KEY, config_options(*(spec.name for spec in fields(FleetOptions)), of=FleetOptions),
+         KEY, config_options(*(spec.name for spec in fields(RoundOptions)), of=RoundOptions),
          click.option("--rank", type=click.IntRange(1), default=8, show_default=True, help="Rank of the adapter."),
          click.option("--alpha", type=click.FloatRange(0.0, min_open=True), default=16.0, show_default=True,
                       help="The adapter is scaled by alpha / rank."), config_options(*TRAINING), group=fleet)
@@ -91,7 +91,7 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, key: 
     from ....adapters.store import recorded_size
     from ....formats.bundle import open_bundle
     from ..rounds.first_task import make_task
-    asked = FleetOptions(**{spec.name: options.pop(spec.name) for spec in fields(FleetOptions)}).check()
+    asked = RoundOptions(**{spec.name: options.pop(spec.name) for spec in fields(RoundOptions)}).check()
     begun = {name: value for name, value in recorded_size(start).items() if name not in ("family", "rslora")}
     config = TrainConfig(**{**options, **DEFAULTS, **begun, **explicit(options)})
     pairs = make_task(open_bundle(model), to, config, asked, start=start, least_rows=least_rows, key=key)

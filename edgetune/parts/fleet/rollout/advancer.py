@@ -23,7 +23,6 @@ from .folder import DEVICES, ORDERS, ROLLOUTS, newest_order, step
 from .ring_time import Waiting
 
 if TYPE_CHECKING:
-    from ....daemon.options import DaemonConfig
     from .folder import DeviceFile, Order
 
 EVERY = 60.0  # seconds between two looks at the folders' times
@@ -34,14 +33,16 @@ SHOWN = 16  # digits of a key
 log = logging.getLogger("edgetune.daemon")
 
 
-class Advancing:
-    """Roll-outs of the folder of `config`, for any number of threads. Nothing happens where it has none."""
+class Advancer:
+    """Advances the roll-outs of a folder, for any number of threads. key: signs orders. state: folder in which it keeps
+    how long rings have waited.
+    """
 
-    def __init__(self, config: DaemonConfig, stopping: threading.Event) -> None:
-        self.folder = Path(config.fleet).expanduser() if config.fleet else None
-        self.key = Path(config.fleet_sign).expanduser() if config.fleet_sign else None
-        self.state = config.folder()
-        self.stopping = stopping
+    def __init__(self, folder: Path, key: Path | None, state: Path) -> None:
+        self.folder = folder
+        self.key = key
+        self.state = state
+        self._stopping = threading.Event()
         self.failure = ""  # of the last look, a sentence
         self._public = private_key(self.key).public_key().public_bytes_raw().hex() if self.key else ""
         self._one_at_a_time = threading.Lock()  # a look at many reports may take long
@@ -52,26 +53,22 @@ class Advancing:
         self.thread = threading.Thread(target=self._loop, name="rollouts", daemon=True)
 
     def start(self) -> None:
-        if self.folder:
-            self.thread.start()
+        self.thread.start()
 
     def stop(self) -> None:
-        self.stopping.set()
+        self._stopping.set()
         if self.thread.ident:
             self.thread.join()
-
-    def threads(self) -> Sequence[threading.Thread]:
-        return [self.thread]
 
     def reasons(self) -> Sequence[str]:
         return [f"the roll-out does not advance: {self.failure}"] if self.failure else []
 
-    def change(self, folder: Path, change: str) -> tuple[Order, dict[str, DeviceFile]]:
+    def change(self, change: str) -> tuple[Order, dict[str, DeviceFile]]:
         """Does what a person asks for, one of rings.CHANGES; returns the order that counts then, and the devices.
         Raises the errors of `step`.
         """
         with self._one_at_a_time:
-            order, devices, _ = step(folder, int(time.time()), change, self.key, self.state)
+            order, devices, _ = step(self.folder, int(time.time()), change, self.key, self.state)
         return order, devices
 
     def obstacle(self, rollout: str, signer: str) -> str:
@@ -86,7 +83,7 @@ class Advancing:
     # ---- by itself ----------------------------------------------------------------------------------------------
 
     def _loop(self) -> None:
-        while not self.stopping.wait(EVERY):
+        while not self._stopping.wait(EVERY):
             self.look(time.time(), moment())
 
     def look(self, now: float, at: Moment) -> None:
@@ -116,7 +113,6 @@ class Advancing:
 
     def _times(self) -> tuple[int, ...]:
         """When the folders changed that roll-outs are read from; 0: one that is not there."""
-        assert self.folder
         found = []
         for place in (*(self.folder / name for name in (DEVICES, MEMBERS, ROLLOUTS)), *self._places):
             try:
@@ -126,7 +122,6 @@ class Advancing:
         return tuple(found)
 
     def _advance(self, now: float, at: Moment) -> None:
-        assert self.folder
         order = newest_order(self.folder)
         self._places = [order.folder / ORDERS] if order else []
         if order is None or order.state.status == rings.STOPPED or order.signer != self._public:

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 from ....errors import AwayError, EdgetuneError, MismatchError, TooMuchError, UsageError
 from ....version import __version__
+from ..bases.owner import Owner
+from ..bases.trial import BaseLook, SlotDaemon, settle
 from ..uptime import Moment, moment
 from . import rings
 from .artifact import BASE, Artifact
-from .base_look import BaseLook, Owner, SlotDaemon, settle
 from .folder import DeviceFile, Order, newest_order, read_device
 from .look import NUMBERS, Look, superseded_by
 

@@ -22,8 +22,8 @@ from ....errors import FormatError, MismatchError, UsageError
 from ....formats.bundle import MANIFEST, MODEL, Bundle, open_bundle, write_copy
 from ....formats.gguf import open_gguf
 from ....version import __version__
+from ..bases.slot import refuse_encoder
 from ..signed_folder import AGAIN, check_file, read_facts, write_facts
-from .slots import refuse_encoder
 
 VERSION = 1
 FACTS = "artifact.json"

@@ -13,9 +13,9 @@ from urllib.parse import quote
 from ....daemon.client import Client
 from ....disk import json_text
 from ....errors import NotFoundError
+from ..bases.trial import Served
 from ..membership.lead import Signing
 from .apply import Held
-from .base_look import Served
 from .folder import DeviceFile
 from .look import About
 from .reports import sign
@@ -46,8 +46,10 @@ class DaemonByHttp:
         return self.client.read(Served, values, "the slot")
 
     def evaluate_base(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        verdict = self.client.evaluate_base(options)
+        job = self.client.succeeded(self.client.post("/v1/base/evaluate", dict(options)))
+        last = self.client.get(f"/v1/fine_tuning/jobs/{job['id']}/events", limit=1)
         with self.client.understood():
+            verdict = dict(last["data"][0]["data"]["verdict"])
             if not (isinstance(verdict["passed"], bool) and isinstance(verdict["reason"], str)):
                 raise TypeError("a verdict that is none")
         return verdict

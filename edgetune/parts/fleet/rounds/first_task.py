@@ -16,11 +16,11 @@ from ....objectives.sft import Sft
 from ....training.config import TrainConfig
 from ....training.planned import make_plan
 from ....training.sized import objective_for
-from .options import FleetOptions
+from .options import RoundOptions
 from .task import Content, of_round, write_task
 
 
-def make_task(bundle: Bundle, folder: Path, config: TrainConfig, options: FleetOptions, *, start: Path | None = None,
+def make_task(bundle: Bundle, folder: Path, config: TrainConfig, options: RoundOptions, *, start: Path | None = None,
               least_rows: int = 1, key: Path | None = None) -> Lora:
     """Writes the task of round 1; returns the pairs that it begins with. config: of each device's run, whose family the
     aggregation decides. start: an adapter to begin from [one that changes nothing, drawn by the seed]. key: of the file

@@ -19,7 +19,7 @@ LOCAL = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt"
 
 
 @dataclass(frozen=True)
-class FleetOptions:
+class RoundOptions:
     """The rules by which updates of devices become the next adapter. A task carries them from round to round."""
 
     aggregation: str = option(SVD, "What devices train and how it is summed: svd: A and B, their products summed, the "
@@ -41,7 +41,7 @@ class FleetOptions:
     noise: float = option(0.0, "Noise that each device adds to its answer, in times of --noise-norm; 0: none.", low=0.0)
     noise_norm: float = option(1.0, "With --noise: the norm to which an answer is scaled down before.", low=1e-6)
 
-    def check(self) -> FleetOptions:
+    def check(self) -> RoundOptions:
         """Returns self; raises UsageError for the first option out of its range, or two that exclude each other."""
         check_options(self)
         for name, value, plain in (("average", self.average, MEAN), ("server", self.server, PLAIN)):

@@ -35,7 +35,7 @@ from ..signed_folder import AGAIN, check_file, read_facts, write_facts
 from ..sums.ways import FAMILIES, half_of
 from . import outcome
 from .noise import Noise
-from .options import LOCAL, FleetOptions
+from .options import LOCAL, RoundOptions
 
 VERSION = 1
 FACTS = "task.json"
@@ -101,7 +101,7 @@ class Content:
     """What a task says besides the model and the adapter. config: of a device's run; the others as of TaskFacts."""
 
     config: TrainConfig
-    options: FleetOptions
+    options: RoundOptions
     number: int = 1
     least_rows: int = 1
     before: str = ""
@@ -117,7 +117,7 @@ class Task:
     facts: TaskFacts
     base: Base
     config: TrainConfig
-    options: FleetOptions
+    options: RoundOptions
     pairs: Lora
     bytes: int
 
@@ -161,7 +161,7 @@ def read_task(folder: Path) -> Task:
     facts, name, _ = read_facts(folder, FACTS, TaskFacts, VERSION)
     source = str(folder / FACTS)
     base = from_json(Base, facts.base, f"the base in {source}")
-    options = make_options(FleetOptions, facts.fleet).check()
+    options = make_options(RoundOptions, facts.fleet).check()
     if facts.round < 1 or facts.least_rows < 1:
         raise FormatError(f"{source} has round {facts.round} and least_rows {facts.least_rows}, both begin at 1", AGAIN)
     config = from_json(TrainConfig, facts.training, f"the training in {source}").check()
@@ -176,7 +176,7 @@ def read_task(folder: Path) -> Task:
     return Task(folder, name, facts, base, config, options, pairs, size + (folder / FACTS).stat().st_size)
 
 
-def of_round(config: TrainConfig, options: FleetOptions, number: int) -> TrainConfig:
+def of_round(config: TrainConfig, options: RoundOptions, number: int) -> TrainConfig:
     """The options of a device's run in round `number`, with the family that trains its half. Raises UsageError for a
     family that has no rank and alpha.
     """

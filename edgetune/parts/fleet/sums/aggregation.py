@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ....adapters.lora import Lora, Pair
 from ....errors import EdgetuneError
-from ..rounds.options import ADAM, FleetOptions
+from ..rounds.options import ADAM, RoundOptions
 from .averages import AVERAGES
 from .low_rank_sums import best_of_rank, missed_by_averages, squared_norm, term_of
 from .screening import Counted, LeftOut, Update, screened, unknown
@@ -39,7 +39,7 @@ class Aggregate:
     moments: Arrays
 
 
-def aggregate(updates: Sequence[Update], start: Lora, options: FleetOptions, number: int,
+def aggregate(updates: Sequence[Update], start: Lora, options: RoundOptions, number: int,
               moments: Mapping[str, NDArray[np.float32]], refused: Sequence[str] = (),
               usual: Callable[[Any], float] = unknown) -> Aggregate:
     """The aggregate of round `number`, which began from `start`. moments: of the server, of the rounds before. refused:
@@ -89,7 +89,7 @@ def _of_products(rate: float, _: str, start: Pair, counted: Sequence[Counted],
     return best_of_rank([term_of(start, left), *terms], start.rank, start.scale)
 
 
-def _of_half(half: str, options: FleetOptions, step: Step, name: str, start: Pair,
+def _of_half(half: str, options: RoundOptions, step: Step, name: str, start: Pair,
              counted: Sequence[Counted], sent: Sequence[Pair]) -> tuple[Pair, float]:
     """The start with one half moved by the average of the devices' changes; the other half is the same on all."""
     before = getattr(start, half).astype(np.float64)

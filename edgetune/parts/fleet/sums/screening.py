@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ....adapters.lora import Lora, Pair
-from ..rounds.options import FleetOptions
+from ..rounds.options import RoundOptions
 from .low_rank_sums import squared_norm, term_of
 
 HEAVIEST = 10  # times the median of the tokens that devices say they learned: none counts for more
@@ -59,7 +59,7 @@ def unknown(_: Update) -> float:
     return math.inf
 
 
-def screened(updates: Sequence[Update], start: Lora, options: FleetOptions,
+def screened(updates: Sequence[Update], start: Lora, options: RoundOptions,
              usual: Callable[[Any], float] = unknown) -> tuple[list[Counted], list[LeftOut]]:
     """(the updates that count, those that are left out and why), each in their order. usual: the norm that an update
     usually has. Of two answers one is half of the median, so above what is usual the lower of the two middle ones is

@@ -192,4 +192,4 @@ def test_without_a_fleet_nothing_of_it_is_shown(browser, running):
     with opened(browser, str(running.url), **LAPTOP) as page:
         runs(page)
         expect(page.locator("#fleet")).to_be_hidden()
-        expect(page.locator("#to-fleet")).to_be_hidden()
+        expect(page.locator("nav [data-to=fleet]")).to_be_hidden()

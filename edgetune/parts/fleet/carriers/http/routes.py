@@ -11,12 +11,11 @@ from fastapi.responses import FileResponse, JSONResponse
 from pydantic import Field
 from starlette.responses import Response
 
-from .....daemon.api.completions import TheService
 from .....daemon.api.errors import RESPONSES, JsonRoute, of_type
 from .....daemon.api.shapes import Answer
 from .....formats import signature
-from ...api.devices import TheDevice
-from ...api.rollouts import BYTES, check_sender, fleet_folder
+from ...api.dependencies import TheDevice, TheFolder, check_sender
+from ...api.rollouts import BYTES
 from ...rounds import answer as answers
 from . import service as served
 
@@ -48,27 +47,26 @@ class TakenAnswer(Answer):
 
 
 @router.get("/round/{device}", response_model=RoundObject, responses={304: {"description": "It is as before."}})
-def get_round(device: str, service: TheService, known: Known = "") -> Response:
+def get_round(device: str, folder: TheFolder, known: Known = "") -> Response:
     """Returns the newest round, and whether the device has answered it."""
-    found = served.served_round(fleet_folder(service), device)
+    found = served.served_round(folder, device)
     tag = f'"{hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]}"'
     headers = {"ETag": tag}
     return Response(status_code=304, headers=headers) if known == tag else JSONResponse(found, headers=headers)
 
 
 @router.get("/rounds/{number}/task/{file:path}", response_class=Response, responses=of_type(BYTES))
-def get_task_file(number: int, file: str, service: TheService) -> Response:
+def get_task_file(number: int, file: str, folder: TheFolder) -> Response:
     """Returns a file of the task of a round."""
-    return FileResponse(served.served_task_file(fleet_folder(service), number, file), media_type=BYTES)
+    return FileResponse(served.served_task_file(folder, number, file), media_type=BYTES)
 
 
 @router.put("/rounds/{number}/answers/{device}", response_model=TakenAnswer)
-def put_answer(number: int, device: str, answer: AnswerFile, update: UpdateFile, service: TheService,
+def put_answer(number: int, device: str, answer: AnswerFile, update: UpdateFile, folder: TheFolder,
                sender: TheDevice, signed: SignatureFile = None) -> Any:
     """Takes a device's answer to the newest round, as a form, whole or not at all. In a fleet that devices join, it
     signs the request.
     """
-    folder = fleet_folder(service)
     check_sender(folder, sender)
     sent = {answers.FACTS: answer.file, answers.UPDATE: update.file}
     return vars(served.take_answer(folder, number, device,

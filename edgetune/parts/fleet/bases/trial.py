@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,13 +28,13 @@ from ....errors import (
 )
 from ....formats.bundle import MODEL, open_bundle
 from ....formats.gguf import open_gguf
-from ....formats.slot import Slot
+from ..rollout import rings
+from ..rollout.artifact import BASE, Artifact
+from ..rollout.folder import DeviceFile, Order
+from ..rollout.look import NUMBERS, About, Look, superseded_by
 from ..uptime import Moment
-from . import rings
-from .artifact import BASE, Artifact
-from .folder import DeviceFile, Order
-from .look import NUMBERS, About, Look, superseded_by
-from .slots import (
+from .owner import Owner
+from .slot import (
     BACK,
     PASSED,
     STARTED,
@@ -73,18 +73,6 @@ class SlotDaemon(Protocol):
         """Lets the gate evaluate the base in the other side of its slot, and returns the verdict. Raises UsageError
         where nothing can decide or it takes too much memory, TooMuchError where it can be tried later.
         """
-
-
-@dataclass(frozen=True)
-class Owner:
-    """What a look may do with a slot. restart: restarts the daemon, or raises EdgetuneError. wait: seconds in which it
-    must answer then. links: whether files of the artifact are this device's own, which the slot may share.
-    """
-
-    slot: Slot
-    restart: Callable[[], None]
-    wait: float
-    links: bool = False
 
 
 def settle(owner: Owner, daemon: SlotDaemon, now: int) -> Trial | None:

@@ -16,10 +16,10 @@ const LOCAL = ["localhost", "127.0.0.1", "[::1]"];
 const MOST_CARDS = 200;
 let fleetSeen = 0;
 
-/** serves: whether the daemon has a fleet. Shown again after FLEET_EVERY, or when a person has changed something. */
-async function showFleet(serves) {
-  $("fleet").hidden = $("to-fleet").hidden = !serves;
-  if (!serves || Date.now() - fleetSeen < FLEET_EVERY) return;
+/** It is shown again after FLEET_EVERY, or when a person has changed something. */
+panels.push(async ({ fleet }) => {
+  $("fleet").hidden = !fleet;
+  if (!fleet || Date.now() - fleetSeen < FLEET_EVERY) return;
   const [status, members] = await Promise.all([get("v1/fleet/status"), get("v1/fleet/members")]);
   fleetSeen = Date.now();
   $("fleet-wrong").hidden = status.unreadable.length === 0;
@@ -31,7 +31,7 @@ async function showFleet(serves) {
   showDevices(status.devices);
   showRounds(status.rounds);
   showNoise(status.privacy);
-}
+});
 
 /** Does what a button does, and looks at the fleet again. */
 const actFleet = (button, work) => act(button, async () => {
@@ -157,6 +157,8 @@ async function inviteDevice() {
       el("code", { text: `edgetune fleet join ${url} --code ${code}` }), why);
   });
 }
+
+$("invite").addEventListener("click", inviteDevice);
 
 /** url: by which devices reach this daemon, as far as the page can know; why: what a person is to put in its place. */
 function addressFor(proxied) {
