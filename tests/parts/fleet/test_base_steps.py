@@ -14,15 +14,16 @@ from slots import SimulatedDaemon, begun_rollout
 from edgetune.errors import UnansweredError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
+from edgetune.parts.fleet.bases import trial
 from edgetune.parts.fleet.bases.slot import TRIAL
 from edgetune.parts.fleet.bases.trial import Owner, Served
-from edgetune.parts.fleet.rollout import base_look, rings
+from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.apply import apply
 from edgetune.parts.fleet.rollout.folder import step
 from edgetune.parts.fleet.rollout.look import Look
 from edgetune.parts.fleet.uptime import Moment
 
-STEPS = ((base_look, "write_trial"), (base_look, "end_trial"), (Slot, "switch"), (Slot, "clear"), (Look, "say"))
+STEPS = ((trial, "write_trial"), (trial, "end_trial"), (Slot, "switch"), (Slot, "clear"), (Look, "say"))
 
 
 class PowerCut(BaseException):
@@ -87,7 +88,7 @@ def cuts(monkeypatch):
     found = Cuts()
     for owner, name in STEPS:
         monkeypatch.setattr(owner, name, found.around(getattr(owner, name)))
-    monkeypatch.setattr(base_look, "POLL", 0.001)
+    monkeypatch.setattr(trial, "POLL", 0.001)
     return found
 
 

@@ -1,1 +1,0 @@
-"""Tests of the panel. That this is a package lets them share a browser."""
