@@ -11,7 +11,7 @@ import numpy as np
 from edgetune.formats.bundle import Bundle
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.folder import DeviceFile, begin, step, write_device
-from edgetune.parts.fleet.rollout.rings import Plan
+from edgetune.parts.fleet.rollout.rings import RingPlan
 from edgetune.parts.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
 from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.next_task import write_next
@@ -63,7 +63,7 @@ def write_fleet(bundle: Bundle, folder: Path, *, key: Path | None = None, device
     names = ["kitchen", *(f"d{i}" for i in range(1, devices))]
     for name in names:
         report(folder, name)
-    plan = Plan(("1", "3", "all"), success=0.3, error=1.0)
+    plan = RingPlan(("1", "3", "all"), success=0.3, error=1.0)
     order = begin(folder, adapter, plan, EVALUATION, int(time.time()), first=names, key=key)
     rollout = order.facts.rollout
     report(folder, "kitchen", rollout=rollout, execution=rings.CLOSED, finished=rings.SUCCESS, active="ft:tiny:fleet:1",

@@ -8,7 +8,7 @@ MANIFEST = Manifest(
                                  "commands.rollout carriers.flower.commands"}},
     options="options:FleetOptions",
     running="running:RunningFleet",
-    device="api.schemas:FleetDevice",
+    device="api.schemas:FleetFacts",
     routes=("api.base", "api.rollouts", "api.members", "api.status", "carriers.http.routes"),
     kinds=("bases.job",),
     panel=True,

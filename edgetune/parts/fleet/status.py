@@ -16,11 +16,11 @@ from .membership.members import STATES, is_joined, read_members
 from .privacy import DELTA
 from .rollout import rings
 from .rollout.folder import DeviceFile, Order, newest_order, read_reports, reports_of
-from .rounds.history import OUTCOMES, History, history_of
+from .rounds.history import OUTCOMES, RoundHistory, history_of
 from .rounds.outcome import losses_by_kind
 from .rounds.spent import spent
 
-WORDS = tuple(rings.Counts.__dataclass_fields__)
+WORDS = tuple(rings.RingCounts.__dataclass_fields__)
 OUTSIDE = "outside"  # a device that the roll-out does not reach
 EXCLUDED = "excluded"  # one that has not joined the fleet, or was revoked
 
@@ -54,7 +54,7 @@ class FleetStatus:
 
     devices: list[dict[str, Any]] = field(default_factory=list)
     rollout: RolloutStatus | None = None
-    rounds: History | None = None
+    rounds: RoundHistory | None = None
     members: dict[str, int] | None = None
     unreadable: list[str] = field(default_factory=list)
 
@@ -70,7 +70,7 @@ def status_of(folder: Path, outcomes: int = OUTCOMES) -> FleetStatus:
     """
     devices, excluded, wrong = read_reports(folder)
     order: Order | None = None
-    rounds: History | None = None
+    rounds: RoundHistory | None = None
     try:
         order = newest_order(folder)
     except EdgetuneError as error:
@@ -96,7 +96,7 @@ def rollout_status(order: Order, devices: Mapping[str, DeviceFile]) -> RolloutSt
                          state.ring + 1, state.since, order.signer, found, rings.changes(state))
 
 
-def rounds_table(rounds: History) -> list[dict[str, Any]]:
+def rounds_table(rounds: RoundHistory) -> list[dict[str, Any]]:
     """A line for each round: its record, `kinds`: its losses by kind of device, and `refused`: what was left out and
     why. Both are empty for rounds whose outcome is not there.
     """
@@ -135,5 +135,5 @@ def _facts(device: DeviceFile) -> dict[str, Any]:
 def _device(device: DeviceFile, order: Order | None, is_reached: bool) -> dict[str, Any]:
     if not order or not is_reached:
         return {**_facts(device), "outcome": OUTSIDE, "reason": ""}
-    report = device.report if device.rollout == order.facts.rollout else rings.Report()
+    report = device.report if device.rollout == order.facts.rollout else rings.RingReport()
     return {**_facts(device), "outcome": rings.outcome(report), "reason": report.reason}

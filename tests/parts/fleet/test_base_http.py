@@ -16,7 +16,7 @@ from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.daemons import LeadByHttp
 from edgetune.parts.fleet.rollout.folder import begin, newest_order, read_device, step, write_device
 from edgetune.parts.fleet.rollout.http import fetch, fetch_base
-from edgetune.parts.fleet.rollout.rings import Plan
+from edgetune.parts.fleet.rollout.rings import RingPlan
 
 EVALUATION = {"required": "better", "if_none": "refuse", "probation": 0, "bad_ratings": 3}
 
@@ -29,7 +29,7 @@ def lead(tmp_path_factory):
     new = write_tiny(folder / "new.gguf", seed=1)
     for name in ("kitchen", "cellar"):
         write_device(folder / "fleet", read_device(folder / "fleet", name))
-    begin(folder / "fleet", new, Plan(("1", "all")), EVALUATION, 0, first=["kitchen"])
+    begin(folder / "fleet", new, RingPlan(("1", "all")), EVALUATION, 0, first=["kitchen"])
     with daemon(base, folder / "state", context=256, fleet=str(folder / "fleet")) as running:
         yield running.url, folder / "fleet"
 

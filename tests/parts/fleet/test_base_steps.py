@@ -16,7 +16,7 @@ from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
 from edgetune.parts.fleet.bases import trial
 from edgetune.parts.fleet.bases.slot import TRIAL
-from edgetune.parts.fleet.bases.trial import Owner, Served
+from edgetune.parts.fleet.bases.trial import Owner, ServedSlot
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.apply import apply
 from edgetune.parts.fleet.rollout.folder import step
@@ -71,7 +71,7 @@ class Simulated(SimulatedDaemon):
         return super().about()
 
     def slot(self):
-        return Served(str(self.path.resolve()), self.bad)
+        return ServedSlot(str(self.path.resolve()), self.bad)
 
     def verdict(self, options):
         assert open_bundle(self.path / ("b" if self.side == "a" else "a")).fingerprint == options["base"]

@@ -21,7 +21,7 @@ from edgetune.formats.signature import private_key
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.folder import begin, newest_order, step
 from edgetune.parts.fleet.rollout.ring_time import Waiting
-from edgetune.parts.fleet.rollout.rings import Plan
+from edgetune.parts.fleet.rollout.rings import RingPlan
 from edgetune.parts.fleet.running import RunningFleet
 from edgetune.parts.fleet.status import status_json, status_of
 from edgetune.parts.fleet.uptime import Moment
@@ -214,7 +214,7 @@ def test_a_rollout_that_fails_is_stopped_by_itself(bundle, tmp_path):
     folder = tmp_path / "folder"
     for name in ("a", "b", "c"):
         report(folder, name)
-    begun = begin(folder, write_rounds(bundle, folder, 1), Plan(("1", "all"), error=0.02), EVALUATION, 1000,
+    begun = begin(folder, write_rounds(bundle, folder, 1), RingPlan(("1", "all"), error=0.02), EVALUATION, 1000,
                   first=["a"])
     look = looks(advancer(fleet=str(folder), state=str(tmp_path / "state")))
     look(2000)
@@ -231,7 +231,7 @@ def test_a_rollout_that_fails_is_stopped_by_itself(bundle, tmp_path):
 def test_a_ring_whose_time_is_over_waits_for_a_person(bundle, tmp_path):
     folder = tmp_path / "folder"
     report(folder, "a")
-    begin(folder, write_rounds(bundle, folder, 1), Plan(("all",), wait=60_000), EVALUATION, 1000)
+    begin(folder, write_rounds(bundle, folder, 1), RingPlan(("all",), wait=60_000), EVALUATION, 1000)
     old(folder)
     look = looks(advancer(fleet=str(folder), state=str(tmp_path / "state")))
     for now in (1001, 30_000):
@@ -247,7 +247,7 @@ def test_a_clock_that_is_set_ends_no_ring(bundle, tmp_path, jump):
     """A device without a battery for its clock gets the date from the network, long after a ring has begun."""
     folder = tmp_path / "folder"
     report(folder, "a")
-    begin(folder, write_rounds(bundle, folder, 1), Plan(("all",), wait=60_000), EVALUATION, 1_600_000_000)
+    begin(folder, write_rounds(bundle, folder, 1), RingPlan(("all",), wait=60_000), EVALUATION, 1_600_000_000)
     config = {"fleet": str(folder), "state": str(tmp_path / "state")}
     advancing = advancer(**config)
     advancing.look(1_600_000_010, Moment("boot", 10.0))

@@ -27,7 +27,7 @@ from edgetune.formats import signature
 from edgetune.formats.slot import SIDES, Slot
 from edgetune.parts.fleet.bases.slot import (
     STARTED,
-    Origin,
+    BaseOrigin,
     Trial,
     read_origin,
     read_trial,
@@ -39,13 +39,13 @@ from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.artifact import read_artifact
 from edgetune.parts.fleet.rollout.folder import newest_order, read_device
 from edgetune.parts.fleet.rollout.ring_time import Waiting
-from edgetune.parts.fleet.rounds.answer import Answer, open_answer
+from edgetune.parts.fleet.rounds.answer import RoundAnswer, open_answer
 from edgetune.parts.fleet.rounds.first_task import make_task
 from edgetune.parts.fleet.rounds.history import history_of
 from edgetune.parts.fleet.rounds.next_task import gathered
 from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.outcome import read_outcome
-from edgetune.parts.fleet.rounds.task import Task, open_task
+from edgetune.parts.fleet.rounds.task import RoundTask, open_task
 from edgetune.parts.fleet.rounds.train_round import train_round
 from edgetune.parts.fleet.signed_folder import MAX_FACTS
 from edgetune.parts.fleet.status import rollout_status
@@ -73,10 +73,10 @@ def made(bundle, tmp_path_factory):
 
 def opened(folder, bundle, task=None):
     """What a folder is opened as, with its arrays read; the EdgetuneError where it is refused."""
-    found: Task | Answer | EdgetuneError
+    found: RoundTask | RoundAnswer | EdgetuneError
     try:
         found = open_answer(folder, task) if task else open_task(folder, bundle)
-        if isinstance(found, Answer):
+        if isinstance(found, RoundAnswer):
             for name in found.start:
                 found.pair(name)
     except EdgetuneError as error:
@@ -182,7 +182,7 @@ class Place:
         self.slot = Slot(folder / "slot")
         self.slot.path.mkdir()
         write_trial(self.slot, Trial("1-x", *SIDES, ["sha256:0", "sha256:1"], STARTED, 1, "because", {"p": 0.1}))
-        write_origin(self.slot.path, Origin("1-x", "0", "sha256:0"))
+        write_origin(self.slot.path, BaseOrigin("1-x", "0", "sha256:0"))
         Waiting(folder, folder).seconds("1-x", 0, 1, Moment("boot", 1.0))
         self.task = folder / "round-0004" / "task"
         self.paths = {
@@ -346,7 +346,7 @@ def test_only_what_a_trusted_key_signed_counts(bundle, made, keys, tmp_path):
     for name in ("home", "other"):
         train_round(task, bundle, made[2], tmp_path / f"answer-{name}", "said", threads=1, key=folder / name)
     trust()
-    assert isinstance(opened(tmp_path / "task-home", bundle), Task)
+    assert isinstance(opened(tmp_path / "task-home", bundle), RoundTask)
     assert isinstance(opened(tmp_path / "task-other", bundle), MismatchError)
     assert "is not signed" in str(opened(made[0], bundle))
     answers, left_out = gathered(task, [tmp_path / "answer-home", tmp_path / "answer-other"])

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from edgetune.disk import sha256
 from edgetune.errors import EdgetuneError
 from edgetune.formats.signature import private_key, sign
-from edgetune.parts.fleet.carriers.folder import Lead
+from edgetune.parts.fleet.carriers.folder import RoundLead
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.rounds.answer import open_answer
 from edgetune.parts.fleet.rounds.first_task import make_task
@@ -229,7 +229,7 @@ def test_a_signature_is_of_one_device_task_and_round(bundle, tmp_path):
     assert left_out[0].reason == "its update is that of m, too, and counts once for both"
     shutil.rmtree(there / "a")
     lie(there / "m", there, "a", lambda array: array * np.float16(1000), key=keys["a"])
-    leader = Lead(tmp_path, bundle, devices=2, seconds=1e9, key=None)
+    leader = RoundLead(tmp_path, bundle, devices=2, seconds=1e9, key=None)
     found = leader.end_round()
     assert found.record.devices == 2
     assert "further than a training of" in found.left_out[0].reason

@@ -22,7 +22,7 @@ from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
 from edgetune.evaluation.canary import Drift
 from edgetune.formats.bundle import open_bundle, write_copy
-from edgetune.parts.fleet.bases.gate import Measured, comparable, measured, rise
+from edgetune.parts.fleet.bases.gate import MeasuredBase, comparable, measured, rise
 from edgetune.parts.fleet.bases.slot import make_slot
 from edgetune.parts.fleet.rollout.daemons import DaemonByHttp
 from edgetune.serving.llama import LlamaModel
@@ -140,8 +140,8 @@ def test_losses_of_other_tokenizers_are_those_of_whole_answers(bases, tmp_path):
 
 
 def test_what_cannot_be_compared_is_left_out():
-    old = Measured([Score(1.0), Score(1.0), Score(0.5, pair=True)], [4, 0, 0], Drift(0, 0, 9, math.e), 10)
-    new = Measured([Score(1.0), Score(1.0), Score(0.7, pair=True)], [8, 8, 0], Drift(math.e - 1, 0.2, 19, 1.0), 20)
+    old = MeasuredBase([Score(1.0), Score(1.0), Score(0.5, pair=True)], [4, 0, 0], Drift(0, 0, 9, math.e), 10)
+    new = MeasuredBase([Score(1.0), Score(1.0), Score(0.7, pair=True)], [8, 8, 0], Drift(math.e - 1, 0.2, 19, 1.0), 20)
     assert [score.loss for score in comparable(new, old)] == [2.0, None, 0.7]
     found = rise(new, old)
     assert (found.rise, found.kl) == (pytest.approx(math.e - 1), 0.2)  # 2 nats an old token, 1 before

@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 
 from edgetune.errors import UsageError
 from edgetune.parts.fleet.rollout import rings
-from edgetune.parts.fleet.rollout.rings import Plan, Report, begin, counts
+from edgetune.parts.fleet.rollout.rings import RingPlan, RingReport, begin, counts
 
-PASSED = Report(rings.CLOSED, rings.SUCCESS)
-FAILED = Report(rings.CLOSED, rings.FAILURE)
-REFUSED = Report(rings.REJECTED)
-OPEN = Report(rings.PROCEEDING)
-SILENT = Report()
-GONE = Report(rings.CANCELED, rings.SUCCESS)
+PASSED = RingReport(rings.CLOSED, rings.SUCCESS)
+FAILED = RingReport(rings.CLOSED, rings.FAILURE)
+REFUSED = RingReport(rings.REJECTED)
+OPEN = RingReport(rings.PROCEEDING)
+SILENT = RingReport()
+GONE = RingReport(rings.CANCELED, rings.SUCCESS)
 HOUR = 3600
-PLAN = Plan(wait=24 * HOUR)
+PLAN = RingPlan(wait=24 * HOUR)
 
 
 def advance(state, reports, now):
@@ -42,7 +42,7 @@ def rolled(plan, devices, says, hours=300, state=None):
     return states
 
 
-plans = st.builds(Plan, st.sampled_from([("1", "10%", "all"), ("all",), ("2", "50%"), ("10%", "30%", "100%")]),
+plans = st.builds(RingPlan, st.sampled_from([("1", "10%", "all"), ("all",), ("2", "50%"), ("10%", "30%", "100%")]),
                   st.sampled_from([0.0, 0.5, 0.95, 1.0]), st.sampled_from([0.0, 0.02, 0.3]),
                   st.sampled_from([0.0, 0.5, 1.0]), st.just(24 * HOUR))
 says = st.sampled_from([PASSED, FAILED, REFUSED, OPEN, SILENT])
@@ -143,7 +143,7 @@ def test_one_early_failure_of_a_large_ring_does_not_stop_it():
 
 def test_the_share_of_successes_that_is_required_suffices():
     devices = fleet(20)
-    state = begin(Plan(("all",)), devices, 0, "seed")
+    state = begin(RingPlan(("all",)), devices, 0, "seed")
     reports = {**dict.fromkeys(devices, PASSED), devices[0]: REFUSED}
     assert advance(state, reports, HOUR).status == rings.FINISHED
     assert advance(state, {**reports, devices[1]: REFUSED}, HOUR).status == rings.PAUSED
@@ -208,7 +208,7 @@ def test_devices_that_come_later_and_first():
     joined = rings.join(state, [*fleet(20), "new"])
     assert joined.rings[-1][-1] == "new"
     assert rings.join(joined, [*fleet(20), "new"]) == joined
-    half = begin(Plan(("1", "50%")), fleet(20), 0, "seed")
+    half = begin(RingPlan(("1", "50%")), fleet(20), 0, "seed")
     assert rings.join(half, ["new"]) == half
     assert begin(PLAN, fleet(20), 0, "seed").rings != begin(PLAN, fleet(20), 0, "other").rings
 
@@ -220,7 +220,7 @@ def test_devices_that_come_later_and_first():
     ({"rings": ("101%",)}, "101%")])
 def test_a_wrong_plan_says_so(plan, words):
     with pytest.raises(UsageError, match=words):
-        begin(Plan(**plan), fleet(3), 0, "seed")
+        begin(RingPlan(**plan), fleet(3), 0, "seed")
 
 
 def test_no_devices():
@@ -229,5 +229,5 @@ def test_no_devices():
     with pytest.raises(UsageError, match="no device is called 'x'"):
         begin(PLAN, fleet(2), 0, "seed", ["x"])
     with pytest.raises(UsageError, match="'done'"):
-        Report("done").check("x.json")
+        RingReport("done").check("x.json")
     assert [len(ring) for ring in begin(PLAN, fleet(5), 0, "seed").rings] == [1, 4]

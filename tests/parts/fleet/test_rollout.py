@@ -90,7 +90,7 @@ def test_an_adapter_reaches_a_fleet_and_is_undone_with_one_command(fleet, made, 
     assert advance(tmp_path, "--undo")["status"] == "undoing"
     for device in fleet:
         look(fleet, tmp_path, device)
-    assert read_device(tmp_path, "a").report == rings.Report("canceled", "success",
+    assert read_device(tmp_path, "a").report == rings.RingReport("canceled", "success",
                                                              "the adapter before is active again")
     assert all(active(running) is None and not running.service.adapters.list() for running in fleet.values())
     assert advance(tmp_path)["status"] == "undone"

@@ -22,11 +22,11 @@ from json_lines import write_lines
 from edgetune.daemon.client import Client
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UnansweredError, UsageError
 from edgetune.parts.fleet.carriers.copies import HttpMember, fetch
-from edgetune.parts.fleet.carriers.folder import Lead, Member
+from edgetune.parts.fleet.carriers.folder import Member, RoundLead
 from edgetune.parts.fleet.carriers.http.child import RoundsInChild
 from edgetune.parts.fleet.carriers.http.client import RoundsByHttp
 from edgetune.parts.fleet.carriers.http.service import served_round, take_answer
-from edgetune.parts.fleet.carriers.places import Place, newest
+from edgetune.parts.fleet.carriers.places import RoundPlace, newest
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.membership.lead import ask_to_join, open_lead
 from edgetune.parts.fleet.rounds.first_task import make_task
@@ -65,7 +65,7 @@ def follower(server, bundle, rows, letter, folder):
 
 
 def lead(folder, bundle):
-    return Lead(folder, bundle, devices=2, seconds=1e9, key=None)
+    return RoundLead(folder, bundle, devices=2, seconds=1e9, key=None)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def by_folder(bundle, rows, tmp_path_factory):
 
 
 def adapter_of(folder, number):
-    return (Place(folder, number).task / "adapter" / "adapter.gguf").read_bytes()
+    return (RoundPlace(folder, number).task / "adapter" / "adapter.gguf").read_bytes()
 
 
 def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_folder, tiny_llama, tmp_path):
@@ -183,7 +183,7 @@ def test_devices_that_joined(bundle, rows, by_folder, tiny_llama, tmp_path, monk
         shutil.copytree(newest(folder).answers / "a", newest(folder).answers / "c")  # as a sync would bring it
         members.revoke(folder, "a", 1)
         assert lead(folder, bundle).end_round() is None
-        ended = Lead(folder, bundle, devices=1, seconds=1e9, key=None).end_round()
+        ended = RoundLead(folder, bundle, devices=1, seconds=1e9, key=None).end_round()
         assert [one.device for one in ended.left_out] == ["a", "c"]
         assert "was revoked" in ended.left_out[0].reason
         assert "no device 'c' has joined" in ended.left_out[1].reason
@@ -309,7 +309,7 @@ def test_what_is_damaged_on_the_way_leaves_nothing(answered, bundle, rows, tmp_p
             return found, "x"
 
         def load(self, number, file, target, most):
-            shutil.copyfile(Place(folder, number).task / file, target)
+            shutil.copyfile(RoundPlace(folder, number).task / file, target)
             assert target.stat().st_size == most
 
         def rest(self):

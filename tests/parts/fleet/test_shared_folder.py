@@ -17,7 +17,7 @@ from edgetune.cli.app import cli
 from edgetune.errors import FormatError, Interrupted, UsageError
 from edgetune.formats import signature
 from edgetune.formats.signature import private_key
-from edgetune.parts.fleet.carriers.folder import Lead, Member, again
+from edgetune.parts.fleet.carriers.folder import Member, RoundLead, again
 from edgetune.parts.fleet.carriers.places import check_name, newest
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.rounds.first_task import make_task
@@ -48,7 +48,7 @@ def begun(bundle, tmp_path):
 def test_two_devices_and_a_lead_pass_through_two_rounds(bundle, begun, tmp_path):
     folder, member = begun
     members = [member("a"), member("b")]
-    leader = Lead(folder, bundle, devices=2, seconds=1e9, key=None)
+    leader = RoundLead(folder, bundle, devices=2, seconds=1e9, key=None)
     for number in (1, 2):
         assert leader.end_round() is None
         part = members[0].answer(CALLS)
@@ -99,8 +99,8 @@ def test_the_quorum_is_enough_once_the_time_is_over(bundle, begun):
     shutil.copytree(newest(folder).answers / "b", half)
     (half / "update.safetensors").write_bytes(b"half")
     (newest(folder).answers / "d.99.tmp").mkdir()
-    assert Lead(folder, bundle, devices=3, seconds=1e9, key=None).end_round() is None
-    ended = Lead(folder, bundle, devices=3, seconds=0.0, key=None).end_round()
+    assert RoundLead(folder, bundle, devices=3, seconds=1e9, key=None).end_round() is None
+    ended = RoundLead(folder, bundle, devices=3, seconds=0.0, key=None).end_round()
     assert ended.record.devices == 2
     assert [one.device for one in ended.left_out] == ["c"]
 
@@ -130,10 +130,10 @@ def test_where_devices_join_an_answer_counts_by_its_signature(bundle, begun, tmp
         replace(member(name), key=key).answer(CALLS)
     place = newest(folder)
     shutil.copytree(place.answers / "a", place.answers / "d")  # that of another device
-    leader = Lead(folder, bundle, devices=2, seconds=1e9, key=None)
+    leader = RoundLead(folder, bundle, devices=2, seconds=1e9, key=None)
     assert leader.end_round() is None
     signature.sign(place.answers / "d" / "answer.json", private_key(keys["d"]))
-    ended = Lead(folder, bundle, devices=1, seconds=1e9, key=None).end_round()
+    ended = RoundLead(folder, bundle, devices=1, seconds=1e9, key=None).end_round()
     assert [one["device"] for one in devices_table(ended)] == ["a"]  # by its name, and not its key
     first = {name: private_key(keys[name]).public_key().public_bytes_raw().hex()[:16] for name in keys}
     assert {one.device: one.reason for one in ended.left_out} == {

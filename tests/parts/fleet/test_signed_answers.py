@@ -12,7 +12,7 @@ from fleets import signing_key
 from json_lines import write_lines
 
 from edgetune.errors import MismatchError
-from edgetune.parts.fleet.carriers.folder import Lead
+from edgetune.parts.fleet.carriers.folder import RoundLead
 from edgetune.parts.fleet.carriers.http.service import served_round
 from edgetune.parts.fleet.carriers.places import newest
 from edgetune.parts.fleet.membership import invites, members
@@ -54,7 +54,7 @@ def follow(bundle, place, rows, *options, code=0):
 
 
 def lead(folder, bundle, devices):
-    return Lead(folder, bundle, devices, seconds=1e9, key=None).end_round()
+    return RoundLead(folder, bundle, devices, seconds=1e9, key=None).end_round()
 
 
 def test_over_http_a_device_signs_by_itself(bundle, served, tmp_path):

@@ -27,7 +27,7 @@ from edgetune.parts.fleet.rollout.folder import (
 )
 from edgetune.parts.fleet.rollout.http import take_report
 from edgetune.parts.fleet.rollout.reports import sign, unsigned
-from edgetune.parts.fleet.rollout.rings import Plan
+from edgetune.parts.fleet.rollout.rings import RingPlan
 
 pytest.importorskip("cryptography")
 
@@ -56,7 +56,7 @@ class Fleet:
         self.begin()
 
     def begin(self):
-        self.rollout = begin(self.folder, self.adapter, Plan(("1", "2", "all"), error=0.0), EVALUATION, 1,
+        self.rollout = begin(self.folder, self.adapter, RingPlan(("1", "2", "all"), error=0.0), EVALUATION, 1,
                              first=["a", "b"]).facts.rollout
 
     def join(self, name):
@@ -180,7 +180,7 @@ def test_a_device_that_changes_its_key_and_one_that_takes_a_name(fleet):
 def test_a_folder_that_no_device_joins_trusts_all_who_write(adapter, tmp_path):
     write_device(tmp_path, DeviceFile("a", number=5))
     write_device(tmp_path, replace(DeviceFile("b"), signature="0" * 128))
-    order = begin(tmp_path, adapter, Plan(("all",)), EVALUATION, 1)
+    order = begin(tmp_path, adapter, RingPlan(("all",)), EVALUATION, 1)
     write_device(tmp_path, DeviceFile("a", rollout=order.facts.rollout, **FAILED))
     assert step(tmp_path, 2)[0].state.status == rings.STOPPED
     assert not (tmp_path / "members").exists()
@@ -204,7 +204,7 @@ def test_the_command(tiny_llama, adapter, tmp_path, monkeypatch):
         assert "is a URL, where the device signs by itself" in apply(url, "--joined", url, code=2)
         apply(folder, "--device", "kitchen")  # unsigned
         with pytest.raises(UsageError, match="no report of a device counts: the report of kitchen is not signed"):
-            begin(folder, adapter, Plan(), EVALUATION, 1)
+            begin(folder, adapter, RingPlan(), EVALUATION, 1)
         apply(folder, "--joined", url)
         first = path.read_bytes()
         run("fleet", "rollout", adapter, folder)

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 
-class FleetDevice(BaseModel):
+class FleetFacts(BaseModel):
     """The facts of a device in a fleet."""
 
     fleet: bool = Field(False, description="Whether it serves a fleet, by --fleet.")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredBase:
     """One base with its adapter. scores: of the rows, in their order. tokens: of each right answer, 0: of one that is
     not read whole. drift: of the adapter from its base on unrelated text, None: not measured; text: its tokens.
     """
@@ -71,16 +71,16 @@ def _opened(worker: Worker, base: Gguf, adapters: Mapping[str, Path], exam: Exam
                        lambda done, of: worker.emit({"event": "judging", "done": done, "of": of}))
 
 
-def measured(examiner: Examiner, asked: Asked, exam: Exam) -> Measured:
+def measured(examiner: Examiner, asked: Asked, exam: Exam) -> MeasuredBase:
     """Lets a base with its adapter answer the rows of an exam."""
     assert isinstance(examiner, LlamaExaminer)  # a slot holds no encoder
     scores = examiner.scores(asked, exam.rows)
     tokens = [examiner.answer_tokens(asked.name, row) for row in exam.rows]
     text = len(examiner.served.tokenizer.encode(exam.canary)) if exam.canary else 0
-    return Measured(scores, tokens, examiner.drift(asked.name), text)
+    return MeasuredBase(scores, tokens, examiner.drift(asked.name), text)
 
 
-def comparable(new: Measured, old: Measured) -> list[Score]:
+def comparable(new: MeasuredBase, old: MeasuredBase) -> list[Score]:
     """Returns the new Scores with losses in nats a token of the present base; without one where the answers that were
     read differ.
     """
@@ -93,7 +93,7 @@ def comparable(new: Measured, old: Measured) -> list[Score]:
     return found
 
 
-def rise(new: Measured, old: Measured) -> Drift | None:
+def rise(new: MeasuredBase, old: MeasuredBase) -> Drift | None:
     """Returns how much more unrelated text surprises the new base with its adapter than the present base alone; kl is
     that of the adapter from its own base. None: it is not measured.
     """

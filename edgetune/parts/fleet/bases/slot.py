@@ -33,7 +33,7 @@ MOST = 64 * 1024
 
 
 @dataclass(frozen=True)
-class Origin:
+class BaseOrigin:
     """origin.json. rollout: its id. digest: of the base's model.gguf. base: its fingerprint."""
 
     rollout: str
@@ -79,13 +79,13 @@ def refuse_encoder(architecture: str, name: str) -> None:
         raise UsageError(f"{name} is an encoder, and a slot holds a model that writes text", "roll out its adapter")
 
 
-def read_origin(side: Path) -> Origin | None:
+def read_origin(side: Path) -> BaseOrigin | None:
     """The origin of a side's base; None: no roll-out brought it. Raises FormatError."""
     found = read_object(side / ORIGIN, REMOVE, MOST)
-    return None if found is None else from_json(Origin, found, str(side / ORIGIN))
+    return None if found is None else from_json(BaseOrigin, found, str(side / ORIGIN))
 
 
-def write_origin(side: Path, origin: Origin) -> None:
+def write_origin(side: Path, origin: BaseOrigin) -> None:
     (side / ORIGIN).write_text(json.dumps(asdict(origin), indent=1) + "\n")
 
 

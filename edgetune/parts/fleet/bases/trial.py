@@ -29,7 +29,7 @@ from ....errors import (
 from ....formats.bundle import MODEL, open_bundle
 from ....formats.gguf import open_gguf
 from ..rollout import rings
-from ..rollout.artifact import BASE, Artifact
+from ..rollout.artifact import BASE, RolloutArtifact
 from ..rollout.folder import DeviceFile, Order
 from ..rollout.look import NUMBERS, About, Look, superseded_by
 from ..uptime import Moment
@@ -39,7 +39,7 @@ from .slot import (
     PASSED,
     STARTED,
     SWITCHED,
-    Origin,
+    BaseOrigin,
     Trial,
     end_trial,
     read_origin,
@@ -52,7 +52,7 @@ POLL = 0.5  # seconds
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedSlot:
     """The slot that a daemon serves. path: its folder. bad, good: ratings since it opened its base first."""
 
     path: str
@@ -66,7 +66,7 @@ class SlotDaemon(Protocol):
     def about(self) -> About:
         """What it is, and what it answers with."""
 
-    def slot(self) -> Served | None:
+    def slot(self) -> ServedSlot | None:
         """The slot that it serves; None: it serves none."""
 
     def evaluate_base(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -223,7 +223,7 @@ class BaseLook(Look):
         self.say(rings.DOWNLOADED)
         self._evaluate(order)
 
-    def _check(self, owner: Owner, artifact: Artifact) -> None:
+    def _check(self, owner: Owner, artifact: RolloutArtifact) -> None:
         """Raises UsageError for a base that this device cannot take."""
         served = self.daemon.slot()
         path = owner.slot.path.resolve()
@@ -235,7 +235,7 @@ class BaseLook(Look):
         if artifact.facts.base == self.own.model and artifact.has_adapter:
             raise UsageError("this base is here already", "roll out its adapter alone")
 
-    def _fill(self, owner: Owner, order: Order, artifact: Artifact) -> None:
+    def _fill(self, owner: Owner, order: Order, artifact: RolloutArtifact) -> None:
         """Writes the base and what comes with it into the other side. Raises FormatError for a file that is not whole,
         and errors of open_bundle.
         """
@@ -249,7 +249,7 @@ class BaseLook(Look):
             if found != artifact.facts.base:
                 raise MismatchError(f"the base is {found:.19}, the artifact says {artifact.facts.base:.19}",
                                     "roll it out again")
-            write_origin(beside, Origin(order.facts.rollout, artifact.digest, found))
+            write_origin(beside, BaseOrigin(order.facts.rollout, artifact.digest, found))
 
     def _evaluate(self, order: Order) -> None:
         """Lets the gate decide between the base with its adapter and what answers now."""
@@ -307,7 +307,7 @@ class BaseLook(Look):
         else:
             write_trial(owner.slot, replace(trial, waited=waited, seen=self.at))
 
-    def _succeed(self, artifact: Artifact, reason: str) -> None:
+    def _succeed(self, artifact: RolloutArtifact, reason: str) -> None:
         self.say(rings.CLOSED, rings.SUCCESS, reason, **superseded_by(self.own, artifact))
 
     def _undo(self, order: Order, trial: Trial | None) -> None:

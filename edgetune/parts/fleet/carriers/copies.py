@@ -20,12 +20,12 @@ from ....training.callbacks import RunCallbacks
 from ..rounds.answer import open_answer
 from ..rounds.task import ADAPTER, FACTS, MOST_BYTES, NEEDED, open_task
 from ..signed_folder import MAX_FACTS
-from .folder import Member, Part
+from .folder import AnsweredRound, Member
 from .http.service import TASK_FILES
-from .places import Place
+from .places import RoundPlace
 
 
-class Server(Protocol):
+class RoundServer(Protocol):
     """The daemon that serves a folder. All raise UnansweredError where it does not answer."""
 
     def round(self, device: str, known: str) -> tuple[Mapping[str, Any], str] | None:
@@ -45,11 +45,11 @@ class Server(Protocol):
 class HttpMember:
     """A device that answers each round of a daemon. member: of the copy in its folder."""
 
-    server: Server
+    server: RoundServer
     member: Member
     _known: str = ""
 
-    def answer(self, callbacks: RunCallbacks) -> Part | None:
+    def answer(self, callbacks: RunCallbacks) -> AnsweredRound | None:
         """Answers the newest round, as Member does. Raises FormatError, too, where there is none, or a newer one has
         begun meanwhile.
         """
@@ -69,11 +69,11 @@ class HttpMember:
             self.member.make(place, callbacks)
         return self._sent(place)
 
-    def _sent(self, place: Place) -> Part:
+    def _sent(self, place: RoundPlace) -> AnsweredRound:
         """Sends the answer that is in the copy. Raises FormatError where it is too late."""
         out = place.answers / self.member.device
         try:
-            part = Part(place, open_answer(out, open_task(place.task, self.member.bundle), unchecked).facts)
+            part = AnsweredRound(place, open_answer(out, open_task(place.task, self.member.bundle), unchecked).facts)
         except EdgetuneError:  # it is made again
             shutil.rmtree(out, ignore_errors=True)
             raise
@@ -85,7 +85,7 @@ class HttpMember:
         return part
 
 
-def fetch(server: Server, folder: Path, found: Mapping[str, Any]) -> Place | None:
+def fetch(server: RoundServer, folder: Path, found: Mapping[str, Any]) -> RoundPlace | None:
     """Brings the device's copy of the newest task up to date; None: there is none. Raises FormatError for what the
     daemon said or sent; what is not whole leaves nothing.
     """
@@ -96,7 +96,7 @@ def fetch(server: Server, folder: Path, found: Mapping[str, Any]) -> Place | Non
             {FACTS, *NEEDED} <= files.keys() <= {*TASK_FILES} and isinstance(found.get("answered"), bool)
             and all(isinstance(size, int) and 0 < size <= MOST_BYTES for size in files.values())):
         raise FormatError("the round that was sent is none", "update edgetune on both sides")
-    place = Place(folder, number)
+    place = RoundPlace(folder, number)
     if _name_of(place.task / FACTS) != name:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("round-*"):

@@ -27,16 +27,16 @@ from ..rounds.next_task import Ended, gathered, write_next
 from ..rounds.noise import Noise
 from ..rounds.task import open_task
 from ..rounds.train_round import train_round
-from .places import Place, check_name, newest
+from .places import RoundPlace, check_name, newest
 
 Say = Callable[[str], object]
 
 
 @dataclass(frozen=True)
-class Part:
+class AnsweredRound:
     """What a device did for a round. facts: of its answer."""
 
-    place: Place
+    place: RoundPlace
     facts: AnswerFacts
 
 
@@ -57,14 +57,14 @@ class Member:
     key: Path | None
     own: dict[str, Any]
 
-    def answer(self, callbacks: RunCallbacks) -> Part | None:
+    def answer(self, callbacks: RunCallbacks) -> AnsweredRound | None:
         """Answers the newest round; None: it is answered. Raises the errors of open_task and train_round."""
         place = newest(self.folder)
         if (place.answers / check_name(self.device)).exists():
             return None
         return self.make(place, callbacks)
 
-    def make(self, place: Place, callbacks: RunCallbacks) -> Part:
+    def make(self, place: RoundPlace, callbacks: RunCallbacks) -> AnsweredRound:
         """Makes the answer to a round. Raises as `answer`."""
         out = place.answers / self.device
         task = open_task(place.task, self.bundle)
@@ -75,11 +75,11 @@ class Member:
         with new_folder(out) as beside:
             shutil.copytree(made, beside, dirs_exist_ok=True)
         shutil.rmtree(made, ignore_errors=True)
-        return Part(place, open_answer(out, task, unchecked).facts)
+        return AnsweredRound(place, open_answer(out, task, unchecked).facts)
 
 
 @dataclass
-class Lead:
+class RoundLead:
     """The device that ends rounds and writes tasks. devices: answers that end a round; after `seconds` the quorum of
     the task is enough. key: signs the tasks.
     """
@@ -105,7 +105,7 @@ class Lead:
         checks = partial(check_of, self.folder, number=place.number)
         if len(gathered(task, folders, checks)[0]) < (quorum if is_late else max(quorum, self.devices)):
             return None
-        return write_next(task, self.bundle, folders, Place(self.folder, place.number + 1).task, self.key,
+        return write_next(task, self.bundle, folders, RoundPlace(self.folder, place.number + 1).task, self.key,
                           check_of=checks)
 
 

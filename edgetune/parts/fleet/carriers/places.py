@@ -21,7 +21,7 @@ _ROUND = re.compile(r"round-(\d{4,9})")
 
 
 @dataclass(frozen=True)
-class Place:
+class RoundPlace:
     """A round in the folder."""
 
     folder: Path
@@ -44,7 +44,7 @@ class Place:
         return self.folder / f"round-{self.number:04}" / name
 
 
-def newest(folder: Path) -> Place:
+def newest(folder: Path) -> RoundPlace:
     """The newest round whose task is there. Raises UsageError where there is no folder, FormatError where it has none.
     """
     if not folder.is_dir():
@@ -56,9 +56,10 @@ def newest(folder: Path) -> Place:
     return max(there, key=lambda place: place.number)
 
 
-def rounds_of(folder: Path) -> list[Place]:
+def rounds_of(folder: Path) -> list[RoundPlace]:
     """The rounds whose task is there."""
-    found = [Place(folder, int(match[1])) for path in folder.glob("round-*") if (match := _ROUND.fullmatch(path.name))]
+    numbers = [int(match[1]) for path in folder.glob("round-*") if (match := _ROUND.fullmatch(path.name))]
+    found = [RoundPlace(folder, number) for number in numbers]
     return [place for place in found if is_whole(place.task, FACTS)]
 
 

@@ -83,8 +83,8 @@ def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: in
     One device of the fleet does it; it may also follow. Ctrl-C stops; the same command continues.
     """
     from ....formats.bundle import open_bundle
-    from ..carriers.folder import Lead, again
-    leader = Lead(folder, open_bundle(model), devices, wait, key)
+    from ..carriers.folder import RoundLead, again
+    leader = RoundLead(folder, open_bundle(model), devices, wait, key)
     ended: list[dict[str, Any]] = []
 
     def look() -> bool:

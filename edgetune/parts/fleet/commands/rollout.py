@@ -55,8 +55,8 @@ def fleet_rollout(source: Path, folder: Path, adapter: Path | None, rings: str, 
     FOLDER with --fleet.
     """
     from ..rollout.folder import begin, read_devices
-    from ..rollout.rings import Plan
-    plan = Plan(tuple(rings.split(",")), success, error, quorum, wait)
+    from ..rollout.rings import RingPlan
+    plan = RingPlan(tuple(rings.split(",")), success, error, quorum, wait)
     evaluation = {"required": required, "if_none": if_none, "probation": probation, "bad_ratings": bad_ratings}
     order = begin(folder, source, plan, evaluation, int(time.time()), first=first, adapter=adapter, least=least,
                   key=key)

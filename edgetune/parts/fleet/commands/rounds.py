@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..rounds.answer import AnswerFacts
     from ..rounds.next_task import Ended
     from ..rounds.noise import Noise
-    from ..rounds.spent import Spent
+    from ..rounds.spent import NoiseSpent
     from ..rounds.task import RoundRecord
 
 OWN = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt_column", "completion_column")
@@ -205,11 +205,11 @@ def learned(record: RoundRecord) -> str:
     return f"{record.tokens} tokens{losses}; {size_text(record.up)} up, {size_text(record.down)} down to each"
 
 
-def spent_json(found: Spent | None) -> dict[str, Any] | None:
+def spent_json(found: NoiseSpent | None) -> dict[str, Any] | None:
     return None if found is None else asdict(found)
 
 
-def spent_lines(found: Spent | None) -> list[str]:
+def spent_lines(found: NoiseSpent | None) -> list[str]:
     """What a person is told of the noise of all rounds; nothing where there was none."""
     if found is None:
         return []

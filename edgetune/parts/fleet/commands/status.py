@@ -12,8 +12,8 @@ from .privacy import DELTA_OPTION
 from .rounds import fleet, spent_lines
 
 if TYPE_CHECKING:
-    from ..rounds.history import History
-    from ..rounds.spent import Spent
+    from ..rounds.history import RoundHistory
+    from ..rounds.spent import NoiseSpent
     from ..status import FleetStatus, RolloutStatus
 
 
@@ -55,7 +55,7 @@ def _found(path: Path) -> FleetStatus:
     return found
 
 
-def rounds_lines(rounds: History, noise: Spent | None) -> list[Any]:
+def rounds_lines(rounds: RoundHistory, noise: NoiseSpent | None) -> list[Any]:
     """What a person is told of rounds, and of what their noise hides."""
     from ....console import table
     from ....errors import printable, size_text
@@ -113,7 +113,7 @@ def _left_out(reasons: list[str]) -> list[str]:
     return [f"left out: {printable(one)}" for one in reasons]
 
 
-def line_of(found: History) -> str:
+def line_of(found: RoundHistory) -> str:
     from ....errors import printable
     if found.arrived is None:
         return f"this is the task of round {found.number} of {printable(found.base)}"

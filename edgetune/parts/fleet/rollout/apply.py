@@ -17,7 +17,7 @@ from ..bases.owner import Owner
 from ..bases.trial import BaseLook, SlotDaemon, settle
 from ..uptime import Moment, moment
 from . import rings
-from .artifact import BASE, Artifact
+from .artifact import BASE, RolloutArtifact
 from .folder import DeviceFile, Order, newest_order, read_device
 from .look import NUMBERS, Look, superseded_by
 
@@ -133,7 +133,7 @@ class AdapterLook(Look):
         self.say(rings.DOWNLOADED, adapter=id)
         self._evaluate(order)
 
-    def _check(self, artifact: Artifact) -> None:
+    def _check(self, artifact: RolloutArtifact) -> None:
         """Raises MismatchError for another model's adapter, UsageError for one that a later one replaced."""
         if artifact.facts.base not in ("", self.own.model):
             raise MismatchError(f"the adapter is of the model {artifact.facts.base:.19}, here is {self.own.model:.19}",

@@ -56,7 +56,7 @@ class ArtifactFacts:
 
 
 @dataclass(frozen=True)
-class Artifact:
+class RolloutArtifact:
     """An opened artifact. name: the SHA-256 of its artifact.json; digest: of its adapter.gguf, or its model.gguf."""
 
     folder: Path
@@ -139,7 +139,7 @@ def _fill(beside: Path, bundle: Bundle | None, adapter: Path | None, key: Path |
                 shutil.copyfile(adapter / name, beside / ADAPTER / name)
 
 
-def read_artifact(folder: Path, name: str = "") -> Artifact:
+def read_artifact(folder: Path, name: str = "") -> RolloutArtifact:
     """An artifact whose files were not looked at. name: the one that it must be; "": any. Raises FormatError,
     MismatchError, and UsageError for one that this edgetune cannot use.
     """
@@ -152,10 +152,10 @@ def read_artifact(folder: Path, name: str = "") -> Artifact:
     if version_of(facts.least) > version_of(__version__):
         raise UsageError(f"{folder} needs edgetune {facts.least:.20}, this is {__version__}", "update edgetune")
     _check_names(folder, facts)
-    return Artifact(folder, found, facts)
+    return RolloutArtifact(folder, found, facts)
 
 
-def open_artifact(folder: Path, name: str = "") -> Artifact:
+def open_artifact(folder: Path, name: str = "") -> RolloutArtifact:
     """An artifact that is whole: each file is read. Otherwise as read_artifact."""
     found = read_artifact(folder, name)
     for file in found.facts.files:

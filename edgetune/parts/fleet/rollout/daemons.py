@@ -13,7 +13,7 @@ from urllib.parse import quote
 from ....daemon.client import Client
 from ....disk import json_text
 from ....errors import NotFoundError
-from ..bases.trial import Served
+from ..bases.trial import ServedSlot
 from ..membership.lead import Signing
 from .apply import Held
 from .folder import DeviceFile
@@ -25,7 +25,7 @@ SUFFIX = "fleet"
 
 
 class DaemonByHttp:
-    """The daemon that a client speaks to. As fleet.rollout.apply.Daemon, whose errors it raises."""
+    """The daemon that a client speaks to. As apply.Daemon, whose errors it raises."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
@@ -37,13 +37,13 @@ class DaemonByHttp:
                       "kind": found["device"].get("kind", "")}
         return self.client.read(About, values, "the device")
 
-    def slot(self) -> Served | None:
+    def slot(self) -> ServedSlot | None:
         found = self.client.get("/v1/device").get("slot")
         if not found:
             return None
         with self.client.understood():
             values = {name: found[name] for name in ("path", "bad", "good") if name in found}
-        return self.client.read(Served, values, "the slot")
+        return self.client.read(ServedSlot, values, "the slot")
 
     def evaluate_base(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         job = self.client.succeeded(self.client.post("/v1/base/evaluate", dict(options)))
@@ -88,7 +88,7 @@ class DaemonByHttp:
 
 
 class LeadByHttp:
-    """The daemon that serves a folder, by its client. As fleet.rollout.http.Lead, whose errors it raises. A device that
+    """The daemon that serves a folder, by its client. As RolloutLead, whose errors it raises. A device that
     joined signs its report by the key that signs its requests.
     """
 

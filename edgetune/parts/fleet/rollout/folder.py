@@ -28,10 +28,10 @@ from ..membership.members import REPORTS, approved, is_joined, reason_against
 from ..signed_folder import AGAIN, is_whole, read_facts, write_facts
 from ..uptime import Moment, moment
 from . import artifact, rings
-from .artifact import Artifact
+from .artifact import RolloutArtifact
 from .reports import unsigned
 from .ring_time import Waiting
-from .rings import NAME, Plan, Report, Rollout
+from .rings import NAME, RingPlan, RingReport, RolloutState
 
 VERSION = 1
 FACTS = "order.json"
@@ -47,7 +47,7 @@ EVALUATION = {"required": "better", "if_none": "refuse", "probation": 86_400, "b
 @dataclass(frozen=True)
 class OrderFacts:
     """order.json. rollout, number: its folder's. artifact: its name. evaluation: how a device evaluates it, as of
-    EVALUATION. plan, rings, since, ring, status, reason: as of Rollout.
+    EVALUATION. plan, rings, since, ring, status, reason: as of RolloutState.
     """
 
     version: int
@@ -70,11 +70,11 @@ class Order:
 
     folder: Path
     facts: OrderFacts
-    state: Rollout
+    state: RolloutState
     signer: str = ""
 
     @property
-    def artifact(self) -> Artifact:
+    def artifact(self) -> RolloutArtifact:
         """The artifact, whole: each file is read. Raises its errors."""
         return artifact.open_artifact(self.folder / ARTIFACT, self.facts.artifact)
 
@@ -86,7 +86,7 @@ class Order:
         return ""
 
     @property
-    def stated(self) -> Artifact:
+    def stated(self) -> RolloutArtifact:
         """The artifact, whose files are not looked at. Raises its errors."""
         return artifact.read_artifact(self.folder / ARTIFACT, self.facts.artifact)
 
@@ -121,8 +121,8 @@ class DeviceFile:
     signature: str = ""
 
     @property
-    def report(self) -> Report:
-        return Report(self.execution, self.finished, self.reason)
+    def report(self) -> RingReport:
+        return RingReport(self.execution, self.finished, self.reason)
 
 
 # ---- devices ---------------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def _newer(found: DeviceFile, before: DeviceFile | None) -> DeviceFile:
     return before if before and before.number > found.number else found
 
 
-def reports_of(devices: dict[str, DeviceFile], rollout: str) -> dict[str, Report]:
+def reports_of(devices: dict[str, DeviceFile], rollout: str) -> dict[str, RingReport]:
     """The reports about one roll-out."""
     return {name: device.report for name, device in devices.items() if device.rollout == rollout}
 
@@ -250,7 +250,7 @@ def _read_order(rollout: Path, folder: Path) -> Order:
     if (facts.rollout, facts.number) != (rollout.name, int(folder.name)):
         raise FormatError(f"{folder} holds the order {facts.number} of {facts.rollout!r:.60}", AGAIN)
     source = str(folder / FACTS)
-    plan = from_json(Plan, facts.plan, f"the plan in {source}").check()
+    plan = from_json(RingPlan, facts.plan, f"the plan in {source}").check()
     names = [device for ring in facts.rings for device in ring]
     if facts.status not in rings.STATUSES or not 0 <= facts.ring < len(facts.rings) or \
             len(set(names)) != len(names) or not all(map(NAME.fullmatch, names)):
@@ -258,11 +258,11 @@ def _read_order(rollout: Path, folder: Path) -> Order:
     for asked, usual in EVALUATION.items():
         if type(facts.evaluation.get(asked)) is not type(usual):
             raise FormatError(f"{source} does not say {asked} of the evaluation", AGAIN)
-    state = Rollout(plan, tuple(map(tuple, facts.rings)), facts.since, facts.ring, facts.status, facts.reason)
+    state = RolloutState(plan, tuple(map(tuple, facts.rings)), facts.since, facts.ring, facts.status, facts.reason)
     return Order(rollout, facts, state, signer)
 
 
-def _write_order(rollout: Path, number: int, state: Rollout, name: str, evaluation: dict[str, Any], now: int,
+def _write_order(rollout: Path, number: int, state: RolloutState, name: str, evaluation: dict[str, Any], now: int,
                  key: Path | None) -> None:
     """Writes an order as a new folder, and removes old ones."""
     facts = OrderFacts(VERSION, rollout.name, number, now, name, evaluation,
@@ -277,8 +277,8 @@ def _write_order(rollout: Path, number: int, state: Rollout, name: str, evaluati
 # ---- the server ------------------------------------------------------------------------------------------------------
 
 
-def begin(folder: Path, source: Path, plan: Plan, evaluation: dict[str, Any], now: int, *, first: Sequence[str] = (),
-          adapter: Path | None = None, least: str = __version__, key: Path | None = None,
+def begin(folder: Path, source: Path, plan: RingPlan, evaluation: dict[str, Any], now: int, *,
+          first: Sequence[str] = (), adapter: Path | None = None, least: str = __version__, key: Path | None = None,
           at: Moment | None = None) -> Order:
     """Begins a roll-out to the devices that have reported to the folder, and returns its first order. source, adapter:
     as of write_artifact.

@@ -29,7 +29,7 @@ FILES = (artifact.FACTS, signature.FILE, *artifact.FILES)
 WRONG = "update edgetune on both sides"
 
 
-class Lead(Protocol):
+class RolloutLead(Protocol):
     """The daemon that serves a folder. All raise EdgetuneError where it does not answer."""
 
     def order(self) -> Mapping[str, Any]:
@@ -104,7 +104,7 @@ def copy_of(url: str, device: str) -> Path:
     return state_folder() / "fleet" / name
 
 
-def fetch(lead: Lead, folder: Path) -> None:
+def fetch(lead: RolloutLead, folder: Path) -> None:
     """Brings the device's copy of the folder up to date, without a base. Raises FormatError for an answer that is none,
     and errors of the artifact; what is not whole or not signed leaves nothing.
     """
@@ -133,7 +133,7 @@ def fetch(lead: Lead, folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _load_small(lead: Lead, rollout: str, files: Sequence[str], beside: Path) -> None:
+def _load_small(lead: RolloutLead, rollout: str, files: Sequence[str], beside: Path) -> None:
     """Loads all of an artifact but a base, which is large and may never be needed here."""
     (beside / artifact.ADAPTER).mkdir()
     for file in files:
@@ -148,7 +148,7 @@ def _load_small(lead: Lead, rollout: str, files: Sequence[str], beside: Path) ->
             found.check_file(file, beside / file)
 
 
-def fetch_base(lead: Lead, folder: Path, device: str) -> None:
+def fetch_base(lead: RolloutLead, folder: Path, device: str) -> None:
     """Loads the files of a base that the device is to install, or continues where that was broken off. Removes those of
     one that it has installed or refused. Raises UnansweredError, DiskError, and FormatError for a damaged file.
     """
@@ -179,6 +179,6 @@ def fetch_base(lead: Lead, folder: Path, device: str) -> None:
         part.rename(target)
 
 
-def send(lead: Lead, folder: Path, device: str) -> None:
+def send(lead: RolloutLead, folder: Path, device: str) -> None:
     """Sends the file that the device wrote last."""
     lead.report(read_device(folder, device))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import rings
-from .artifact import Artifact
+from .artifact import RolloutArtifact
 from .folder import DeviceFile, write_device
 
 MOST_DIGESTS = 100
@@ -41,7 +41,7 @@ class Look:
         write_device(self.folder, self.own)
 
 
-def superseded_by(own: DeviceFile, artifact: Artifact) -> dict[str, list[str]]:
+def superseded_by(own: DeviceFile, artifact: RolloutArtifact) -> dict[str, list[str]]:
     """The digests of a device's file once it has this artifact."""
     replaced = dict.fromkeys([*own.superseded, *artifact.facts.supersedes])
     replaced.pop(artifact.digest, None)

@@ -21,7 +21,7 @@ FOLDER = "fleet-rings"
 
 @dataclass(frozen=True)
 class Waited:
-    """ring, since: which ring, as of Rollout. seconds: that it has waited until `seen`, the last look."""
+    """ring, since: which ring, as of RolloutState. seconds: that it has waited until `seen`, the last look."""
 
     ring: int
     since: int

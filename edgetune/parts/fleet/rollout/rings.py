@@ -61,14 +61,14 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
-class Report:
+class RingReport:
     """What a device last said. reason: a sentence, for a person."""
 
     execution: str = NOTHING
     finished: str = NOTHING
     reason: str = ""
 
-    def check(self, source: str) -> Report:
+    def check(self, source: str) -> RingReport:
         """Raises UsageError for a word that is none."""
         for what, said, words in (("execution", self.execution, EXECUTIONS), ("result", self.finished, RESULTS)):
             if said not in words:
@@ -77,7 +77,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RingPlan:
     """The rules of a roll-out. rings: how many devices it reaches with each, as a number, a share, or all. success:
     share of outcomes that succeed, at least; error: share of failures, at most; quorum: share of a ring's devices that
     must have an outcome; all 0 to 1. wait: seconds for them.
@@ -89,7 +89,7 @@ class Plan:
     quorum: float = 0.5
     wait: int = 7 * 86_400
 
-    def check(self) -> Plan:
+    def check(self) -> RingPlan:
         """Raises UsageError for a value out of its range."""
         for name in ("success", "error", "quorum"):
             value = getattr(self, name)
@@ -131,12 +131,12 @@ def _size(ring: str, devices: int) -> tuple[Fraction | None, int]:
 
 
 @dataclass(frozen=True)
-class Rollout:
+class RolloutState:
     """The state. rings: the names of each ring's devices. ring: the index of the newest that has begun. since: when it
     began, in seconds. reason: of the status, a sentence.
     """
 
-    plan: Plan
+    plan: RingPlan
     rings: tuple[tuple[str, ...], ...]
     since: int
     ring: int = 0
@@ -163,7 +163,7 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class Counts:
+class RingCounts:
     """The devices of a ring by their outcome. succeeded: their probation is over. trying: they have begun, waiting: not
     yet.
     """
@@ -188,19 +188,19 @@ class Counts:
         return self.devices - self.waiting
 
 
-def counts(devices: Iterable[str], reports: Mapping[str, Report]) -> Counts:
-    found = [outcome(reports.get(device, Report())) for device in devices]
-    return Counts(**{name: found.count(name) for name in Counts.__dataclass_fields__})
+def counts(devices: Iterable[str], reports: Mapping[str, RingReport]) -> RingCounts:
+    found = [outcome(reports.get(device, RingReport())) for device in devices]
+    return RingCounts(**{name: found.count(name) for name in RingCounts.__dataclass_fields__})
 
 
-def outcome(report: Report) -> str:
+def outcome(report: RingReport) -> str:
     """The outcome of a device, a field of Counts."""
     if report.execution == CLOSED:
         return "succeeded" if report.finished == SUCCESS else "failed"
     return {NOTHING: "waiting", REJECTED: "refused", CANCELED: "canceled"}.get(report.execution, "trying")
 
 
-def begin(plan: Plan, devices: Sequence[str], now: int, seed: str, first: Sequence[str] = ()) -> Rollout:
+def begin(plan: RingPlan, devices: Sequence[str], now: int, seed: str, first: Sequence[str] = ()) -> RolloutState:
     """A roll-out to these devices, in an order that the seed decides. first: devices that come before the others.
 
     Raises UsageError for a plan out of its range, and for no devices.
@@ -215,10 +215,10 @@ def begin(plan: Plan, devices: Sequence[str], now: int, seed: str, first: Sequen
                                                      hashlib.sha256(f"{seed} {name}".encode()).digest()))
     edges = [0, *plan.sizes(len(ordered))]
     rings = [tuple(ordered[start:end]) for start, end in pairwise(edges) if end > start]
-    return Rollout(plan, tuple(rings), now)
+    return RolloutState(plan, tuple(rings), now)
 
 
-def join(state: Rollout, devices: Iterable[str]) -> Rollout:
+def join(state: RolloutState, devices: Iterable[str]) -> RolloutState:
     """The state with devices that came later in its last ring, if the plan reaches all."""
     known = {device for ring in state.rings for device in ring}
     late = tuple(sorted(set(devices) - known))
@@ -227,7 +227,7 @@ def join(state: Rollout, devices: Iterable[str]) -> Rollout:
     return replace(state, rings=(*state.rings[:-1], state.rings[-1] + late))
 
 
-def advance(state: Rollout, reports: Mapping[str, Report], now: int, waited: float) -> Rollout:
+def advance(state: RolloutState, reports: Mapping[str, RingReport], now: int, waited: float) -> RolloutState:
     """The state after these reports. It moves by one ring at most. now: seconds since 1970, to write down; waited:
     seconds that the newest ring has, by a clock that nobody sets.
     """
@@ -246,16 +246,16 @@ def advance(state: Rollout, reports: Mapping[str, Report], now: int, waited: flo
     return _next(state, now, f"{found.succeeded} of {found.outcomes} devices of {_ring(state)} succeeded")
 
 
-def _left(state: Rollout, found: Counts, waited: float) -> int:
+def _left(state: RolloutState, found: RingCounts, waited: float) -> int:
     """The devices of the newest ring for which it waits."""
     return 0 if waited >= state.plan.wait else found.trying + found.waiting
 
 
-def _ring(state: Rollout) -> str:
+def _ring(state: RolloutState) -> str:
     return f"ring {state.ring + 1} of {len(state.rings)}"
 
 
-def _too_few(state: Rollout, found: Counts, left: int) -> str:
+def _too_few(state: RolloutState, found: RingCounts, left: int) -> str:
     """Why the rules pause the roll-out in its newest ring, in a sentence, or ""."""
     ring = _ring(state)
     if not left and found.outcomes < math.ceil(state.plan.quorum * found.devices):
@@ -269,13 +269,13 @@ def _too_few(state: Rollout, found: Counts, left: int) -> str:
     return ""
 
 
-def _next(state: Rollout, now: int, why: str) -> Rollout:
+def _next(state: RolloutState, now: int, why: str) -> RolloutState:
     if state.ring == len(state.rings) - 1:
         return replace(state, status=FINISHED, reason=why)
     return replace(state, status=RUNNING, ring=state.ring + 1, since=now, reason=why)
 
 
-def _failed(state: Rollout, reports: Mapping[str, Report]) -> str:
+def _failed(state: RolloutState, reports: Mapping[str, RingReport]) -> str:
     """Why the roll-out stops: a ring with too many failures, in a sentence, or ""."""
     most = state.plan.error
     for number, ring in enumerate(state.rings[:state.ring + 1], start=1):
@@ -287,7 +287,7 @@ def _failed(state: Rollout, reports: Mapping[str, Report]) -> str:
     return ""
 
 
-def _undone(state: Rollout, reports: Mapping[str, Report]) -> Rollout:
+def _undone(state: RolloutState, reports: Mapping[str, RingReport]) -> RolloutState:
     found = counts(state.begun, reports)
     have = found.succeeded + found.trying
     status = UNDOING if have else UNDONE
@@ -295,7 +295,8 @@ def _undone(state: Rollout, reports: Mapping[str, Report]) -> Rollout:
                    f"{found.canceled} devices went back")
 
 
-def changed(state: Rollout, change: str, reports: Mapping[str, Report], now: int, waited: float) -> Rollout:
+def changed(state: RolloutState, change: str, reports: Mapping[str, RingReport], now: int,
+            waited: float) -> RolloutState:
     """The state after what a person asked for, one of CHANGES. now, waited: as of `advance`. Raises UsageError where
     the state does not allow it.
     """
@@ -306,13 +307,13 @@ def changed(state: Rollout, change: str, reports: Mapping[str, Report], now: int
     return {PAUSE: pause, STOP: stop, UNDO: undo}[change](state)
 
 
-def changes(state: Rollout) -> list[str]:
+def changes(state: RolloutState) -> list[str]:
     """The changes that a person can ask for now."""
     possible = {RUNNING: [ADVANCE, PAUSE, STOP, UNDO], PAUSED: [RESUME, STOP, UNDO], UNDOING: [ADVANCE], UNDONE: []}
     return possible.get(state.status, [UNDO])
 
 
-def pause(state: Rollout) -> Rollout:
+def pause(state: RolloutState) -> RolloutState:
     """Lets no further ring begin. Devices whose ring has begun continue. Raises UsageError for one that is not running.
     """
     if state.status != RUNNING:
@@ -320,7 +321,7 @@ def pause(state: Rollout) -> Rollout:
     return replace(state, status=PAUSED, reason="a person paused it")
 
 
-def resume(state: Rollout, reports: Mapping[str, Report], now: int, waited: float) -> Rollout:
+def resume(state: RolloutState, reports: Mapping[str, RingReport], now: int, waited: float) -> RolloutState:
     """Lets a paused roll-out continue: with the next ring where the rules would pause it again, else in the same one.
     now, waited: as of `advance`. Raises UsageError for one that is not paused.
     """
@@ -332,14 +333,14 @@ def resume(state: Rollout, reports: Mapping[str, Report], now: int, waited: floa
     return replace(state, status=RUNNING, reason=RESUMED)
 
 
-def stop(state: Rollout) -> Rollout:
+def stop(state: RolloutState) -> RolloutState:
     """Lets no further device begin. Raises UsageError for a roll-out that is not running or paused."""
     if state.status not in (RUNNING, PAUSED):
         raise UsageError(f"the roll-out is {state.status}", "stop one that is running or paused")
     return replace(state, status=STOPPED, reason="a person stopped it")
 
 
-def undo(state: Rollout) -> Rollout:
+def undo(state: RolloutState) -> RolloutState:
     """Lets every device that has it go back to what it had before. Raises UsageError where that was done."""
     if state.status in (UNDOING, UNDONE):
         raise UsageError(f"the roll-out is {state.status}", "begin another one")

@@ -24,7 +24,7 @@ from ....formats.work import finish
 from ..signed_folder import check_file, read_facts, write_facts
 from ..sums.low_rank_sums import best_of_rank, term_of
 from ..sums.ways import A, B
-from .task import Task
+from .task import RoundTask
 
 VERSION = 1
 FACTS = "answer.json"
@@ -67,7 +67,7 @@ class AnswerFacts:
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
+class RoundAnswer:
     """An opened answer: an Update whose pairs are read from its file one at a time. places: of its arrays; bytes: of
     the whole answer.
     """
@@ -105,7 +105,7 @@ def began_at(start: Pair, rank: int) -> Pair:
     return start if rank == start.rank else best_of_rank([term_of(start)], rank, start.scale)[0]
 
 
-def open_answer(folder: Path, task: Task, check: Check = signature.check) -> Answer:
+def open_answer(folder: Path, task: RoundTask, check: Check = signature.check) -> RoundAnswer:
     """An answer that is whole and answers this task. check: of its signature; any but the default leaves the device the
     name that it gives itself. Raises FormatError or MismatchError for one that cannot count.
     """
@@ -138,7 +138,7 @@ def open_answer(folder: Path, task: Task, check: Check = signature.check) -> Ans
             raise MismatchError(f"{folder / UPDATE} has values of the type {min(other)}, not F16", LEAVE_OUT)
         places = file.places
     device = signer if signer and check is signature.check else facts.device
-    return Answer(folder, facts, device, task.pairs, places, size + (folder / FACTS).stat().st_size)
+    return RoundAnswer(folder, facts, device, task.pairs, places, size + (folder / FACTS).stat().st_size)
 
 
 def write_answer(folder: Path, facts: AnswerFacts, arrays: dict[str, NDArray[np.float16]],
@@ -169,7 +169,7 @@ def shapes_of(start: Lora, half: str, rank: int) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def _check_noise(facts: AnswerFacts, task: Task, source: str) -> None:
+def _check_noise(facts: AnswerFacts, task: RoundTask, source: str) -> None:
     """Raises MismatchError for less noise than the task asks for, or a weight that would tell of the rows."""
     if (noise := task.noise) is None:
         return
@@ -180,10 +180,10 @@ def _check_noise(facts: AnswerFacts, task: Task, source: str) -> None:
         raise MismatchError(f"{source} weighs {facts.tokens} tokens, and with noise all devices weigh 1", LEAVE_OUT)
 
 
-def _rank(task: Task) -> int:
+def _rank(task: RoundTask) -> int:
     return next(iter(task.pairs.values())).rank
 
 
-def most_bytes(task: Task) -> int:
+def most_bytes(task: RoundTask) -> int:
     """The bytes of an update at most: its values as float32, and a header."""
     return MIB + 4 * sum(math.prod(shape) for shape in shapes_of(task.pairs, task.half, _rank(task)).values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..carriers.places import Place, newest
+from ..carriers.places import RoundPlace, newest
 from ..signed_folder import is_whole, read_facts
 from .outcome import Outcome, read_outcome
 from .task import FACTS, VERSION, RoundRecord, TaskFacts, records_of
@@ -14,7 +14,7 @@ OUTCOMES = 20  # rounds whose outcome is read at most
 
 
 @dataclass(frozen=True)
-class History:
+class RoundHistory:
     """base: the model's name. number: of the task's round; records: of the rounds before it. arrived: the devices whose
     answers are in the folder; None where a task alone was named. outcomes: of the latest rounds, as far as they are in
     the folder.
@@ -27,16 +27,16 @@ class History:
     outcomes: list[Outcome] = field(default_factory=list)
 
 
-def history_of(path: Path, outcomes: int = OUTCOMES) -> History:
+def history_of(path: Path, outcomes: int = OUTCOMES) -> RoundHistory:
     """The history of a task, or of the newest in a folder of rounds. outcomes: rounds whose outcome is read at most.
     Raises the errors of `newest`, read_facts and read_outcome.
     """
     is_task = is_whole(path, FACTS)
-    place: Place | None = None if is_task else newest(path)
+    place: RoundPlace | None = None if is_task else newest(path)
     facts, _, _ = read_facts(place.task if place else path, FACTS, TaskFacts, VERSION)
     records = records_of(facts.history, str(path))
     arrived = sorted(folder.name for folder in place.answer_folders()) if place else None
     latest = records[max(len(records) - outcomes, 0):]
-    tasks = [Place(path, one.round + 1).task for one in latest] if place else [path]
+    tasks = [RoundPlace(path, one.round + 1).task for one in latest] if place else [path]
     read = [found for task in tasks if (found := read_outcome(task))]
-    return History(str(facts.base.get("name", "")), facts.round, records, arrived, read)
+    return RoundHistory(str(facts.base.get("name", "")), facts.round, records, arrived, read)

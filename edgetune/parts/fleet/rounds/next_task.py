@@ -17,12 +17,12 @@ from ....formats.bundle import Bundle
 from ....formats.signature import Check
 from ..sums.aggregation import Aggregate, aggregate
 from ..sums.screening import HEAVIEST, LeftOut
-from .answer import Answer, open_answer
+from .answer import RoundAnswer, open_answer
 from .options import MEAN
 from .outcome import outcome_of
 from .reach import check_reach, usual_norm
-from .spent import Spent, spent
-from .task import RoundRecord, Task, following, records_of, write_task
+from .spent import NoiseSpent, spent
+from .task import RoundRecord, RoundTask, following, records_of, write_task
 
 MOST_KIND = 80  # letters of a device's kind that are kept
 CheckOf = Callable[[str], Check]  # of the device of an answer's folder; raises where what it sent does not count
@@ -42,11 +42,11 @@ class Ended:
     record: RoundRecord
     aggregate: Aggregate
     left_out: list[LeftOut]
-    answers: list[Answer]
-    spent: Spent | None = None
+    answers: list[RoundAnswer]
+    spent: NoiseSpent | None = None
 
 
-def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, key: Path | None = None, *,
+def write_next(task: RoundTask, bundle: Bundle, folders: Sequence[Path], out: Path, key: Path | None = None, *,
                check_of: CheckOf = any_trusted) -> Ended:
     """Aggregates the answers in these folders, and writes the next task as the new folder `out`.
 
@@ -67,13 +67,13 @@ def write_next(task: Task, bundle: Bundle, folders: Sequence[Path], out: Path, k
     return ended
 
 
-def gathered(task: Task, folders: Sequence[Path],
-             check_of: CheckOf = any_trusted) -> tuple[list[Answer], list[LeftOut]]:
+def gathered(task: RoundTask, folders: Sequence[Path],
+             check_of: CheckOf = any_trusted) -> tuple[list[RoundAnswer], list[LeftOut]]:
     """(the answers that can count, those that are left out and why). A device counts once: the answer in the folder
     with its name, else the first. An update that several devices sent counts once, by the most tokens that one of them
     says: whose it is cannot be known, so nobody who copies an update can take it away or make it weigh less.
     """
-    answers: list[Answer] = []
+    answers: list[RoundAnswer] = []
     left_out = []
     for folder in sorted(folders):
         try:
@@ -90,14 +90,14 @@ def gathered(task: Task, folders: Sequence[Path],
     return counting, left_out + repeated
 
 
-def _once_each(answers: Sequence[Answer]) -> tuple[list[Answer], list[LeftOut]]:
+def _once_each(answers: Sequence[RoundAnswer]) -> tuple[list[RoundAnswer], list[LeftOut]]:
     """(one answer of each device and each update, as `gathered` says; the others)"""
     repeated = []
-    of_device: dict[str, Answer] = {}
+    of_device: dict[str, RoundAnswer] = {}
     for answer in sorted(answers, key=lambda answer: answer.device != answer.folder.name):
         if of_device.setdefault(answer.device, answer) is not answer:
             repeated.append(LeftOut(answer.folder.name, f"the device {answer.device:.16} has another answer"))
-    of_update: dict[str, Answer] = {}
+    of_update: dict[str, RoundAnswer] = {}
     for answer in sorted(of_device.values(), key=lambda answer: (-answer.tokens, answer.device)):
         if (counts := of_update.setdefault(answer.facts.update, answer)) is not answer:
             repeated.append(LeftOut(answer.folder.name, f"its update is that of {counts.device:.16}, too, and counts "
@@ -105,14 +105,14 @@ def _once_each(answers: Sequence[Answer]) -> tuple[list[Answer], list[LeftOut]]:
     return [*of_update.values()], repeated
 
 
-def _usual(task: Task, answers: Sequence[Answer]) -> Callable[[Answer], float]:
+def _usual(task: RoundTask, answers: Sequence[RoundAnswer]) -> Callable[[RoundAnswer], float]:
     """The usual norm of an answer, by the rows that it says; more than HEAVIEST times those of others say no more."""
     most = HEAVIEST * median_low([answer.facts.rows for answer in answers] or [1])
     norm = cache(partial(usual_norm, task))
     return lambda answer: norm(min(answer.facts.rows, most))
 
 
-def record_of(task: Task, found: Aggregate, answers: Sequence[Answer], left_out: int) -> RoundRecord:
+def record_of(task: RoundTask, found: Aggregate, answers: Sequence[RoundAnswer], left_out: int) -> RoundRecord:
     measured = [one.facts for one in answers if one.facts.loss_before is not None and one.facts.loss_after is not None]
     rows = sum(one.held_rows for one in measured)
 
@@ -125,7 +125,8 @@ def record_of(task: Task, found: Aggregate, answers: Sequence[Answer], left_out:
                        sum(one.bytes for one in answers), task.bytes, mu_answer, mu_sum)
 
 
-def _hidden_by_noise(task: Task, found: Aggregate, answers: Sequence[Answer]) -> tuple[float | None, float | None]:
+def _hidden_by_noise(task: RoundTask, found: Aggregate,
+                     answers: Sequence[RoundAnswer]) -> tuple[float | None, float | None]:
     """(mu_answer, mu_sum) of a round's record. A sum that is not weighted, or is scaled by norms, has no bound."""
     facts = {answer.device: answer.facts for answer in answers}
     if not facts or not all(one.noise > 0.0 and one.noise_norm > 0.0 for one in facts.values()):

@@ -17,9 +17,9 @@ import numpy as np
 from ....errors import MismatchError
 from ....training.length import total_steps
 from ..sums.ways import A, B
-from .answer import LEAVE_OUT, Answer
+from .answer import LEAVE_OUT, RoundAnswer
 from .rate import rate_for, share_of
-from .task import Task
+from .task import RoundTask
 
 STEADY = 2.0  # times the rate for each step, if all steps went one way
 WANDERING = 4.0  # times the rate, and the root of the steps
@@ -38,7 +38,7 @@ class Reach:
     largest: float
 
 
-def reach_of(task: Task, rows: int, values: int) -> Reach:
+def reach_of(task: RoundTask, rows: int, values: int) -> Reach:
     """Returns the reach for these numbers of rows that a device learned and of values, with the noise of the task."""
     if task.noise:  # then the rows are not said
         return Reach(task.noise.most / math.sqrt(values) + NOISE * task.noise.deviation,
@@ -48,7 +48,7 @@ def reach_of(task: Task, rows: int, values: int) -> Reach:
     return Reach(mean, LARGEST * mean)
 
 
-def usual_norm(task: Task, rows: int) -> float:
+def usual_norm(task: RoundTask, rows: int) -> float:
     """The norm of an update, as screening.py measures it, whose values went to and fro in each step, by chance."""
     rate, steps = _length(task, rows)
     mean = task.noise.deviation if task.noise else rate * math.sqrt(min(steps, MOST_STEPS))
@@ -62,13 +62,13 @@ def usual_norm(task: Task, rows: int) -> float:
     return math.sqrt(squared)
 
 
-def _length(task: Task, rows: int) -> tuple[float, int]:
+def _length(task: RoundTask, rows: int) -> tuple[float, int]:
     """(the learning rate, the steps) of a device's training."""
     rate = rate_for(task.config, rows) * share_of(task.options.planned_rounds, task.number)
     return rate * max(1.0, task.config.family.options().get("lora_plus", 1.0)), total_steps(task.config, rows)
 
 
-def check_reach(task: Task, answer: Answer) -> None:
+def check_reach(task: RoundTask, answer: RoundAnswer) -> None:
     """Raises MismatchError for an answer whose values moved further than the task's training can move them. Values that
     are not finite pass: screening.py leaves them out.
     """

@@ -19,7 +19,7 @@ class Epsilon:
 
 
 @dataclass(frozen=True)
-class Spent:
+class NoiseSpent:
     """answer: against whoever sees the answers of a device. sum: against whoever sees the sums alone, and so the tasks
     and adapters.
     """
@@ -29,13 +29,13 @@ class Spent:
     sum: Epsilon
 
 
-def spent(records: Sequence[RoundRecord], delta: float = DELTA) -> Spent | None:
+def spent(records: Sequence[RoundRecord], delta: float = DELTA) -> NoiseSpent | None:
     """What rounds have spent; None where none had noise. A device is taken to have answered all of them."""
     answers = [record.mu_answer for record in records]
     sums = [record.mu_sum for record in records]
     if all(mu is None for mu in answers + sums):
         return None
-    return Spent(delta, _epsilon(answers, delta), _epsilon(sums, delta))
+    return NoiseSpent(delta, _epsilon(answers, delta), _epsilon(sums, delta))
 
 
 def _epsilon(losses: Sequence[float | None], delta: float) -> Epsilon:

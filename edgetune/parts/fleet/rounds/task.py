@@ -109,7 +109,7 @@ class Content:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class RoundTask:
     """An opened task. name: the SHA-256 of its task.json. config: of a device's run in this round; pairs: its start."""
 
     folder: Path
@@ -147,14 +147,14 @@ class Task:
         return read_safetensors(self.folder / MOMENTS)
 
 
-def open_task(folder: Path, bundle: Bundle) -> Task:
+def open_task(folder: Path, bundle: Bundle) -> RoundTask:
     """A task that is whole and of this model. Raises FormatError, MismatchError and UsageError, each for what it is."""
     task = read_task(folder)
     check_base(task.base, base_of(bundle, store.base_name(bundle.gguf)), str(folder / FACTS))
     return replace(task, pairs=store.open_adapter(folder / NEEDED[0], bundle.gguf).pairs)
 
 
-def read_task(folder: Path) -> Task:
+def read_task(folder: Path) -> RoundTask:
     """A task that is whole, of any model, which need not be here: its pairs have shapes, and zeros in place of values.
     Raises as open_task.
     """
@@ -173,7 +173,7 @@ def read_task(folder: Path) -> Task:
             raise FormatError(f"{source} lists no {needed}", AGAIN)
     size = sum(check_file(folder / needed, facts.files[needed], MOST_BYTES) for needed in NEEDED)
     pairs = store.blank_pairs(folder / NEEDED[0])
-    return Task(folder, name, facts, base, config, options, pairs, size + (folder / FACTS).stat().st_size)
+    return RoundTask(folder, name, facts, base, config, options, pairs, size + (folder / FACTS).stat().st_size)
 
 
 def of_round(config: TrainConfig, options: RoundOptions, number: int) -> TrainConfig:
@@ -185,7 +185,7 @@ def of_round(config: TrainConfig, options: RoundOptions, number: int) -> TrainCo
                           "rank": size["rank"], "alpha": size["alpha"]})
 
 
-def following(task: Task, record: RoundRecord) -> Content:
+def following(task: RoundTask, record: RoundRecord) -> Content:
     """What the task after this one says, whose round ended with this record."""
     number = task.number + 1
     history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]

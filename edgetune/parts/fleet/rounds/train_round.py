@@ -31,13 +31,13 @@ from ..sums.ways import A, B
 from .answer import VERSION, AnswerFacts, began_at, write_answer
 from .noise import Noise, noisy
 from .rate import rate_of, share_of
-from .task import Task
+from .task import RoundTask
 
 CONTINUE = "continue with the same command"
 Arrays = dict[str, NDArray[np.float16]]
 
 
-def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, *, held_out: str | None = None,
+def train_round(task: RoundTask, bundle: Bundle, rows: Path, out: Path, device: str, *, held_out: str | None = None,
                 rank: int = 0, noise: Noise | None = None, key: Path | None = None,
                 callbacks: RunCallbacks | None = None, **own: Any) -> AnswerFacts:
     """Learns the rows, and writes the answer to the new folder `out`; returns its facts. held_out: a file of rows,
@@ -82,7 +82,7 @@ def train_round(task: Task, bundle: Bundle, rows: Path, out: Path, device: str, 
     return facts
 
 
-def _config(task: Task, rank: int, own: dict[str, Any]) -> TrainConfig:
+def _config(task: RoundTask, rank: int, own: dict[str, Any]) -> TrainConfig:
     """The task's options with the device's own."""
     most = task.config.family.options()["rank"]
     if rank and (task.half != A + B or rank > most):
@@ -92,7 +92,7 @@ def _config(task: Task, rank: int, own: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**{**vars(task.config), **size, **own}).check()
 
 
-def _noise_of(task: Task, own: Noise | None) -> Noise | None:
+def _noise_of(task: RoundTask, own: Noise | None) -> Noise | None:
     """The noise of the task, or this device's own. Raises UsageError for both, and where two halves are trained."""
     if own is None or task.noise is None:
         if own is not None and task.half == A + B:
@@ -103,21 +103,21 @@ def _noise_of(task: Task, own: Noise | None) -> Noise | None:
                      f"{task.noise.most:g}", "leave --noise out")
 
 
-def _hidden(task: Task, facts: AnswerFacts, noise: Noise) -> AnswerFacts:
+def _hidden(task: RoundTask, facts: AnswerFacts, noise: Noise) -> AnswerFacts:
     """The facts without what would tell of the rows beyond the noise."""
     facts = replace(facts, noise=noise.deviation, noise_norm=noise.most, held_rows=0, loss_before=None, loss_after=None,
                     seconds=0.0, peak_mib=0.0)  # both grow with the rows
     return replace(facts, rows=task.facts.least_rows, tokens=1) if task.noise else facts
 
 
-def _with(task: Task, began: Lora, arrays: Arrays) -> Lora:
+def _with(task: RoundTask, began: Lora, arrays: Arrays) -> Lora:
     """The pairs after the change of one half."""
     changed = {name: arrays[f"{name}.{task.half}"].astype(np.float32) for name in began}
     return {name: Pair(pair.a + changed[name], pair.b, pair.scale) if task.half == A else
             Pair(pair.a, pair.b + changed[name], pair.scale) for name, pair in began.items()}
 
 
-def _start(task: Task, bundle: Bundle, work: Path, began: Lora, config: TrainConfig) -> Path:
+def _start(task: RoundTask, bundle: Bundle, work: Path, began: Lora, config: TrainConfig) -> Path:
     """The adapter that the run begins from: the task's, or one at this device's rank."""
     if config.family.options()["rank"] == task.config.family.options()["rank"]:
         return task.adapter
@@ -127,7 +127,7 @@ def _start(task: Task, bundle: Bundle, work: Path, began: Lora, config: TrainCon
     return start
 
 
-def _checked(calls: RunCallbacks, task: Task) -> RunCallbacks:
+def _checked(calls: RunCallbacks, task: RoundTask) -> RunCallbacks:
     """The callbacks, which raise MismatchError before the first step where there are too few rows."""
 
     def look(event: Event) -> None:
@@ -139,7 +139,7 @@ def _checked(calls: RunCallbacks, task: Task) -> RunCallbacks:
     return replace(calls, name=f"round {task.number}", on_event=look)
 
 
-def changes(task: Task, began: Lora, after: Lora) -> Arrays:
+def changes(task: RoundTask, began: Lora, after: Lora) -> Arrays:
     """The arrays of the answer: the change of the trained half, or both factors. Values out of range are infinite."""
     found: Arrays = {}
     with np.errstate(over="ignore"):  # write_answer refuses them
@@ -156,7 +156,7 @@ def norm_of_change(began: Lora, after: Lora) -> float:
     return math.sqrt(sum(squared_norm([term_of(pair), term_of(began[name], -1.0)]) for name, pair in after.items()))
 
 
-def _facts(task: Task, device: str, record: dict[str, Any], config: TrainConfig) -> AnswerFacts:
+def _facts(task: RoundTask, device: str, record: dict[str, Any], config: TrainConfig) -> AnswerFacts:
     held = record["held_out"] or {}
     return AnswerFacts(
         VERSION, task.name, device, task.base.fingerprint, "", task.half, config.family.options()["rank"],

@@ -16,7 +16,7 @@ from ....errors import EdgetuneError
 from ..rounds.options import ADAM, RoundOptions
 from .averages import AVERAGES
 from .low_rank_sums import best_of_rank, missed_by_averages, squared_norm, term_of
-from .screening import Counted, LeftOut, Update, screened, unknown
+from .screening import CountedUpdate, LeftOut, Update, screened, unknown
 from .server_adam import Arrays, ServerAdam
 from .ways import A, B, half_of
 
@@ -32,7 +32,7 @@ class Aggregate:
     """
 
     pairs: Lora
-    counted: list[Counted]
+    counted: list[CountedUpdate]
     left_out: list[LeftOut]
     missed: float
     cut: float
@@ -70,7 +70,7 @@ def aggregate(updates: Sequence[Update], start: Lora, options: RoundOptions, num
     return Aggregate(pairs, counted, left_out, _share(missed, change), _share(cut, change), server.moments)
 
 
-def _of_products(rate: float, _: str, start: Pair, counted: Sequence[Counted],
+def _of_products(rate: float, _: str, start: Pair, counted: Sequence[CountedUpdate],
                  sent: Sequence[Pair]) -> tuple[Pair, float]:
     """The best pair of the start's rank for start + rate * sum of p_i c_i (B_i A_i - began_i), and what the rank loses.
 
@@ -90,7 +90,7 @@ def _of_products(rate: float, _: str, start: Pair, counted: Sequence[Counted],
 
 
 def _of_half(half: str, options: RoundOptions, step: Step, name: str, start: Pair,
-             counted: Sequence[Counted], sent: Sequence[Pair]) -> tuple[Pair, float]:
+             counted: Sequence[CountedUpdate], sent: Sequence[Pair]) -> tuple[Pair, float]:
     """The start with one half moved by the average of the devices' changes; the other half is the same on all."""
     before = getattr(start, half).astype(np.float64)
     changes = np.stack([one.scale * (getattr(pair, half) - before) for one, pair in zip(counted, sent, strict=True)])

@@ -39,7 +39,7 @@ class Update(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Counted:
+class CountedUpdate:
     """An update that counts. share: its weight, of 1 in all; scale: the factor by which it is clipped, 1 for none."""
 
     update: Update
@@ -60,7 +60,7 @@ def unknown(_: Update) -> float:
 
 
 def screened(updates: Sequence[Update], start: Lora, options: RoundOptions,
-             usual: Callable[[Any], float] = unknown) -> tuple[list[Counted], list[LeftOut]]:
+             usual: Callable[[Any], float] = unknown) -> tuple[list[CountedUpdate], list[LeftOut]]:
     """(the updates that count, those that are left out and why), each in their order. usual: the norm that an update
     usually has. Of two answers one is half of the median, so above what is usual the lower of the two middle ones is
     taken, by which no update is left out.
@@ -84,7 +84,7 @@ def screened(updates: Sequence[Update], start: Lora, options: RoundOptions,
     weights = [min(update.tokens, most_tokens) for update, _ in kept]
     factors = [options.clip * max(lower, min(middle, usual(update))) / norm if options.clip and norm else 1.0
                for update, norm in kept]
-    return [Counted(update, norm, weight / sum(weights), min(1.0, factor) if factor else 1.0)
+    return [CountedUpdate(update, norm, weight / sum(weights), min(1.0, factor) if factor else 1.0)
             for (update, norm), weight, factor in zip(kept, weights, factors, strict=True)], left_out
 
 

@@ -18,7 +18,7 @@ from edgetune.parts.fleet.membership import invites
 from edgetune.parts.fleet.membership.members import read_member
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.folder import begin, newest_order
-from edgetune.parts.fleet.rollout.rings import Plan
+from edgetune.parts.fleet.rollout.rings import RingPlan
 
 KEY = "0123456789abcdef" * 4
 
@@ -115,7 +115,7 @@ def test_a_rollout_is_paused_continued_and_undone(page, folder):
 def test_it_says_why_no_ring_begins_by_itself(page, folder, tmp_path):
     expect(page.locator("#rollout-obstacle")).to_be_hidden()
     key = signing_key(tmp_path / "key")
-    begin(folder, folder / "round-0004" / "task" / "adapter", Plan(("all",)), EVALUATION, int(time.time()), key=key)
+    begin(folder, folder / "round-0004" / "task" / "adapter", RingPlan(("all",)), EVALUATION, int(time.time()), key=key)
     page.reload()
     expect(page.locator("#rollout-obstacle")).to_have_text(re.compile(
         r"No ring begins by itself: The order of \S+ is signed by \w{16}, and this daemon has no --fleet-sign\."))

@@ -51,8 +51,8 @@ def fleet_server(folder: Path, model: Path, nodes: Path, host: str, port: int, n
     from .environment import find, state_of
     found = find(flower, state_of(folder, state_folder()))  # before anything that needs more than Python
     from .....formats.bundle import open_bundle
-    from .server import Server, node_keys
-    server = Server(folder, open_bundle(model), found, node_keys(nodes), host, port, names,
+    from .server import FlowerServer, node_keys
+    server = FlowerServer(folder, open_bundle(model), found, node_keys(nodes), host, port, names,
                     tls_of(authority, certificate, certificate_key), devices, wait, rounds, every, key)
     ended: list[dict[str, Any]] = []
 

@@ -20,7 +20,7 @@ MODULE = f"{__package__}.client"  # by its name: it loads what this process shal
 
 
 class RoundsInChild:
-    """The process that asks the daemon at a URL, by calls of fleet.carriers.http.Server. key_file, device: as of
+    """The process that asks the daemon at a URL, by calls of RoundServer. key_file, device: as of
     open_lead.
     """
 

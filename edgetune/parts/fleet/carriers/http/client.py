@@ -29,7 +29,7 @@ PARTS = {FACTS: answers.FACTS, "update": answers.UPDATE, SIGNED: signature.FILE}
 
 
 class RoundsByHttp:
-    """That daemon, by its client. As fleet.carriers.http.Server, whose errors it raises. A device that joined signs
+    """That daemon, by its client. As RoundServer, whose errors it raises. A device that joined signs
     what it sends by the key that signs its requests.
     """
 

@@ -20,9 +20,9 @@ from .....formats import signature
 from ...membership.members import check_of, is_joined, reason_against
 from ...rounds.answer import FACTS as ANSWER
 from ...rounds.answer import UPDATE, most_bytes, open_answer
-from ...rounds.task import FACTS, NEEDED, Task, read_task
+from ...rounds.task import FACTS, NEEDED, RoundTask, read_task
 from ...signed_folder import MAX_FACTS
-from ..places import Place, check_name, newest
+from ..places import RoundPlace, check_name, newest
 
 TASK_FILES = (FACTS, signature.FILE, *NEEDED)  # that a device needs
 ANSWER_FILES = (ANSWER, UPDATE, signature.FILE)
@@ -56,7 +56,7 @@ def served_round(folder: Path, device: str) -> dict[str, Any]:
 
 def served_task_file(folder: Path, number: int, file: str) -> Path:
     """The path of a file of a task. Raises NotFoundError for any other name."""
-    path = Place(folder, number).task / file
+    path = RoundPlace(folder, number).task / file
     if file not in TASK_FILES or not path.is_file():
         raise NotFoundError(f"there is no file {file!r:.80} of the task of round {number}", "ask for the round again")
     return path
@@ -83,7 +83,7 @@ def take_answer(folder: Path, number: int, device: str, sent: Mapping[str, Binar
         return _taken(folder, task, out, device)
 
 
-def _taken(folder: Path, task: Task, there: Path, device: str) -> Taken:
+def _taken(folder: Path, task: RoundTask, there: Path, device: str) -> Taken:
     """What an answer says. Raises FormatError, MismatchError or UsageError for one that cannot count."""
     facts = open_answer(there, task, check_of(folder, device, task.number)).facts
     if facts.device != device:
@@ -102,7 +102,7 @@ def _is_there(folder: Path, out: Path, number: int) -> bool:
     return True
 
 
-def _take(folder: Path, task: Task, out: Path, sent: Mapping[str, BinaryIO]) -> None:
+def _take(folder: Path, task: RoundTask, out: Path, sent: Mapping[str, BinaryIO]) -> None:
     """Writes what a device sent as the new folder `out`, if it can count."""
     for left in out.parent.glob(f"{out.name}.*.tmp"):  # of a daemon that was killed
         shutil.rmtree(left, ignore_errors=True)

@@ -37,7 +37,7 @@ class TooFew(RuntimeError):
 
 
 @dataclass
-class Asked:
+class AskedNode:
     """What is known of a node in a round. message: the newest one to it, "" where it may be asked; activated: when the
     node last joined, as Flower says it; failed: how often in the round; later: the time before which it is left alone.
     """
@@ -136,12 +136,12 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
     def _replies(self, number: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid,
                  late: float) -> Iterator[Message]:
         """The replies of a round as they arrive, until they are enough; nodes that come later are asked later."""
-        nodes: dict[int, Asked] = {}
+        nodes: dict[int, AskedNode] = {}
         waited: dict[str, int] = {}
         while not self._is_enough(number, late):
             activated = _activated(grid)
             wanted = [message for message in self.configure_train(number, arrays, config, grid)
-                      if self._may_ask(nodes.setdefault(message.metadata.dst_node_id, Asked()),
+                      if self._may_ask(nodes.setdefault(message.metadata.dst_node_id, AskedNode()),
                                        activated.get(message.metadata.dst_node_id, ""))]
             wanted = wanted[:max(0, self.at_once - len(waited))]
             sent = [*grid.push_messages(wanted)] if wanted else []
@@ -161,11 +161,11 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
             if not self._is_enough(number, late):
                 self.sleep(self.settings.every)
 
-    def _may_ask(self, node: Asked, activated: str) -> bool:
+    def _may_ask(self, node: AskedNode, activated: str) -> bool:
         """Whether a node may have a message: it has none, or joined again since, and so has lost it."""
         return self.clock() >= node.later and (not node.message or activated != node.activated)
 
-    def _failed(self, number: int, name: int, node: Asked, reply: Message) -> None:
+    def _failed(self, number: int, name: int, node: AskedNode, reply: Message) -> None:
         reason = " ".join(str(reply.error.reason).split())[:MOST_REASON]
         _log.log(WARNING, "round %s: node %016x did not answer: %s", number, name, reason)
         node.message = ""
