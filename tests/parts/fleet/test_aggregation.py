@@ -15,8 +15,7 @@ from edgetune.errors import EdgetuneError, UsageError
 from edgetune.parts.fleet.rounds.answer import began_at
 from edgetune.parts.fleet.rounds.noise import Noise, noisy
 from edgetune.parts.fleet.rounds.options import RoundOptions
-from edgetune.parts.fleet.sums.aggregation import aggregate
-from edgetune.parts.fleet.sums.averages import AVERAGES
+from edgetune.parts.fleet.sums.aggregation import AVERAGES, aggregate
 from edgetune.parts.fleet.sums.low_rank_sums import Term, best_of_rank, missed_by_averages, squared_norm, term_of
 from edgetune.parts.fleet.sums.screening import HEAVIEST
 from edgetune.parts.fleet.sums.server_adam import BETA1, BETA2, TAU

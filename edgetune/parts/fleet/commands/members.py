@@ -90,8 +90,7 @@ def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) ->
     """
     from ....errors import MismatchError, UsageError
     from ..carriers.folder import again
-    from ..device import device_name
-    from ..membership.device import joined
+    from ..membership.device import device_name, joined
     from ..membership.lead import ask_to_join, state_of
     from ..membership.members import APPROVED, REVOKED, shown_key
     from .roles import tell

@@ -117,7 +117,7 @@ def _opened(folder: str, device: str, lead_key_file: Path | None, key: Path | No
             opened: ExitStack) -> tuple[Path, str, Callable[[Member], HttpMember] | None]:
     """(the folder on this device, the device's name, what carries it from a daemon: None: it is the folder itself)"""
     from ....errors import UsageError
-    from ..device import device_name
+    from ..membership.device import device_name
     if not folder.startswith(URLS):
         if lead_key_file:
             raise UsageError(f"--lead-key-file is given, and {folder} is no URL", "leave it out")

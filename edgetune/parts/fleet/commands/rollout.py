@@ -120,7 +120,7 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at:
     from ....formats.signature import private_key
     from ..bases.owner import owned
     from ..bases.trial import settle
-    from ..device import device_name
+    from ..membership.device import device_name
     from ..membership.lead import open_lead
     from ..rollout.apply import apply
     from ..rollout.daemons import DaemonByHttp, LeadByHttp

@@ -124,7 +124,7 @@ def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: s
     """
     from ....formats.bundle import open_bundle
     from ....training.callbacks import RunCallbacks
-    from ..device import device_name
+    from ..membership.device import device_name
     from ..rounds.task import open_task
     from ..rounds.train_round import train_round
     asked = noise_of(noise, noise_norm)

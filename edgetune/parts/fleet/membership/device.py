@@ -1,27 +1,46 @@
-"""What a device keeps of a fleet that it joined: its key and its name, in a folder for each URL."""
+"""What a device keeps: its name, and of each fleet that it joined its key and its name there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ....disk import new_folder, private_folder, read_small, state_folder, sync
+from ....disk import new_folder, private_folder, read_small, replaced, state_folder, sync
 from ....errors import FormatError, UsageError
 from ....formats import signature
-from ..device import device_name
 from .members import NAME
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+NAME_FILE = "fleet-device"
 JOINED = "fleet-joined"
 FACTS = "device.json"
 SIGNING = "signing.pem"
 NEXT = "signing.next.pem"  # that replaces it once the daemon knows it
+
+
+def device_name() -> str:
+    """The name of this device for this user where it signs nothing: 16 hexadecimal digits, drawn once and kept, which
+    say nothing of their owner. Raises DiskError where it cannot be kept.
+    """
+    path = state_folder() / NAME_FILE
+    try:
+        found = read_small(path, 64).decode("ascii", "replace").strip()
+    except OSError:
+        found = ""
+    if found and found.isalnum():
+        return found
+    private_folder(path.parent)
+    found = secrets.token_hex(8)
+    with replaced(path) as beside:
+        beside.write_text(found + "\n")
+    return found
 
 
 @dataclass(frozen=True)

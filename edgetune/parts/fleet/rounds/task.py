@@ -12,6 +12,7 @@ and the server begin from, so that all agree on it to the bit.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,15 +23,14 @@ from numpy.typing import NDArray
 
 from ....adapters import store
 from ....adapters.lora import Lora
-from ....disk import MIB, new_folder, sha256
-from ....errors import FormatError, UsageError
+from ....disk import MIB, json_text, new_folder, sha256
+from ....errors import FormatError, MismatchError, UsageError
 from ....formats.bundle import Bundle
 from ....formats.safetensors import read_safetensors, write_safetensors
 from ....options import make_options
 from ....persisted import checked_fields, from_json
 from ....training.config import TrainConfig
 from ....version import __version__
-from ..base import Base, base_of, check_base
 from ..signed_folder import AGAIN, check_file, read_facts, write_facts
 from ..sums.ways import FAMILIES, half_of
 from . import outcome
@@ -44,7 +44,20 @@ MOMENTS = "server.safetensors"
 NEEDED = (f"{ADAPTER}/{store.FILE}", f"{ADAPTER}/{store.RUN}")
 MOST_BYTES = 2048 * MIB  # of an adapter
 FORMAT = "F16"
+TEMPLATE = "tokenizer.chat_template"
 MOST_HISTORY = 1000  # rounds whose records a task carries
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The model that a task is about. name: for people. fingerprint: as adapters name it. tokenizer, template: SHA-256
+    of those parts of its file.
+    """
+
+    name: str
+    fingerprint: str
+    tokenizer: str
+    template: str
 
 
 @dataclass(frozen=True)
@@ -71,9 +84,9 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """task.json. base: as of Base. files: the SHA-256 of each. training: the options of each device's run; fleet: those
-    of the aggregation. least_rows: rows to learn of a device, at least. before: the name of the task before. history:
-    the records of the rounds before.
+    """task.json. base: as of BaseIdentity. files: the SHA-256 of each. training: the options of each device's run;
+    fleet: those of the aggregation. least_rows: rows to learn of a device, at least. before: the name of the task
+    before. history: the records of the rounds before.
     """
 
     version: int
@@ -115,7 +128,7 @@ class RoundTask:
     folder: Path
     name: str
     facts: TaskFacts
-    base: Base
+    base: BaseIdentity
     config: TrainConfig
     options: RoundOptions
     pairs: Lora
@@ -150,7 +163,7 @@ class RoundTask:
 def open_task(folder: Path, bundle: Bundle) -> RoundTask:
     """A task that is whole and of this model. Raises FormatError, MismatchError and UsageError, each for what it is."""
     task = read_task(folder)
-    check_base(task.base, base_of(bundle, store.base_name(bundle.gguf)), str(folder / FACTS))
+    check_base(task.base, base_of(bundle), str(folder / FACTS))
     return replace(task, pairs=store.open_adapter(folder / NEEDED[0], bundle.gguf).pairs)
 
 
@@ -160,7 +173,7 @@ def read_task(folder: Path) -> RoundTask:
     """
     facts, name, _ = read_facts(folder, FACTS, TaskFacts, VERSION)
     source = str(folder / FACTS)
-    base = from_json(Base, facts.base, f"the base in {source}")
+    base = from_json(BaseIdentity, facts.base, f"the base in {source}")
     options = make_options(RoundOptions, facts.fleet).check()
     if facts.round < 1 or facts.least_rows < 1:
         raise FormatError(f"{source} has round {facts.round} and least_rows {facts.least_rows}, both begin at 1", AGAIN)
@@ -216,7 +229,7 @@ def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,
             outcome.write_outcome(beside / outcome.FILE, before)
         names = (*NEEDED, *([MOMENTS] if moments else []), *([outcome.FILE] if before else []))
         files = {name: sha256(beside / name) for name in names}
-        base = base_of(bundle, store.base_name(bundle.gguf))
+        base = base_of(bundle)
         facts = TaskFacts(VERSION, content.number, vars(base), files, content.config.to_json(), vars(content.options),
                           content.least_rows, __version__, content.before, content.history)
         write_facts(beside, FACTS, facts, key)
@@ -227,3 +240,25 @@ def _record(bundle: Bundle, content: Content) -> dict[str, Any]:
     return {"status": "fleet", "edgetune": __version__, "round": content.number, "system": content.config.system,
             "base": {"name": store.base_name(bundle.gguf), "fingerprint": bundle.fingerprint},
             "options": content.config.to_json()}
+
+
+def base_of(bundle: Bundle) -> BaseIdentity:
+    """Returns the identity of a model: three hashes, so that an error says which part differs."""
+    metadata = bundle.gguf.metadata
+    words = {key: metadata[key] for key in metadata if key.startswith("tokenizer.") and not key.startswith(TEMPLATE)}
+    templates = {key: metadata[key] for key in metadata if key.startswith(TEMPLATE)}
+    return BaseIdentity(store.base_name(bundle.gguf), bundle.fingerprint, _digest(words), _digest(templates))
+
+
+def check_base(asked: BaseIdentity, found: BaseIdentity, source: str) -> None:
+    """Raises MismatchError for the first part that differs. source: names the file that asks for `asked`."""
+    for what, wanted, given in (("tokenizer", asked.tokenizer, found.tokenizer),
+                                ("chat template", asked.template, found.template),
+                                ("model", asked.fingerprint, found.fingerprint)):
+        if wanted != given:
+            raise MismatchError(f"{source} is of {asked.name} with the {what} {wanted:.19}, {found.name} here has "
+                                f"{given:.19}", "give the same model file on all devices, by --model")
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return f"sha256:{hashlib.sha256(json_text(values, sort_keys=True).encode()).hexdigest()}"

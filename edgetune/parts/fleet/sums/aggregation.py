@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 
 from ....adapters.lora import Lora, Pair
 from ....errors import EdgetuneError
-from ..rounds.options import ADAM, RoundOptions
-from .averages import AVERAGES
+from ..rounds.options import ADAM, MEAN, MEDIAN, TRIMMED, RoundOptions
 from .low_rank_sums import best_of_rank, missed_by_averages, squared_norm, term_of
 from .screening import CountedUpdate, LeftOut, Update, screened, unknown
 from .server_adam import Arrays, ServerAdam
 from .ways import A, B, half_of
 
-Step = Callable[[str, NDArray[np.float64]], NDArray[np.float64]]
+Floats = NDArray[np.float64]
+Step = Callable[[str, Floats], Floats]
+Average = Callable[[Floats, Sequence[float], float], Floats]
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,3 +103,27 @@ def _of_half(half: str, options: RoundOptions, step: Step, name: str, start: Pai
 def _share(part: float, whole: float) -> float:
     """The ratio of two norms, from their squares."""
     return math.sqrt(part / whole) if whole else 0.0
+
+
+# ---- averages: the weighted mean, or one that a few wrong devices do not move ---------------------------------------
+# Trimmed mean and median are of each value, and count every device once (Yin et al. 2018, arXiv:1803.01498).
+
+
+def weighted_mean(values: Floats, weights: Sequence[float], trim: float) -> Floats:  # noqa: ARG001
+    """The sum over devices of weight times value. values [devices, ...]; weights sum to 1."""
+    return np.tensordot(np.asarray(weights), values, axes=1)
+
+
+def trimmed_mean(values: Floats, weights: Sequence[float], trim: float) -> Floats:  # noqa: ARG001
+    """The mean without the share `trim` of the devices at each end, rounded down; at least one device is left."""
+    count = len(values)
+    cut = min(int(trim * count), (count - 1) // 2)
+    return np.asarray(np.sort(values, axis=0)[cut:count - cut].mean(axis=0))
+
+
+def median(values: Floats, weights: Sequence[float], trim: float) -> Floats:  # noqa: ARG001
+    """The median of each value over the devices."""
+    return np.asarray(np.median(values, axis=0))
+
+
+AVERAGES: dict[str, Average] = {MEAN: weighted_mean, TRIMMED: trimmed_mean, MEDIAN: median}

@@ -47,8 +47,8 @@ class Tls:
 @dataclass(frozen=True)
 class FlowerServer:
     """folder: of the rounds. nodes: public keys of those that may take part. host, port: where SuperLink listens.
-    names: under which nodes reach it, more than the host's. devices, wait: as of RoundLead. rounds: the last one to end.
-    every: seconds between two looks. key: signs the tasks.
+    names: under which nodes reach it, more than the host's. devices, wait: as of RoundLead. rounds: the last one to
+    end. every: seconds between two looks. key: signs the tasks.
     """
 
     folder: Path
