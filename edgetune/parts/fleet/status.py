@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import EdgetuneError
-from .carriers.places import rounds_of
 from .membership.members import STATES, is_joined, read_members
 from .privacy import DELTA
 from .rollout import rings
 from .rollout.folder import DeviceFile, Order, newest_order, read_reports, reports_of
 from .rounds.history import OUTCOMES, RoundHistory, history_of
 from .rounds.outcome import losses_by_kind
+from .rounds.places import rounds_of
 from .rounds.spent import spent
 
 WORDS = tuple(rings.RingCounts.__dataclass_fields__)

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file, save_file
 from edgetune.disk import sha256
 from edgetune.errors import EdgetuneError
 from edgetune.formats.signature import private_key, sign
-from edgetune.parts.fleet.carriers.folder import RoundLead
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.rounds.answer import open_answer
 from edgetune.parts.fleet.rounds.first_task import make_task
+from edgetune.parts.fleet.rounds.lead import RoundLead
 from edgetune.parts.fleet.rounds.next_task import gathered, write_next
 from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.outcome import read_outcome

@@ -21,16 +21,17 @@ from json_lines import write_lines
 
 from edgetune.daemon.client import Client
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UnansweredError, UsageError
-from edgetune.parts.fleet.carriers.copies import HttpMember, fetch
-from edgetune.parts.fleet.carriers.folder import Member, RoundLead
+from edgetune.parts.fleet.carriers.copies import CopyMember, fetch
+from edgetune.parts.fleet.carriers.exchange import served_round, take_answer
 from edgetune.parts.fleet.carriers.http.child import RoundsInChild
 from edgetune.parts.fleet.carriers.http.client import RoundsByHttp
-from edgetune.parts.fleet.carriers.http.service import served_round, take_answer
-from edgetune.parts.fleet.carriers.places import RoundPlace, newest
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.membership.lead import ask_to_join, open_lead
 from edgetune.parts.fleet.rounds.first_task import make_task
+from edgetune.parts.fleet.rounds.lead import RoundLead
+from edgetune.parts.fleet.rounds.member import Member
 from edgetune.parts.fleet.rounds.options import RoundOptions
+from edgetune.parts.fleet.rounds.places import RoundPlace, newest
 from edgetune.parts.fleet.rounds.task import open_task, read_task
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
@@ -60,7 +61,7 @@ def begin(bundle, folder, **options):
 
 
 def follower(server, bundle, rows, letter, folder):
-    return HttpMember(server, Member(folder / f"copy-{letter}", bundle, rows[letter], letter,
+    return CopyMember(server, Member(folder / f"copy-{letter}", bundle, rows[letter], letter,
                                      folder / f"work-{letter}", None, 0, None, None, {"threads": 1}))
 
 

@@ -17,12 +17,14 @@ from edgetune.cli.app import cli
 from edgetune.errors import FormatError, Interrupted, UsageError
 from edgetune.formats import signature
 from edgetune.formats.signature import private_key
-from edgetune.parts.fleet.carriers.folder import Member, RoundLead, again
-from edgetune.parts.fleet.carriers.places import check_name, newest
 from edgetune.parts.fleet.membership import members
+from edgetune.parts.fleet.pauses import again
 from edgetune.parts.fleet.rounds.first_task import make_task
+from edgetune.parts.fleet.rounds.lead import RoundLead
+from edgetune.parts.fleet.rounds.member import Member
 from edgetune.parts.fleet.rounds.next_task import devices_table, gathered
 from edgetune.parts.fleet.rounds.options import RoundOptions
+from edgetune.parts.fleet.rounds.places import check_name, newest
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig

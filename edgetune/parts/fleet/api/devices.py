@@ -11,19 +11,17 @@ from starlette.types import Scope
 
 from ....daemon.api.security import Refused
 from ....errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
+from ..carriers.registry import carriers
 from ..membership.members import APPROVED, approved
 from ..membership.requests import WINDOW, Checker, is_signed
 
 REFUSED = "device_refused"
 TOO_MANY = "too_much"
 JOIN = "/v1/fleet/join"
-_OWN = "(?P<device>[^/]+)"  # a device speaks of itself alone
-_STATE = re.compile(f"GET /v1/fleet/members/{_OWN}")  # also before it is approved, and after it was revoked
-_MAY = re.compile("|".join((
-    "GET /v1/fleet/order", "GET /v1/fleet/rollouts/[^/]+/.+", f"PUT /v1/fleet/devices/{_OWN}",
-    f"GET /v1/fleet/round/{_OWN.replace('device', 'following')}", "GET /v1/fleet/rounds/[^/]+/task/.+",
-    f"PUT /v1/fleet/rounds/[^/]+/answers/{_OWN.replace('device', 'answering')}",
-    f"POST /v1/fleet/members/{_OWN.replace('device', 'rotating')}/rotate")))
+_DEVICE = "(?P<device>[^/]+)"  # a device speaks of itself only
+_STATE = f"GET /v1/fleet/members/{_DEVICE}"  # also before it is approved, and after it was revoked
+_RIGHTS = ("GET /v1/fleet/order", "GET /v1/fleet/rollouts/[^/]+/.+", f"PUT /v1/fleet/devices/{_DEVICE}",
+           f"POST /v1/fleet/members/{_DEVICE}/rotate")
 
 
 class Devices:
@@ -31,6 +29,8 @@ class Devices:
 
     def __init__(self, folder: Path) -> None:
         self._checker = Checker(folder)
+        rights = (_STATE, *_RIGHTS, *(right for carrier in carriers() for right in carrier.rights))
+        self._rights = [re.compile(right) for right in rights]
 
     def admit(self, scope: Scope) -> str | None:
         """Admits, as RunningPart does, what a device signed, and requests to join, whose body has a code."""
@@ -47,8 +47,7 @@ class Devices:
             sender = self._checker.sender(authorization, scope["method"], f"{path}?{query}" if query else path,
                                           time.time())
             asked = f"{scope['method']} {scope['path']}"
-            own, may = _STATE.fullmatch(asked), _MAY.fullmatch(asked)
-            if not own and sender.member.state != APPROVED:
+            if not re.fullmatch(_STATE, asked) and sender.member.state != APPROVED:
                 approved(self._checker.folder, sender.member.device)
         except (UsageError, NotFoundError) as error:
             raise Refused(401, str(error), REFUSED) from None
@@ -56,11 +55,12 @@ class Devices:
             raise Refused(429, str(error), TOO_MANY, {"Retry-After": str(WINDOW)}) from None
         except EdgetuneError as error:
             raise Refused(403, str(error), REFUSED) from None
-        if not own and not may:
+        may = next((found for right in self._rights if (found := right.fullmatch(asked))), None)
+        if may is None:
             raise Refused(403, f"a device may not ask for {asked!r:.100}; ask with a key of the daemon", REFUSED)
-        about = {name for found in (own, may) if found for name in found.groupdict().values() if name}
-        if about - {sender.member.device}:
-            raise Refused(403, f"the request is about {about.pop()!r:.80}, and {sender.member.device} signed it; a "
-                          "device speaks of itself alone", REFUSED)
+        about = may.groupdict().get("device", sender.member.device)
+        if about != sender.member.device:
+            raise Refused(403, f"the request is about {about!r:.80}, and {sender.member.device} signed it; a device "
+                          "speaks of itself alone", REFUSED)
         scope.setdefault("state", {}).update(device=sender.member.device, key=sender.member.key)
         return sender.digest

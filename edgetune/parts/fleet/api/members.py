@@ -14,8 +14,8 @@ from ....daemon.api.errors import RESPONSES, JsonRoute
 from ....daemon.api.proxy import TrustedProxy
 from ....daemon.api.shapes import Answer, Body, Time, Whole
 from ....errors import UsageError
-from ..carriers.places import newest_number
 from ..membership import invites, members
+from ..rounds.places import newest_number
 from .dependencies import TheDevice, TheFolder, TheKey
 
 PUBLIC = "64 hexadecimal digits."

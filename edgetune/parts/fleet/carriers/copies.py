@@ -1,7 +1,5 @@
-"""Rounds carried by HTTP: a device asks a daemon for the newest task, and sends its answer. It needs no open port.
-
-It keeps a copy of the part of the folder that concerns it, and does what a device does that follows a folder. An idle
-device sends one small request at a time, which the daemon answers without a body.
+"""A device whose rounds a RoundServer has: it keeps a copy of the part of the folder that concerns it, answers there as
+a device that follows a folder, and sends its answer.
 """
 
 from __future__ import annotations
@@ -11,39 +9,24 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ....disk import new_folder, read_small, require_room
 from ....errors import EdgetuneError, FormatError, NotFoundError
 from ....formats.signature import unchecked
 from ....training.callbacks import RunCallbacks
 from ..rounds.answer import open_answer
+from ..rounds.member import AnsweredRound, Member
+from ..rounds.places import RoundPlace
 from ..rounds.task import ADAPTER, FACTS, MOST_BYTES, NEEDED, open_task
 from ..signed_folder import MAX_FACTS
-from .folder import AnsweredRound, Member
-from .http.service import TASK_FILES
-from .places import RoundPlace
-
-
-class RoundServer(Protocol):
-    """The daemon that serves a folder. All raise UnansweredError where it does not answer."""
-
-    def round(self, device: str, known: str) -> tuple[Mapping[str, Any], str] | None:
-        """(what `served_round` returns, its ETag); None: the ETag is still `known`."""
-
-    def load(self, number: int, file: str, target: Path, most: int) -> None:
-        """Writes a file of a task, of at most `most` bytes, into a new one."""
-
-    def send(self, number: int, device: str, folder: Path) -> None:
-        """Sends the answer in a folder. Raises NotFoundError where the round has ended."""
-
-    def rest(self) -> None:
-        """Takes no memory until the next call."""
+from .exchange import TASK_FILES
+from .registry import RoundServer
 
 
 @dataclass
-class HttpMember:
-    """A device that answers each round of a daemon. member: of the copy in its folder."""
+class CopyMember:
+    """A device that answers each round of a server. member: of the copy in its folder."""
 
     server: RoundServer
     member: Member

@@ -89,10 +89,10 @@ def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) ->
     without --code, the same command continues.
     """
     from ....errors import MismatchError, UsageError
-    from ..carriers.folder import again
     from ..membership.device import device_name, joined
     from ..membership.lead import ask_to_join, state_of
     from ..membership.members import APPROVED, REVOKED, shown_key
+    from ..pauses import again
     from .roles import tell
     own = ask_to_join(url, code, device or device_name()) if code else joined(url)
     if own is None:

@@ -12,7 +12,7 @@ from ....cli.app import MODEL, ModelPath, Share, Time, command, show
 from ....cli.remote import request
 from ....errors import shell_word
 from ....version import __version__
-from .roles import JOINED_AT, member_at
+from .roles import JOINED_AT
 from .rounds import KEY, URLS, fleet
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at:
     from ....formats.signature import private_key
     from ..bases.owner import owned
     from ..bases.trial import settle
-    from ..membership.device import device_name
+    from ..membership.device import check_no_signer, device_name, signer_at
     from ..membership.lead import open_lead
     from ..rollout.apply import apply
     from ..rollout.daemons import DaemonByHttp, LeadByHttp
@@ -130,7 +130,9 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at:
     here = DaemonByHttp(client)
     now = int(time.time())
     is_url = fleet_.startswith(URLS)
-    signer = member_at(joined_at, fleet_, device, None) if joined_at else None
+    if is_url:
+        check_no_signer(fleet_, joined_at)
+    signer = signer_at(joined_at, device) if joined_at else None
     with owned(slot, restart, start_wait, is_url) as owner:
         if owner:
             settle(owner, here, now)  # before anything that needs the fleet

@@ -103,6 +103,23 @@ def name_at(url: str, key_file: Path | None, device: str) -> tuple[str, Joined |
     return found.device, found
 
 
+def signer_at(url: str, device: str) -> tuple[str, Path]:
+    """(the device's name in the fleet at a URL, the file of the key by which it signs there). device: as of name_at.
+    Raises UsageError where it has not joined it, and as name_at.
+    """
+    name, found = name_at(url, None, device)
+    if found is None:
+        raise UsageError(f"this device has not joined {url}", "join first: edgetune fleet join URL --code CODE")
+    return name, found.folder / SIGNING
+
+
+def check_no_signer(url: str, joined: str) -> None:
+    """Raises UsageError for --joined where a device signs by itself."""
+    if joined:
+        raise UsageError(f"--joined is given, and {url} is a URL, where the device signs by itself",
+                         "leave one of them out")
+
+
 def begin(url: str, device: str) -> Joined:
     """Makes a key for the fleet at a URL. Raises UsageError where there is one, UnsupportedError without cryptography,
     and DiskError.

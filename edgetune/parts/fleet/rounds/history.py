@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..carriers.places import RoundPlace, newest
 from ..signed_folder import is_whole, read_facts
 from .outcome import Outcome, read_outcome
+from .places import RoundPlace, newest
 from .task import FACTS, VERSION, RoundRecord, TaskFacts, records_of
 
 OUTCOMES = 20  # rounds whose outcome is read at most

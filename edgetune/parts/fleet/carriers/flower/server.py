@@ -20,8 +20,8 @@ from .....disk import alone, private_folder, read_object, read_small, replaced
 from .....errors import EdgetuneError, UsageError
 from .....formats.bundle import Bundle
 from ...pauses import wait
+from ...rounds.places import newest
 from ...rounds.task import RoundRecord, open_task, records_of
-from ..places import newest
 from .app.settings import ENDED, PROCESS, SERVER, ServerSettings, write_settings
 from .environment import Flower
 from .processes import command, last_line, running

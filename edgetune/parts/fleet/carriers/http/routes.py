@@ -17,7 +17,7 @@ from .....formats import signature
 from ...api.dependencies import TheDevice, TheFolder, check_sender
 from ...api.rollouts import BYTES
 from ...rounds import answer as answers
-from . import service as served
+from .. import exchange
 
 router = APIRouter(prefix="/v1/fleet", route_class=JsonRoute, responses=RESPONSES)
 AnswerFile = Annotated[UploadFile, File(description=f"{answers.FACTS} of the answer.")]
@@ -49,7 +49,7 @@ class TakenAnswer(Answer):
 @router.get("/round/{device}", response_model=RoundObject, responses={304: {"description": "It is as before."}})
 def get_round(device: str, folder: TheFolder, known: Known = "") -> Response:
     """Returns the newest round, and whether the device has answered it."""
-    found = served.served_round(folder, device)
+    found = exchange.served_round(folder, device)
     tag = f'"{hashlib.sha256(json.dumps(found).encode()).hexdigest()[:32]}"'
     headers = {"ETag": tag}
     return Response(status_code=304, headers=headers) if known == tag else JSONResponse(found, headers=headers)
@@ -58,7 +58,7 @@ def get_round(device: str, folder: TheFolder, known: Known = "") -> Response:
 @router.get("/rounds/{number}/task/{file:path}", response_class=Response, responses=of_type(BYTES))
 def get_task_file(number: int, file: str, folder: TheFolder) -> Response:
     """Returns a file of the task of a round."""
-    return FileResponse(served.served_task_file(folder, number, file), media_type=BYTES)
+    return FileResponse(exchange.served_task_file(folder, number, file), media_type=BYTES)
 
 
 @router.put("/rounds/{number}/answers/{device}", response_model=TakenAnswer)
@@ -69,5 +69,5 @@ def put_answer(number: int, device: str, answer: AnswerFile, update: UpdateFile,
     """
     check_sender(folder, sender)
     sent = {answers.FACTS: answer.file, answers.UPDATE: update.file}
-    return vars(served.take_answer(folder, number, device,
+    return vars(exchange.take_answer(folder, number, device,
                                    {**sent, signature.FILE: signed.file} if signed else sent))

@@ -16,7 +16,7 @@ ENDED = "ended.json"  # how it ended
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """folder: of the rounds, as carriers/folder.py has it. aggregate: the words of the command that makes the next
+    """folder: of the rounds, as rounds/places.py has it. aggregate: the words of the command that makes the next
     task, to which the task, the answers, -o and its folder are added, and variables of its environment. every: seconds
     between two looks. devices, wait: of `edgetune fleet lead`. rounds: the last round to end. state: a folder for what
     the server app says of itself.

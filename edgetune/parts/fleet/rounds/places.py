@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ....errors import FormatError, UsageError, shell_word
-from ..rounds.answer import FACTS as ANSWER
-from ..rounds.task import FACTS
 from ..signed_folder import is_whole
+from .answer import FACTS as ANSWER
+from .task import FACTS
 
 NAME = re.compile(r"[\w-]{1,64}")  # of a device, which is that of a folder; a folder that is being made has a dot
 _ROUND = re.compile(r"round-(\d{4,9})")

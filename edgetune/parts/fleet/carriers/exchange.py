@@ -1,4 +1,4 @@
-"""Rounds in a folder that a daemon serves by HTTP: what it says of the newest one, and answers that it takes.
+"""Rounds in a folder that a server stands before: what it says of the newest one, and answers that it takes.
 
 What comes in is checked before it is in the folder: names, sizes, hashes, shapes, and whether the device may. The model
 need not be here. The lead looks at the folder as if a sync had brought the answers.
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .....disk import PIECE, new_folder, read_small
-from .....errors import EdgetuneError, FormatError, MismatchError, NotFoundError, TooLargeError, UsageError, size_text
-from .....formats import signature
-from ...membership.members import check_of, is_joined, reason_against
-from ...rounds.answer import FACTS as ANSWER
-from ...rounds.answer import UPDATE, most_bytes, open_answer
-from ...rounds.task import FACTS, NEEDED, RoundTask, read_task
-from ...signed_folder import MAX_FACTS
-from ..places import RoundPlace, check_name, newest
+from ....disk import PIECE, new_folder, read_small
+from ....errors import EdgetuneError, FormatError, MismatchError, NotFoundError, TooLargeError, UsageError, size_text
+from ....formats import signature
+from ..membership.members import check_of, is_joined, reason_against
+from ..rounds.answer import FACTS as ANSWER
+from ..rounds.answer import UPDATE, most_bytes, open_answer
+from ..rounds.places import RoundPlace, check_name, newest
+from ..rounds.task import FACTS, NEEDED, RoundTask, read_task
+from ..signed_folder import MAX_FACTS
 
 TASK_FILES = (FACTS, signature.FILE, *NEEDED)  # that a device needs
 ANSWER_FILES = (ANSWER, UPDATE, signature.FILE)
