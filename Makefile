@@ -173,7 +173,7 @@ flower: ready ## half an hour, needs a network the first time: 1,000 simulated d
 	    && $(PYTHON) -c "import sys; print(*(p for p in sys.path if p.endswith('-packages')), sep='\n')" \
 	        > $$(echo $(FLOWER)/lib/python3*/site-packages)/parent.pth \
 	    && $(FLOWER)/bin/python -m pip install --quiet 'flwr[simulation]>=1.42,<1.43' && touch $(FLOWER)/made; }
-	cd tests && PYTHONPATH=$(SOURCES) ../$(FLOWER)/bin/python -m pytest -n 0 fleet/test_flower_apps.py
+	cd tests && PYTHONPATH=$(SOURCES) ../$(FLOWER)/bin/python -m pytest -n 0 parts/fleet/test_flower_apps.py
 	$(RUN) proofs/flower.py --flower $(CURDIR)/$(FLOWER)/bin/python
 	cd tests && PYTHONPATH=$(SOURCES) ../$(FLOWER)/bin/python proofs/flower_simulation.py $(SIMULATION)
 

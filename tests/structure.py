@@ -25,7 +25,7 @@ FLOORS = [
     ["training", "retrieval"],
     ["evaluation"],
     ["bench", "runs"],
-    ["tutor", "fleet"],
+    ["tutor"],
     ["compress", "daemon", "demo"],
     ["cli"],
     ["parts"],

@@ -87,13 +87,17 @@ def test_a_new_part_has_an_option_of_the_daemon(said):
     assert "--toy" in group
     assert said["refused"] == "toy is a/, a folder"
     assert "toy" in said["files"]
-    assert said["off"] == [None, []]
+    assert said["off"] == [None, False]
 
 
 def test_a_new_part_has_a_route_and_facts_of_the_device(said):
     assert said["route"] == {"time": "late"}
     assert said["device"] == "late"
     assert said["schema"]["description"] == "The time that it tells."
+
+
+def test_a_new_part_admits_requests_without_a_key(said):
+    assert said["admitted"] == [200, 403, 401]
 
 
 def test_a_new_part_answers(said):
@@ -113,6 +117,6 @@ def test_a_new_part_has_a_thread_health_and_a_metric(said):
 
 
 def test_a_new_part_has_a_panel_of_the_page(said):
-    assert '<section id="toy" hidden>' in said["page"]
+    assert '<section id="toy" data-tab="Toy" hidden>' in said["page"]
     assert "panels.push(({ toy })" in said["page"]
     assert said["page"].index("const panels") < said["page"].index("panels.push") < said["page"].index("watch();")

@@ -14,9 +14,10 @@ edgetune.parts.__path__.append(str(Path(__file__).parent / "fixtures" / "parts")
 
 import httpx  # noqa: E402 (what imports edgetune must do so after the toy is there)
 from click.testing import CliRunner  # noqa: E402
-from daemons import ASK, CHAT, daemon  # noqa: E402
+from daemons import ASK, CHAT, PATIENCE, daemon  # noqa: E402
 
 from edgetune.cli import cli  # noqa: E402
+from edgetune.daemon.keys import add_key  # noqa: E402
 from edgetune.daemon.kinds.registry import kind_of, kinds  # noqa: E402
 from edgetune.daemon.options import DaemonConfig  # noqa: E402
 from edgetune.daemon.unit import FILES  # noqa: E402
@@ -33,7 +34,7 @@ def refused(**options):
 
 def asked(url, text):
     body = {**ASK, "max_tokens": 64, "messages": [{"role": "user", "content": text}]}
-    return httpx.post(url + CHAT, json=body, timeout=60).json()
+    return httpx.post(url + CHAT, json=body, timeout=PATIENCE).json()
 
 
 def main(model, folder):
@@ -43,7 +44,7 @@ def main(model, folder):
             "daemon_help": CliRunner().invoke(cli, ["serve", "--help-all"]).output,
             "kinds": [*kinds()], "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES}
     with daemon(model, folder / "state", toy=str(late)) as running:
-        get = lambda path: httpx.get(running.url + path, timeout=60)  # noqa: E731
+        get = lambda path: httpx.get(running.url + path, timeout=PATIENCE)  # noqa: E731
         said |= {"route": get("/v1/toy").json(), "device": get("/v1/device").json()["toy"],
                  "schema": get("/openapi.json").json()["components"]["schemas"]["DeviceObject"]["properties"]["toy"],
                  "health": get("/healthz").json()["reasons"], "metrics": get("/metrics").text, "page": get("/").text,
@@ -52,7 +53,11 @@ def main(model, folder):
         thread = running.service.running["toy"].thread
     said["threads"].append(thread.is_alive())
     with daemon(model, folder / "other") as running:
-        said["off"] = [httpx.get(running.url + "/v1/device", timeout=60).json()["toy"], [*running.service.running]]
+        said["off"] = [get("/v1/device").json()["toy"], "toy" in running.service.running]
+    add_key(folder / "keys", "owner")
+    with daemon(model, folder / "state", toy=str(late), key_file=str(folder / "keys")) as running:
+        said["admitted"] = [get(path).status_code for path in (
+            "/v1/toy", "/v1/toy/refused", "/v1/device")]
     print(json.dumps(said))
 
 

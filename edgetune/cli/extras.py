@@ -17,7 +17,6 @@ EXTRAS = (
     Extra("prompts", "prompt files in YAML", ("yaml",)),
     Extra("retrieval", "edgetune index, edgetune search and --index", ("apsw", "sqlite_vec", "pypdf")),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
-    Extra("flower", "edgetune fleet server and edgetune fleet node", ("flwr",)),
     Extra("sign", "signed bundles", ("cryptography",)),
     *(extra for manifest in manifests() for extra in manifest.extras),
 )

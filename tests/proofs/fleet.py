@@ -55,16 +55,16 @@ from edgetune.adapters.store import open_adapter
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.demo.run import SYSTEM as HOME_SYSTEM
 from edgetune.evaluation.native import engine_within, native_loss, native_match
-from edgetune.fleet.options import FleetOptions
-from edgetune.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
-from edgetune.fleet.rounds.making import make_task
-from edgetune.fleet.rounds.next_task import gathered, write_next
-from edgetune.fleet.rounds.rate import rate_for, share_of
-from edgetune.fleet.rounds.task import Content, of_round, open_task, write_task
-from edgetune.fleet.rounds.train_round import changes, norm_of_change
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.named import find_model
 from edgetune.llamacpp.tokenizer import Tokenizer
+from edgetune.parts.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
+from edgetune.parts.fleet.rounds.first_task import make_task
+from edgetune.parts.fleet.rounds.next_task import gathered, write_next
+from edgetune.parts.fleet.rounds.options import RoundOptions
+from edgetune.parts.fleet.rounds.rate import rate_for, share_of
+from edgetune.parts.fleet.rounds.task import Content, of_round, open_task, write_task
+from edgetune.parts.fleet.rounds.train_round import changes, norm_of_change
 from edgetune.serving.embedding import open_vectors
 from edgetune.training.config import TrainConfig
 from edgetune.training.trainer import Trainer
@@ -201,7 +201,7 @@ def trained(args: argparse.Namespace, variant: str, seed: int, rows: Rows) -> Re
 def rounds(args: argparse.Namespace, learner: Learner, variant: str, seed: int) -> tuple[Path, list[Result]]:
     """The adapter after all rounds, and their records."""
     folder = folder_of(args) / f"{variant}-{seed}"
-    options = FleetOptions(aggregation=variant if variant in FLEETS else "svd", server_rate=args.server_rate)
+    options = RoundOptions(aggregation=variant if variant in FLEETS else "svd", server_rate=args.server_rate)
     first = folder / "round-1"
     if not first.exists():
         family = of_round(TrainConfig(), options, 1).family.name

@@ -46,15 +46,15 @@ from safetensors.numpy import load_file, save_file
 from tiny import write_tiny
 
 from edgetune.disk import sha256
-from edgetune.fleet.carriers.flower.app.messages import ARRAYS, METRICS, arrays_of, parcel_in
-from edgetune.fleet.carriers.flower.app.parcel import ANSWER_FILES, MOST_TASK, TASK_FILES, pack, unpack
-from edgetune.fleet.carriers.flower.app.settings import ServerSettings
-from edgetune.fleet.carriers.flower.app.strategy import FolderStrategy
-from edgetune.fleet.options import FleetOptions
-from edgetune.fleet.rounds.making import make_task
-from edgetune.fleet.rounds.task import open_task
-from edgetune.fleet.rounds.train_round import train_round
 from edgetune.formats.bundle import open_bundle
+from edgetune.parts.fleet.carriers.flower.app.messages import ARRAYS, METRICS, arrays_of, parcel_in
+from edgetune.parts.fleet.carriers.flower.app.parcel import ANSWER_FILES, MOST_TASK, TASK_FILES, pack, unpack
+from edgetune.parts.fleet.carriers.flower.app.settings import ServerSettings
+from edgetune.parts.fleet.carriers.flower.app.strategy import FolderStrategy
+from edgetune.parts.fleet.rounds.first_task import make_task
+from edgetune.parts.fleet.rounds.options import RoundOptions
+from edgetune.parts.fleet.rounds.task import open_task
+from edgetune.parts.fleet.rounds.train_round import train_round
 from edgetune.python_child import child
 from edgetune.training.config import TrainConfig
 
@@ -211,7 +211,7 @@ def main() -> int:
     (folder / "devices").mkdir(parents=True)
     write_tiny(folder / MODEL)
     bundle = open_bundle(folder / MODEL)
-    options = FleetOptions(aggregation="frozen-a", quorum=asked.devices // 3)
+    options = RoundOptions(aggregation="frozen-a", quorum=asked.devices // 3)
     make_task(bundle, folder / "rounds" / "round-0001" / "task", CONFIG, options)
     launched = child("edgetune.__main__")
     words = [*launched["args"], "fleet", "aggregate", "--model", str(folder / MODEL)]

@@ -47,17 +47,17 @@ import edgetune
 from edgetune.daemon import probation
 from edgetune.daemon.client import Client
 from edgetune.daemon.learning import feedback as feedback_module
-from edgetune.daemon.rollouts import DaemonByHttp
 from edgetune.daemon.state import adapters as adapters_module
-from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.apply import apply
-from edgetune.fleet.rollout.folder import begin, newest_order, read_device, read_devices, step
-from edgetune.fleet.rollout.rings import Plan, Rollout
+from edgetune.parts.fleet.rollout import rings
+from edgetune.parts.fleet.rollout.apply import apply
+from edgetune.parts.fleet.rollout.daemons import DaemonByHttp
+from edgetune.parts.fleet.rollout.folder import begin, newest_order, read_device, read_devices, step
+from edgetune.parts.fleet.rollout.rings import RingPlan, RolloutState
 
 HOUR = 3600
 STEP = 6 * HOUR
 PROBATION = 24 * HOUR
-PLAN = Plan(("1", "10%", "all"), success=0.95, error=0.02, quorum=0.5, wait=3 * 24 * HOUR)
+PLAN = RingPlan(("1", "10%", "all"), success=0.95, error=0.02, quorum=0.5, wait=3 * 24 * HOUR)
 ASKED = 4  # questions of a user in each step
 LEARNED = 30  # corrections on each device: six of them are held out
 BEGUN = 1_800_000_000
@@ -201,7 +201,7 @@ def simulate(scenario: str, seed: int, count: int, place: Path, model: Path, ada
             "hours": (ended_at - BEGUN) / HOUR, "resumed": resumed, "undone": ended.status, "back": back}
 
 
-def run_until(devices: list[Device], fleet: Path, state: Rollout, at_once: set[int],
+def run_until(devices: list[Device], fleet: Path, state: RolloutState, at_once: set[int],
               broken: set[int]) -> tuple[int, int]:
     """Lets time pass until the roll-out is over or a person must decide about refusals. Of a ring whose devices are
     silent, a person begins the next one. Returns the last moment, and how often that was.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -13,7 +14,9 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request
 from fastapi.openapi.utils import get_openapi
+from fastapi.params import File
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
@@ -29,7 +32,6 @@ from ..service import Service
 from ..state.adapters import LATEST
 from ..state.files import DOCUMENT, RESULTS
 from . import (
-    base,
     checking,
     classify,
     completions,
@@ -39,10 +41,6 @@ from . import (
     feedback,
     file_batches,
     fine_tuning,
-    fleet,
-    fleet_members,
-    fleet_rounds,
-    fleet_status,
     ollama,
     ollama_models,
     pages,
@@ -56,7 +54,6 @@ from . import (
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
-from .devices import Devices
 from .errors import RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
@@ -72,16 +69,21 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
-                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama,
-                                    ollama_models, pages, proposals, rerank, responses, tokens,
-                                    vector_stores)), router,
+PARTS = (*(part.router for part in (checking, classify, completions, drawn, embeddings, feedback, file_batches,
+                                    fine_tuning, ollama, ollama_models, pages, proposals, rerank, responses,
+                                    tokens, vector_stores)), router,
          *(manifest.load(name).router for manifest in manifests() for name in manifest.routes))
 
 
 def routes() -> list[BaseRoute]:
     """All routes of the API, for its reference."""
     return [route for part in PARTS for route in part.routes]
+
+
+def uploads() -> list[re.Pattern[str]]:
+    """The paths that take files."""
+    return [route.path_regex for route in routes() if isinstance(route, APIRoute)
+            and any(isinstance(field.field_info, File) for field in route.dependant.body_params)]
 
 
 def app(service: Service) -> FastAPI:
@@ -100,8 +102,7 @@ def app(service: Service) -> FastAPI:
     errors.install(made)
     made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
-    devices = Devices(Path(config.fleet).expanduser()) if config.fleet else None
-    made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies, devices=devices)  # it comes first
+    made.add_middleware(Guard, service=service, keys=keys, bodies=made.state.bodies, uploads=uploads())  # comes first
     return made
 
 
