@@ -37,7 +37,7 @@ _HOME = {
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
     "RunCallbacks": "training.callbacks", "Served": "serving.llama:LlamaModel", "train": "runs.train",
     "resume": "runs.train", "Result": "runs.result", "pull": "hub", "Classifier": "serving.classifier",
-    "vectors": "serving.vectors", "Index": "retrieval.searching", "teach": "runs.teaching",
+    "vectors": "serving.encoder", "Index": "retrieval.searching", "teach": "runs.teaching",
 }
 __all__ = [
     "Bundle", "Classifier", "EdgetuneError", "Index", "Result", "RunCallbacks", "Served",
@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from .runs.train import resume as resume
     from .runs.train import train as train
     from .serving.classifier import Classifier as Classifier
+    from .serving.encoder import vectors as vectors
     from .serving.llama import LlamaModel as Served
-    from .serving.vectors import vectors as vectors
     from .training.callbacks import RunCallbacks as RunCallbacks
     from .training.config import TrainConfig as TrainConfig
     from .training.run import run as run

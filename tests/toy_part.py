@@ -33,17 +33,17 @@ def refused(**options):
 
 def asked(url, text):
     body = {**ASK, "max_tokens": 64, "messages": [{"role": "user", "content": text}]}
-    return httpx.post(url + CHAT, json=body).json()
+    return httpx.post(url + CHAT, json=body, timeout=60).json()
 
 
 def main(model, folder):
     late = folder / "time.txt"
     late.write_text("late")
     said = {"command": CliRunner().invoke(cli, ["toy"]).output, "help": CliRunner().invoke(cli, ["--help"]).output,
-            "daemon_help": CliRunner().invoke(cli, ["daemon", "--help-all"]).output,
+            "daemon_help": CliRunner().invoke(cli, ["serve", "--help-all"]).output,
             "kinds": [*kinds()], "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES}
     with daemon(model, folder / "state", toy=str(late)) as running:
-        get = lambda path: httpx.get(running.url + path)  # noqa: E731
+        get = lambda path: httpx.get(running.url + path, timeout=60)  # noqa: E731
         said |= {"route": get("/v1/toy").json(), "device": get("/v1/device").json()["toy"],
                  "schema": get("/openapi.json").json()["components"]["schemas"]["DeviceObject"]["properties"]["toy"],
                  "health": get("/healthz").json()["reasons"], "metrics": get("/metrics").text, "page": get("/").text,
@@ -52,7 +52,7 @@ def main(model, folder):
         thread = running.service.running["toy"].thread
     said["threads"].append(thread.is_alive())
     with daemon(model, folder / "other") as running:
-        said["off"] = [httpx.get(running.url + "/v1/device").json()["toy"], [*running.service.running]]
+        said["off"] = [httpx.get(running.url + "/v1/device", timeout=60).json()["toy"], [*running.service.running]]
     print(json.dumps(said))
 
 

@@ -45,7 +45,7 @@ def around_of(serving: Serving, system: str = "") -> Iterator[Instruction]:
         return
     from ..data.around import together
     from ..retrieval.passages import USUAL, open_passages
-    from ..serving.around import opened_around
+    from ..serving.prompt_file import opened_around
     with ExitStack() as opened:
         around = opened.enter_context(opened_around(serving.prompt_file, serving.threads))
         passages = None

@@ -34,10 +34,10 @@ from small_families import OPTIONS, data, small, trained
 from tiny import write_tiny
 
 from edgetune.adapters.base import Family, families
-from edgetune.adapters.lora import TARGETS
 from edgetune.adapters.store import open_adapter, read_run, save_schema
 from edgetune.data.packing import collate
 from edgetune.errors import UnsupportedError, UsageError
+from edgetune.formats.targets import TARGETS
 from edgetune.runs.train import train
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.config import TrainConfig

@@ -19,12 +19,12 @@ from slopes import slope_and_norm
 from small_families import MERGING, NAMES, OPTIONS, PAIRS, data, options_of, small, trained
 
 from edgetune.adapters.base import families
-from edgetune.adapters.lora import TARGETS
 from edgetune.adapters.store import read_artifact, read_run
 from edgetune.daemon.jobs import recipe
 from edgetune.data.packing import collate
 from edgetune.errors import BudgetError, Interrupted, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.gguf import open_gguf
+from edgetune.formats.targets import TARGETS
 from edgetune.objectives.classify import Classify
 from edgetune.options import declared
 from edgetune.serving.classifier import Classifier

@@ -1,4 +1,4 @@
-"""A home's system message, compiled once by `edgetune compile-prompt`, compared with the same text in each request.
+"""A home's system message, compiled once by `edgetune lab compile-prompt`, compared with the same text in each request.
 
 The message is the longest of ../shared/data/home_assistant/systems.json. Questions are asked in an empty cache, with
 the message and with the adapter. For right answers to them, the log p of each token is compared.
@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "home.txt").write_text(message)
-        made = edgetune("compile-prompt", args.model, folder / "home.txt", "-o", folder / "home", "--json")
+        made = edgetune("lab", "compile-prompt", args.model, folder / "home.txt", "-o", folder / "home", "--json")
         with served(args.model, folder / "home", context=4096) as opened:
             asked = texts(opened.tokenizer, message, rows, args.answers)
             seconds, computed, log_p = measured(opened, asked)

@@ -2,7 +2,7 @@
 
 The benchmark is a part of home-assistant-datasets, in the folder home_assistant of the shared data. A sentence is
 right if its calls equal one of the accepted lists. How many of the sentences the training drew by itself is counted:
-they are in Home Assistant's own templates too. proofs/home/no_call.txt has 200 sentences for which no tool is right.
+they are in Home Assistant's own templates too. lab/home/no_call.txt has 200 sentences for which no tool is right.
 The homes `de` and `fr`, in those languages, are ours, with 30 sentences each.
 The plainest baseline is hassil, the recognizer of Home Assistant, with the same templates and the entities. Results are
 added to --out, and what it already holds is not measured again.

@@ -24,9 +24,10 @@ from lab.common import add
 from sklearn.linear_model import LogisticRegression
 
 from edgetune.formats.named import find_model
+from edgetune.serving.encoder import vectors
 from edgetune.serving.llama import LlamaModel
-from edgetune.serving.tasks import Floats, Task, Tasks
-from edgetune.serving.vectors import vectors
+from edgetune.serving.neighbours import Floats
+from edgetune.serving.tasks import LearnedTask, Tasks
 
 WORDS = 4096  # hashed
 LONGEST = 64  # tokens of a text that the base reads here
@@ -56,10 +57,10 @@ BY: dict[str, Callable[[Sequence[str]], Floats]] = {
 
 
 class Limited:
-    """A choice with the limit of `Task`."""
+    """A choice with the limit of `LearnedTask`."""
 
     def __init__(self, questions: dict[str, Floats], routed: Callable[[Floats], np.ndarray]) -> None:
-        self.tasks = [Task.of(own) for own in questions.values()]
+        self.tasks = [LearnedTask.of(own) for own in questions.values()]
         self.routed = routed
 
     def takes(self, asked: Floats) -> np.ndarray:
