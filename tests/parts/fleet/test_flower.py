@@ -1,6 +1,6 @@
 """Rounds that Flower carries, as far as no Flower is needed: parcels, a node's answer, keys, and who may ask what.
 
-What needs it is in test_flower_apps.py; the programs themselves are tried by `make flower`.
+What needs it is in test_flower_apps.py; the programs themselves are tried by `make lab NAME=flower`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The strategy and the client app on Flower's message API, where flwr is installed: `make flower` has such a place.
+"""The strategy and the client app on Flower's message API, where flwr is installed: `make lab NAME=flower` has such a
+place.
 
 The grid is one of this process: it hands each message to the client app that a node runs, and the reply back, without a
 SuperLink between. Trainings and sums are the commands, as in the field.
@@ -21,7 +22,7 @@ from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.config import TrainConfig
 
-pytest.importorskip("flwr", reason="Flower is not installed: make flower makes an environment that has it")
+pytest.importorskip("flwr", reason="Flower is not installed: make lab NAME=flower makes an environment that has it")
 
 from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
