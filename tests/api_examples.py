@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from part_tables import of_parts
+
 ANSWER = "chatcmpl-5f0c"  # ids in the examples; a test replaces them by those of things that exist
 FEEDBACK = "fb-7c1e"
 PROMPT = "prompt-e02a"
@@ -101,8 +103,6 @@ def _of_answers() -> Iterator[Example]:
                       "usage": {"prompt_tokens": 9, "completion_tokens": 0, "total_tokens": 9}})
     yield Example("GET /v1/models", "See which names a request may give.", answer={"object": "list", "data": [
         {"id": "model:latest", "object": "model", "created": AT, "owned_by": "edgetune", "system": ""}]})
-    yield Example("POST /api/pull", "See whether a model is here, as clients of Ollama do.",
-                  body={"model": "model", "stream": False}, answer={"status": "success"})
 
 
 def _of_jobs() -> Iterator[Example]:
@@ -178,25 +178,6 @@ def _of_feedback() -> Iterator[Example]:
     yield Example("DELETE /v1/prompts", "Delete them.", answer={"object": "list", "count": 1, "remains": ""})
 
 
-def _of_ollama() -> Iterator[Example]:
-    options = {"num_predict": 40}
-    yield Example("POST /api/chat", "Ask as Ollama's clients do.",
-                  body={"model": "model", "messages": ASK, "stream": False, "options": options}, answer={
-                      "model": "model", "created_at": "2025-12-31T12:00:00Z",
-                      "message": {"role": "assistant", "content": LAMP}, "done": True, "done_reason": "stop",
-                      "total_duration": 412000000, "prompt_eval_count": 31, "eval_count": 12})
-    yield Example("POST /api/generate", "Ask one question.",
-                  body={"model": "model", "prompt": "switch the lamp off", "stream": False, "options": options},
-                  answer={"model": "model", "response": LAMP, "done": True, "done_reason": "stop"})
-    yield Example("POST /api/embed", "Get the vector of a text.", body={"model": "model", "input": "lamp off"},
-                  answer={"model": "model", "embeddings": [[0.01, -0.02]], "prompt_eval_count": 3})
-    yield Example("GET /api/tags", "List the models.", answer={"models": [{
-        "name": "model:latest", "model": "model:latest", "size": 91731072, "details": {
-            "format": "gguf", "family": "llama", "parameter_size": "134.52M", "quantization_level": "Q4_1"}}]})
-    yield Example("POST /api/show", "Describe one.", body={"model": "model"})
-    yield Example("GET /api/version", "Say which Ollama it resembles.", answer={"version": "0.12.0"})
-
-
 def _of_the_daemon() -> Iterator[Example]:
     yield Example("GET /healthz", "Ask whether all is well. No key is needed.",
                   answer={"status": "ok", "reasons": []})
@@ -237,5 +218,5 @@ def _of_a_fleet() -> Iterator[Example]:
         "object": "list", "joined": False, "data": [], "unreadable": []})
 
 
-EXAMPLES = [*_of_answers(), *_of_jobs(), *_of_adapters(), *_of_feedback(), *_of_ollama(), *_of_a_fleet(),
-            *_of_the_daemon()]
+EXAMPLES = [*_of_answers(), *_of_jobs(), *_of_adapters(), *_of_feedback(), *_of_a_fleet(),
+            *_of_the_daemon(), *of_parts("EXAMPLES")]

@@ -59,7 +59,8 @@ def test_a_manifest_names_what_exists(name):
     part = PARTS[name]
     assert part.name == name
     modules = [module for names in part.commands.values() for modules in names.values() for module in modules.split()]
-    for place in (*modules, *part.routes, *part.kinds, *part.face, part.options, part.running, part.device):
+    for place in (*modules, *part.routes, *part.kinds, *part.face, part.options, part.running, part.device,
+                  *part.errors.values()):
         if place:
             assert part.module(place.partition(":")[0]).removeprefix("edgetune.") in MODULES, place
     for file in ("panel.html", "panel.js"):
@@ -92,6 +93,7 @@ def test_a_new_part_has_an_option_of_the_daemon(said):
 
 def test_a_new_part_has_a_route_and_facts_of_the_device(said):
     assert said["route"] == {"time": "late"}
+    assert said["error"]["toy"].startswith("there is no GET")
     assert said["device"] == "late"
     assert said["schema"]["description"] == "The time that it tells."
 

@@ -44,7 +44,8 @@ def main(model, folder):
             "kinds": [*kinds()], "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES}
     with daemon(model, folder / "state", toy=str(late)) as running:
         get = lambda path: httpx.get(running.url + path)  # noqa: E731
-        said |= {"route": get("/v1/toy").json(), "device": get("/v1/device").json()["toy"],
+        said |= {"route": get("/v1/toy").json(), "error": get("/v1/toy/no").json(),
+                 "device": get("/v1/device").json()["toy"],
                  "schema": get("/openapi.json").json()["components"]["schemas"]["DeviceObject"]["properties"]["toy"],
                  "health": get("/healthz").json()["reasons"], "metrics": get("/metrics").text, "page": get("/").text,
                  "time": asked(running.url, "what time is it")["choices"][0]["message"]["content"],

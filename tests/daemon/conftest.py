@@ -1,10 +1,9 @@
-"""A daemon's state that has been in use, for tests that damage it or continue it; services and daemons of a module."""
+"""A daemon's state that has been in use, for tests that damage it or continue it; services; daemons of a module."""
 
 import shutil
 
-import httpx
 import pytest
-from daemons import PATIENCE, daemon, openai_client
+from daemon_fixtures import client, http, model, running  # noqa: F401 (fixtures)
 from fake_workers import FakeWorkers
 from learners import opened
 from services import make_state
@@ -50,33 +49,3 @@ def trains(tiny_q8, tmp_path):
     with opened(tiny_q8, tmp_path, start_process=ThreadWorker, learn_rows=10,
                 canary_rise="off") as service:  # kernels differ in the canary's rise
         yield service
-
-
-# ---- one daemon for all tests of a module, which says in SHAPE and DAEMON what both are -----------------------------
-
-
-@pytest.fixture(scope="module")
-def model(request, tmp_path_factory):
-    """Read only."""
-    shape = {"formats": "Q8_0", "n_context": 512, **getattr(request.module, "SHAPE", {})}
-    return write_tiny(tmp_path_factory.mktemp("model") / "Tiny.gguf", **shape)
-
-
-@pytest.fixture(scope="module")
-def running(request, model, tmp_path_factory):
-    state = tmp_path_factory.mktemp("daemon") / "state"
-    with daemon(model, state, **getattr(request.module, "DAEMON", {})) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def client(running):
-    """OpenAI's."""
-    with openai_client(running.url) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def http(running):
-    with httpx.Client(base_url=running.url, timeout=PATIENCE) as made:
-        yield made

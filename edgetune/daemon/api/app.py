@@ -43,8 +43,6 @@ from . import (
     fleet_members,
     fleet_rounds,
     fleet_status,
-    ollama,
-    ollama_models,
     pages,
     proposals,
     rerank,
@@ -73,9 +71,8 @@ WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
-                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama,
-                                    ollama_models, pages, proposals, rerank, responses, tokens,
-                                    vector_stores)), router,
+                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, pages,
+                                    proposals, rerank, responses, tokens, vector_stores)), router,
          *(manifest.load(name).router for manifest in manifests() for name in manifest.routes))
 
 

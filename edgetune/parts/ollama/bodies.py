@@ -8,13 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from ...errors import UsageError
-from ...serving.question import Question
-from ...serving.thoughts import EFFORTS
-from ..service import Service
-from ..state.adapters import LATEST
-from .embeddings import TEXTS
-from .generation import (
+from ...daemon.api.embeddings import TEXTS
+from ...daemon.api.generation import (
     FREQUENCY,
     PRESENCE,
     REPEAT_LAST_N,
@@ -26,7 +21,12 @@ from .generation import (
     TokenLogprobs,
     Tool,
 )
-from .shapes import Answer, AsGiven, Body, Whole
+from ...daemon.api.shapes import Answer, AsGiven, Body, Whole
+from ...daemon.service import Service
+from ...daemon.state.adapters import LATEST
+from ...errors import UsageError
+from ...serving.question import Question
+from ...serving.thoughts import EFFORTS
 
 BASE = ":base"  # the tag of the base alone: in Ollama a name without a tag means :latest
 NEUTRAL = {"mirostat": 0, "tfs_z": 1, "typical_p": 1, "penalize_newline": False, "embedding_only": False}
@@ -44,6 +44,11 @@ class PlainError(Answer):
     """The body of an answer of /api/ with a status from 400 on."""
 
     error: str = Field(description="What was wrong with which value, the limit, and what to do.")
+
+
+def plain_error(body: dict[str, Any]) -> dict[str, Any]:
+    """Returns an error of OpenAI's shape in Ollama's."""
+    return {"error": body["error"]["message"]}
 
 
 def _unsupported() -> type[Body]:

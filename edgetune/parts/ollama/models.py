@@ -15,15 +15,15 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import StreamingResponse
 
+from ...daemon.api.completions import TheService
+from ...daemon.api.shapes import Answer, Body
+from ...daemon.service import Service
+from ...daemon.state.adapters import LATEST
 from ...errors import NotFoundError
 from ...formats.gguf import Gguf
 from ...serving.embedding import EncoderFile, TableFile
-from ..service import Service
-from ..state.adapters import LATEST
-from .completions import TheService
-from .ollama import ERRORS, LINES, AnyTypeRoute
-from .ollama_bodies import BASE, named
-from .shapes import Answer, Body
+from .bodies import BASE, named
+from .routes import ERRORS, LINES, AnyTypeRoute
 
 SPOKEN = "0.12.0"  # the version of Ollama whose calls these are: clients ask for a least one
 FOREVER = "9999-12-31T23:59:59Z"

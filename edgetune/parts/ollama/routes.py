@@ -14,15 +14,15 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
+from ...daemon.api.asking import AnswerStream, Asked, note_ignored
+from ...daemon.api.completions import TheService
+from ...daemon.api.embeddings import check_dimensions, vectors_of
+from ...daemon.api.errors import STATUSES, JsonRoute, status_and_body
+from ...daemon.api.logprobs import chat_logprobs
+from ...daemon.service import Service
 from ...serving.completion import TokenLogprob
 from ...serving.tool_calls import Call, CallPiece, join
-from ..service import Service
-from .asking import AnswerStream, Asked, note_ignored
-from .completions import TheService
-from .embeddings import check_dimensions, vectors_of
-from .errors import STATUSES, JsonRoute, status_and_body
-from .logprobs import chat_logprobs
-from .ollama_bodies import (
+from .bodies import (
     ChatAnswer,
     ChatBody,
     EmbedAnswer,
@@ -33,8 +33,8 @@ from .ollama_bodies import (
     OlderEmbedBody,
     PlainError,
     named,
+    plain_error,
 )
-from .security import plain_error
 
 LINES = "application/x-ndjson"
 ERRORS: dict[int | str, dict[str, Any]] = {
