@@ -80,13 +80,6 @@ def _of_answers() -> Iterator[Example]:
     yield Example("POST /v1/completions", "Continue a text.", body={"prompt": "The lamp is", "max_tokens": 8}, answer={
         "id": "cmpl-90ab", "object": "text_completion", "created": AT, "model": ADAPTER,
         "choices": [{"index": 0, "text": " on the table.", "finish_reason": "stop"}], "usage": USAGE})
-    yield Example("POST /v1/responses", "Ask by OpenAI's newer API.",
-                  body={"input": "switch the lamp off", "max_output_tokens": 40}, answer={
-                      "id": "resp_77aa", "object": "response", "created_at": AT, "status": "completed",
-                      "model": ADAPTER, "output": [{
-                          "id": "msg_51", "type": "message", "role": "assistant", "status": "completed",
-                          "content": [{"type": "output_text", "text": LAMP}]}],
-                      "usage": {"input_tokens": 31, "output_tokens": 12, "total_tokens": 43}})
     yield Example("POST /v1/embeddings", "Get the vectors of two texts.", body={"input": ["lamp off", "it is dark"]},
                   answer={"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.01, -0.02]}],
                           "model": "model", "usage": {"prompt_tokens": 9, "total_tokens": 9}})

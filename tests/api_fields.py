@@ -98,33 +98,10 @@ COMPLETIONS = Endpoint("/v1/completions", {"prompt": "turn", "max_tokens": 3}, [
     Field("suffix", REFUSED, "off", "but empty"),
 ], ("choices", 0, "text"))
 
-RESPONSES = Endpoint("/v1/responses", {"input": "turn", "max_output_tokens": 3}, [
-    Field("input", SUPPORTED, [{"role": "user", "content": [{"type": "input_text", "text": "turn"}]}],
-          "text, or messages of text, function_call and function_call_output"),
-    *supported(model="tiny", instructions="the light", max_output_tokens=2, temperature=0.5, top_p=0.9, top_k=20,
-                min_p=0.1, seed=7, stream=True, metadata={"a": "b"}),
-    Field("tools", SUPPORTED, [{"type": "function", **FUNCTION}], "functions"),
-    Field("tool_choice", SUPPORTED, "required", "auto, none, required, a function, or allowed_tools",
-          {"tools": [{"type": "function", **FUNCTION}]}),
-    Field("text", SUPPORTED, {"format": {"type": "json_schema", "name": "lamp", "schema": PARAMETERS}},
-          "format: text, json_object, json_schema; verbosity: medium alone"),
-    *ignored(user="me", safety_identifier="me", prompt_cache_key="k", prompt_cache_retention="24h"), STORE,
-    Field("stream_options", IGNORED, {"include_obfuscation": True}),
-    Field("service_tier", REFUSED, "flex", "but auto and default"),
-    Field("truncation", REFUSED, "auto", "but disabled"),
-    Field("parallel_tool_calls", REFUSED, False, "but true"), Field("background", REFUSED, True, "but false"),
-    Field("include", REFUSED, ["message.output_text.logprobs"], "but reasoning.encrypted_content: there is none"),
-    Field("top_logprobs", REFUSED, 2, "but 0"), Field("conversation", REFUSED, "conv_1"),
-    Field("previous_response_id", REFUSED, "resp_1", "responses are not stored"),
-    Field("reasoning", SUPPORTED, {"effort": "none"}, "effort none alone, of a model that does not think"),
-    Field("prompt", REFUSED, {"id": "p"}),
-    Field("max_tool_calls", REFUSED, 1), Field("context_management", REFUSED, []),
-], ("output", 0, "content", 0, "text"))
-
 EMBEDDINGS = Endpoint("/v1/embeddings", {"input": "turn"}, [
     Field("input", SUPPORTED, [[5, 6], [7]], "text, token ids, or a list of up to 2,048 of either"),
     *supported(model="tiny", encoding_format="base64"),
     Field("dimensions", REFUSED, 3, "but what the model has"), *ignored(user="me"),
 ], ("data", 0, "embedding"))
 
-ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, *of_parts("ENDPOINTS"))
+ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS, *of_parts("ENDPOINTS"))

@@ -82,34 +82,6 @@ def completions(clients, messages, stream, model, *, schema=None, **options):
                 parts[-1].usage.completion_tokens, id=parts[0].id)
 
 
-def items(messages):
-    """Messages as items of a response."""
-    for message in messages:
-        if message["role"] == "tool":
-            yield {"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]}
-        elif calls := message.get("tool_calls"):
-            yield from ({"type": "function_call", "call_id": call["id"], **call["function"]} for call in calls)
-        else:
-            yield dict(message)
-
-
-def responses(clients, messages, stream, model, *, max_tokens=None,
-              tools=(), required=False, schema=None, seed=None,
-              **options):
-    asked = {"model": model, "input": list(items(messages)), "max_output_tokens": max_tokens,
-             "extra_body": {"seed": seed}, **options}
-    if tools:
-        asked |= {"tools": [{"type": "function", **tool["function"]} for tool in tools],
-                  "tool_choice": "required" if required else "auto"}
-    if schema:
-        asked["text"] = {"format": {"type": "json_schema", "name": "form", "schema": schema}}
-    made = clients.openai.responses.create(**asked, stream=stream)
-    whole = list(made)[-1].response if stream else made
-    calls = [(item.name, json.loads(item.arguments)) for item in whole.output if item.type == "function_call"]
-    finish = "length" if whole.status == "incomplete" else "stop"
-    return Said(whole.output_text, finish, whole.usage.input_tokens, whole.usage.output_tokens, calls, whole.id)
-
-
 CHAT = Surface(chat)
 COMPLETIONS = Surface(completions, tools=False, required=False)
-SURFACES = (CHAT, Surface(responses, stop=False), COMPLETIONS, *of_parts("SURFACES"))
+SURFACES = (CHAT, COMPLETIONS, *of_parts("SURFACES"))

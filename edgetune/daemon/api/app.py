@@ -46,7 +46,6 @@ from . import (
     pages,
     proposals,
     rerank,
-    responses,
     schemas,
     tokens,
     vector_stores,
@@ -72,7 +71,7 @@ BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
                                     fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, pages,
-                                    proposals, rerank, responses, tokens, vector_stores)), router,
+                                    proposals, rerank, tokens, vector_stores)), router,
          *(manifest.load(name).router for manifest in manifests() for name in manifest.routes))
 
 

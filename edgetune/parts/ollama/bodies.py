@@ -85,14 +85,14 @@ class Options(_unsupported(), Sampled):  # type: ignore[misc]
         return given | {"max_tokens": context if most in (-1, -2) else most}
 
 
-def _given(body: _Request | EmbedBody | OlderEmbedBody, unused: Container[str]) -> list[str]:
+def _given(body: _OllamaRequest | EmbedBody | OlderEmbedBody, unused: Container[str]) -> list[str]:
     """The names of unused options that a request gives, and keep_alive, which never has an effect."""
     given = body.options.model_dump(exclude_none=True) if body.options else {}
     names = [f"options.{name}" for name in given if name in unused]
     return names if body.keep_alive is None else [*names, "keep_alive"]
 
 
-class _Request(Body):
+class _OllamaRequest(Body):
     model: str = Field(min_length=1, description="A name of /api/tags; without a tag :latest is meant, NAME:base is "
                                                  "the base alone.")
     stream: bool | None = Field(None, description="true, the default: lines of JSON while the answer is made.")
@@ -129,7 +129,7 @@ class _Request(Body):
                         thinking=None if effort is None else EFFORTS[effort])
 
 
-class CalledFunction(BaseModel):
+class OllamaFunction(BaseModel):
     """The tool that a call names."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -137,11 +137,11 @@ class CalledFunction(BaseModel):
     arguments: dict[str, Any] = Field(default_factory=dict, description="Its arguments.")
 
 
-class ToolCall(BaseModel):
+class OllamaCall(BaseModel):
     """A call of a tool."""
 
     model_config = ConfigDict(strict=True, extra="allow")
-    function: CalledFunction = Field(description="The tool and its arguments.")
+    function: OllamaFunction = Field(description="The tool and its arguments.")
 
 
 class Message(BaseModel):
@@ -152,7 +152,7 @@ class Message(BaseModel):
     content: str | None = Field(None, description="The text.")
     thinking: str | None = Field(None, description=NOT_USED + "thoughts of earlier turns are not shown to the model.")
     images: list[Any] | None = Field(None, max_length=0, description="None: the model reads text.")
-    tool_calls: list[ToolCall] | None = Field(None, description="The assistant's calls of tools.")
+    tool_calls: list[OllamaCall] | None = Field(None, description="The assistant's calls of tools.")
     tool_name: str | None = Field(None, description="The tool that a message of role tool is from.")
 
     def plain(self) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class Message(BaseModel):
         return {"content": ""} | plain
 
 
-class ChatBody(_Request):
+class ChatBody(_OllamaRequest):
     messages: list[Message] | None = Field(None, description="The conversation; without it nothing is answered.")
     tools: list[Tool] | None = Field(None, description="Shown to the model by its chat template.")
 
@@ -182,7 +182,7 @@ class ChatBody(_Request):
                        tools=[tool.model_dump(exclude_unset=True) for tool in self.tools or ()])
 
 
-class GenerateBody(_Request):
+class GenerateBody(_OllamaRequest):
     prompt: str | None = Field(None, description="A user's message; without it nothing is answered.")
     system: str | None = Field(None, description="The system message.")
     raw: bool | None = Field(None, description="true: continue the prompt as it is, without the chat template.")
@@ -273,10 +273,10 @@ class Timed(Answer):
 class SaidCall(Answer):
     """A call of a tool."""
 
-    function: CalledFunction = Field(description="The tool and its arguments.")
+    function: OllamaFunction = Field(description="The tool and its arguments.")
 
 
-class SaidMessage(Answer):
+class OllamaMessage(Answer):
     """The assistant's message."""
 
     role: Literal["assistant"] = "assistant"
@@ -286,7 +286,7 @@ class SaidMessage(Answer):
 
 
 class ChatAnswer(Timed):
-    message: SaidMessage = Field(description="The message, or a piece of it.")
+    message: OllamaMessage = Field(description="The message, or a piece of it.")
 
 
 class GenerateAnswer(Timed):

@@ -41,7 +41,7 @@ class Details(Answer):
     quantization_level: str = Field(description="The format of most of its weights, such as Q4_1.")
 
 
-class Tag(Answer):
+class OllamaTag(Answer):
     """A model of the list."""
 
     name: str = Field(description="Its name with a tag.")
@@ -52,13 +52,13 @@ class Tag(Answer):
     details: Details = Field(description="What it is made of.")
 
 
-class Tags(Answer):
+class OllamaTags(Answer):
     """The models."""
 
-    models: list[Tag] = Field(description="All that answer.")
+    models: list[OllamaTag] = Field(description="All that answer.")
 
 
-class Loaded(Tag):
+class Loaded(OllamaTag):
     """A model that is loaded."""
 
     expires_at: str = Field(FOREVER, description="When it will be unloaded: never.")
@@ -101,7 +101,7 @@ class PullBody(Body):
     stream: bool | None = Field(None, description="true, the default: a line of JSON for each step.")
 
 
-class Pulled(Answer):
+class PullStep(Answer):
     """A step of what a model needs to be here."""
 
     status: str = Field(description="success: it is here.")
@@ -117,8 +117,8 @@ def ollama_version() -> Any:
     return {"version": SPOKEN}
 
 
-@router.head("/api/tags", response_model=Tags, include_in_schema=False)
-@router.get("/api/tags", response_model=Tags)
+@router.head("/api/tags", response_model=OllamaTags, include_in_schema=False)
+@router.get("/api/tags", response_model=OllamaTags)
 def ollama_tags(service: TheService) -> Any:
     """Lists NAME:latest with the active adapter, NAME:base without, every adapter, and the model of --embeddings."""
     return {"models": _tags(service)}
@@ -151,7 +151,7 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
             "capabilities": able, "modified_at": tag["modified_at"]}
 
 
-@router.post("/api/pull", response_model=Pulled, response_model_exclude_none=True, responses={
+@router.post("/api/pull", response_model=PullStep, response_model_exclude_none=True, responses={
     200: {"description": "success; without stream false lines of the steps.", "content": {LINES: {}}}})
 def ollama_pull(body: PullBody, service: TheService) -> Any:
     """Says that a model is here, as Ollama does of one that it has. Nothing is fetched."""

@@ -2,11 +2,19 @@
 
 from typing import Literal
 
+import httpx
 import openai
 import pytest
+from daemons import CHAT, daemon
+from encoder_daemon import labelled, write_adapter, write_tiny_encoder
 from pydantic import BaseModel
+from thinkers import write_thinker
+
+from edgetune.parts.responses.bodies import ResponseRequest
+from edgetune.serving.classifier import Classifier
 
 SHAPE = {"n_context": 1024}
+ASK = [{"role": "user", "content": "turn the light"}]
 LAMP = {"type": "function", "name": "lamp", "parameters": {"type": "object"}}
 
 
@@ -100,3 +108,46 @@ def test_no_reasoning_may_be_asked_for(client):
 def test_what_cannot_be_done_is_refused(client, wrong, says):
     with pytest.raises(openai.BadRequestError, match=says):
         client.responses.create(**{"model": "tiny", "input": "turn", **wrong})
+
+
+def test_a_response_may_ask_for_no_thoughts(tmp_path):
+    model = write_thinker(tmp_path / "Tiny.gguf", opens=True)
+    with daemon(model, tmp_path / "state") as running, httpx.Client(base_url=running.url, timeout=60) as http:
+        body = {"input": "turn the light", "max_output_tokens": 12, "temperature": 1.0, "seed": 1}
+        off = http.post("/v1/responses", json={**body, "reasoning": {"effort": "none"}}).json()
+        expected = http.post(CHAT, json={"messages": ASK, "max_tokens": 12, "temperature": 1.0, "seed": 1,
+                                         "reasoning_effort": "none"}).json()
+        assert off["output"][0]["content"][0]["text"] == expected["choices"][0]["message"]["content"]
+        assert off["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("name", ["lamp", "time"])
+def test_a_choice_allows_some_of_the_tools(client, name):
+    tools = [{**LAMP, "name": each} for each in ("lamp", "time")]
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": name}]}
+    response = client.responses.create(model="tiny", input="on", tools=tools, tool_choice=choice)
+    assert [item.name for item in response.output] == [name]
+    assert response.tool_choice.mode == "required"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_input_that_does_not_fit_the_context_has_openais_code(client, running, stream):
+    with pytest.raises(openai.BadRequestError, match="do not fit the context") as caught:
+        client.responses.create(model="tiny", input="turn " * running.service.served.context, stream=stream)
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(("given", "is_kept"), [({}, True), ({"store": True}, True), ({"store": False}, False)])
+def test_a_client_may_refuse_that_its_question_is_kept(given, is_kept):
+    assert ResponseRequest(input="on", **given).question().may_be_kept == is_kept
+
+
+def test_the_answer_of_an_encoder_is_its_label(tmp_path):
+    model = write_tiny_encoder(tmp_path / "enc.gguf")
+    labels = write_adapter(model, tmp_path / "labels", labelled())
+    with daemon(model, tmp_path / "state") as running:
+        adapters = running.service.adapters
+        adapters.promote(adapters.add("ftjob-0", labels, "home", {"passed": True, "reason": "a test"}).id, "test")
+        said = httpx.post(running.url + "/v1/responses", json={"input": "turn on the light c d"}, timeout=60).json()
+    with Classifier(model, labels, threads=1) as served:
+        assert said["output"][0]["content"][0]["text"] == served.classify(["turn on the light c d"])[0].label

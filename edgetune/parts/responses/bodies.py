@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ...daemon.api.generation import CACHED, SOURCES, PassageSource, Sampled, allowed
+from ...daemon.api.schemas import Metadata
+from ...daemon.api.shapes import Answer, AsGiven, Body, Id, Time, Whole
 from ...errors import UsageError
 from ...serving.question import Question
 from ...serving.thoughts import EFFORTS
-from .generation import CACHED, SOURCES, PassageSource, Sampled, allowed
-from .schemas import Metadata
-from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
 NOT_USED = "Taken and not used: "
 STATUS = "incomplete: max_output_tokens were made."
@@ -54,7 +54,7 @@ class ChosenFunction(Body):
     name: str = Field(description="Its name.")
 
 
-class AllowedChoice(Body):
+class AllowedFunctions(Body):
     """Some of the functions, in place of all."""
 
     type: Literal["allowed_tools"]
@@ -100,7 +100,7 @@ class ResponseStream(Body):
     include_obfuscation: bool | None = Field(None, description=NOT_USED + "events are not padded.")
 
 
-class Item(BaseModel):
+class InputItem(BaseModel):
     """A message, a function_call or a function_call_output. Its other keys are not used."""
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -115,13 +115,13 @@ class Item(BaseModel):
 
 class ResponseRequest(Sampled):
     model: str | None = Field(None, description="The base, an adapter, or NAME:latest, as without.")
-    input: str | Annotated[list[Item], Field(min_length=1)] = Field(description="A user's message, or items of a "
+    input: str | Annotated[list[InputItem], Field(min_length=1)] = Field(description="A user's message, or items of a "
                                                                                 "conversation.")
     instructions: str | None = Field(None, description="A system message before all others.")
     max_output_tokens: Whole | None = Field(None, description="Tokens of the answer at most [256].")
     tools: list[Annotated[FunctionTool | FileSearchTool, Field(discriminator="type")]] | None = Field(
         None, description="Functions that the model may call, and vector stores that it answers from.")
-    tool_choice: Literal["auto", "none", "required"] | ChosenFunction | AllowedChoice | None = Field(
+    tool_choice: Literal["auto", "none", "required"] | ChosenFunction | AllowedFunctions | None = Field(
         None, description="required, or a function: the answer is a call, whose arguments obey the function's schema. "
         "allowed_tools: the model is shown these alone.")
     reasoning: Reasoning | None = Field(None, description="How much the model thinks before it answers.")
@@ -169,7 +169,7 @@ class ResponseRequest(Sampled):
         choice = self.tool_choice or "auto"
         function = choice.name if isinstance(choice, ChosenFunction) else None
         tools = [tool.plain() for tool in self.tools or () if isinstance(tool, FunctionTool)]
-        if isinstance(choice, AllowedChoice):
+        if isinstance(choice, AllowedFunctions):
             tools = allowed(tools, [tool.name for tool in choice.tools])
             choice = choice.mode
         effort = self.reasoning.effort if self.reasoning else None
@@ -185,7 +185,7 @@ class ResponseRequest(Sampled):
         return {"type": "object"} if form and form.type == "json_object" else None
 
     def _messages(self) -> list[dict[str, Any]]:
-        items = [Item(role="user", content=self.input)] if isinstance(self.input, str) else self.input
+        items = [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
         found = list(_messages(items))
         if not self.instructions:
             return found
@@ -194,7 +194,7 @@ class ResponseRequest(Sampled):
         return [{"role": "system", "content": self.instructions}, *found]
 
 
-def _messages(items: Iterable[Item]) -> Iterable[dict[str, Any]]:
+def _messages(items: Iterable[InputItem]) -> Iterable[dict[str, Any]]:
     """Messages in the shape of /v1/chat/completions: consecutive calls are one message."""
     called: dict[str, Any] | None = None
     names: dict[str | None, str] = {}

@@ -10,13 +10,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from ...daemon.api.asking import AnswerStream, Asked, note_ignored
+from ...daemon.api.errors import RESPONSES, JsonRoute, about, status_and_body
 from ...data.around import last_question
 from ...data.question import content_text
 from ...retrieval.passages import USUAL
 from ...serving.tool_calls import CallPiece
-from .asking import AnswerStream, Asked, note_ignored
-from .errors import RESPONSES, JsonRoute, about, status_and_body
-from .responses_bodies import ResponseObject, ResponseRequest
+from .bodies import ResponseObject, ResponseRequest
 
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 _EVENTS: dict[int | str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ async def responses(body: ResponseRequest, request: Request, response: Response)
         return AnswerStream(_events(body, asked), asked, "text/event-stream")
     response.headers.update(asked.headers)
     said, = await asked.whole(request)
-    output = Output(asked.sources)
+    output = OutputItems(asked.sources)
     list(output.search(searched_for(body, asked)))
     parts = [CallPiece(index, call.id, call.name, call.arguments) for index, call in enumerate(said.calls)]
     list(output.take(said.text, parts))
@@ -59,7 +59,7 @@ async def _events(body: ResponseRequest, asked: Asked) -> AsyncIterator[str]:
         data = {"type": kind, "sequence_number": number, **fields}
         return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
-    output = Output(asked.sources)
+    output = OutputItems(asked.sources)
     for kind in ("response.created", "response.in_progress"):
         yield event(kind, {"response": _response(body, asked, [], "")})
     for kind, fields in output.search(searched_for(body, asked)):
@@ -112,7 +112,7 @@ def _usage(asked: Asked) -> Fields:
             "output_tokens": answer, "output_tokens_details": {}, "total_tokens": prompt + answer}
 
 
-class Output:
+class OutputItems:
     """The items of a response, which grow piece by piece. Changes are yielded as events: (type, fields)."""
 
     def __init__(self, sources: Sequence[Fields] | None = None) -> None:
