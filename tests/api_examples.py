@@ -83,10 +83,6 @@ def _of_answers() -> Iterator[Example]:
     yield Example("POST /v1/embeddings", "Get the vectors of two texts.", body={"input": ["lamp off", "it is dark"]},
                   answer={"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.01, -0.02]}],
                           "model": "model", "usage": {"prompt_tokens": 9, "total_tokens": 9}})
-    yield Example("POST /v1/rerank", "Rank two documents by a question.",
-                  body={"query": "is it dark", "documents": ["lamp off", "it is dark"], "top_n": 1}, answer={
-                      "object": "list", "model": "minilm", "results": [{"index": 1, "relevance_score": 0.87}],
-                      "usage": {"prompt_tokens": 14, "total_tokens": 14}})
     yield Example("POST /tokenize", "Count the tokens of a text.", body={"content": "lamp off"},
                   answer={"tokens": [51, 76]})
     yield Example("POST /v1/classify", "Classify two texts, by an encoder.", of_encoder=True,

@@ -22,7 +22,7 @@ FLOORS = [
     ["data", "adapters"],
     ["models", "objectives", "mixing"],
     ["serving"],
-    ["training", "retrieval"],
+    ["training"],
     ["evaluation"],
     ["bench", "prompting", "runs", "making"],
     ["tutor", "fleet"],

@@ -36,11 +36,12 @@ from slots import begun_rollout
 from thread_workers import ThreadWorker
 from tiny import write_tiny
 
-from edgetune.daemon import threads, vector_stores
+from edgetune.daemon import threads
 from edgetune.daemon.jobs import queue
 from edgetune.daemon.learning import learner
 from edgetune.daemon.state import database
 from edgetune.errors import DiskError, EdgetuneError, TooMuchError
+from edgetune.parts.documents import vector_stores
 
 EVERY = int(os.environ.get("FAULTS_EVERY", "1"))  # n that is tried: 1, and each so many after it
 MOST = 2000  # calls of a kind of one action: a sweep that goes on has found no end

@@ -42,7 +42,6 @@ OWN = {
               "train": "learn", "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
               "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
     "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
-    "Documents": {"index": "index", "search": "index"},
     "Serve": {"daemon": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
               "adapters": "remote evaluated", "feedback": "feedback proposed checked", "prompts": "kept",
               "rebase": "rebase"},

@@ -16,7 +16,6 @@ EXTRAS = (
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
     Extra("prompts", "prompt files in YAML", ("yaml",)),
     Extra("rows", "edgetune mix, and edgetune data make", ("yaml", "rapidfuzz")),
-    Extra("retrieval", "edgetune index, edgetune search and --index", ("apsw", "sqlite_vec", "pypdf")),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
     Extra("flower", "edgetune fleet server and edgetune fleet node", ("flwr",)),
     Extra("sign", "signed bundles", ("cryptography",)),

@@ -108,7 +108,7 @@ def make_passages(data: Path, index: Path, to: Path, threads: int, as_json: bool
     """
     from ..disk import refuse_existing
     from ..making.passages import make_with_passages
-    from ..retrieval.searching import Index
+    from ..parts.documents.searching import Index
     refuse_existing(to)
     with Index(index, threads) as opened, step_progress(out, as_json) as progress:
         made = make_with_passages(data, opened, PassageOptions(**options), progress.step)

@@ -77,9 +77,6 @@ class DaemonOptions:
                              "hidden states].", group="What it answers with", local=True)
     prompt: str = option("", "Prompt file, put around chats that have no system message (edgetune prompt makes one).",
                          common=True)
-    index: str = option("", "Index of documents (edgetune index), whose passages are put before questions of chats.",
-                        common=True)
-    passages: int = option(3, "Passages of a question at most.", low=1, high=50)
     first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
                         "[the model answers all].", common=True, local=True)
     first_share: float = option(0.9, "Share of those answers that is right at least, of JSON in the fields of few "

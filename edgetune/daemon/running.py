@@ -7,10 +7,11 @@ all start, and in reverse order they stop and close.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from ..data.around import Instruction
 from ..manifest import manifests
 from .options import DaemonConfig
 
@@ -30,6 +31,17 @@ class RunningPart:
     def busy_bytes(self) -> int:
         """Returns the bytes that its answers take in addition to what it takes at rest."""
         return 0
+
+    @property
+    def around(self) -> Instruction:
+        """Returns what it puts around every chat."""
+        return None
+
+    def tool(self, given: Mapping[str, Any]) -> Instruction:  # noqa: ARG002
+        """Returns what a tool of a request puts around its question, if the part runs this tool; else None. given: the
+        tool, with its `type`. Raises errors for a tool that asks for what there is not.
+        """
+        return None
 
     def join(self, service: Service) -> None:
         """Takes what it needs of a service whose model and state are open, and that answers nobody yet."""

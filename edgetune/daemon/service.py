@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import disk
-from ..data.around import instructed, together
+from ..data.around import Instruction, instructed, sourced, together
 from ..errors import UsageError, size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model, name_of
@@ -42,7 +42,6 @@ from ..training.config import TrainConfig
 from . import memory
 from .advancing import Advancing
 from .contest import Contest
-from .documents import Documents
 from .embeddings import Embedded, Embeddings, Text
 from .first import First, FirstEncoder
 from .grading import Grading
@@ -128,8 +127,6 @@ class Service:
             opened.callback(self.store.close)
             self.first = FirstEncoder(self.config) if self.config.first else None  # what it takes the model must leave
             self.running = running_parts(self.config, opened)
-            self.documents = Documents(self.config)
-            opened.callback(self.documents.close)
             self._open_model()
             opened.callback(self.served.close)
             self._put_around(opened)
@@ -139,7 +136,6 @@ class Service:
             self._known = {name_of(file): model_name(file) for file in (given, self.embeddings.file) if file}
             self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders, self._left)
             self.files = Files(self.store, folder, self.config)
-            opened.callback(self.documents.open_stores(folder, self.files, self.config).close)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name, self._left,
                                      self.bundle.fingerprint, may_differ=self.slot is not None)
             self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
@@ -179,7 +175,7 @@ class Service:
                 running.start()
                 opened.callback(running.stop)
             self.parts: Sequence[Threaded] = (self.batcher, self.jobs, self.learner, self.advancing,
-                                              self.documents.stores, *([self.contest] if self.first else []),
+                                              *([self.contest] if self.first else []),
                                               *self.running.values())
             self._opened = opened.pop_all()
         return self
@@ -229,8 +225,22 @@ class Service:
         """Puts around every chat what the options say."""
         prompt = Path(self.config.prompt).expanduser() if self.config.prompt else None
         around = opened.enter_context(opened_around(prompt, self.config.threads))
-        if found := together(around, self.documents.passages):
+        if found := together(around, *(running.around for running in self.running.values())):
             cast(LlamaModel, self.served).around = found
+
+    def sources_of(self, question: Question) -> Sequence[dict[str, Any]] | None:
+        """Returns the sources of what is put around a question: none if nothing was found, None if nothing has any."""
+        found = sourced(question.around) or sourced(getattr(self.served, "around", None))
+        return found.sources(question.messages or ()) if found else None
+
+    def tool(self, given: Mapping[str, Any]) -> Instruction:
+        """Returns what a tool that the daemon itself runs puts around a question. Raises UsageError if no part knows
+        the tool, and the part's errors.
+        """
+        for running in self.running.values():
+            if found := running.tool(given):
+                return found
+        raise UsageError(f"this daemon has no tool of type {given['type']}", "leave it out")
 
     def stop(self) -> None:
         """Finishes the answers in progress, saves the training, closes. A second call does nothing."""

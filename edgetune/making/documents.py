@@ -16,8 +16,8 @@ from typing import Any
 from ..errors import DataError
 from ..mixing.near import NearDuplicates
 from ..options import check_options
-from ..retrieval.chunks import Chunk, chunks
-from ..retrieval.documents import files_of, paragraphs
+from ..parts.documents.chunks import Chunk, chunks
+from ..parts.documents.paragraphs import files_of, paragraphs
 from . import gaps
 from .askers import Asker
 from .grounding import DISAGREES, NO_QUESTION, agree, flaw_of

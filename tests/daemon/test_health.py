@@ -22,8 +22,8 @@ def test_health_knows_every_thread_of_a_service(tmp_path):
     fleet = write_fleet(open_bundle(model), tmp_path / "fleet")
     before = set(threading.enumerate())
     with open_service(tmp_path, learn="idle", fleet=str(fleet)) as service:
-        store = service.documents.stores.create("", {}, [])
-        service.documents.stores._begin(store.id)
+        store = service.running["documents"].stores.create("", {}, [])
+        service.running["documents"].stores._begin(store.id)
         begun = {thread for thread in threading.enumerate() if thread not in before}
         known = {thread for part in service.parts for thread in part.threads()}
         assert begun == known

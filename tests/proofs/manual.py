@@ -128,7 +128,7 @@ class Proof:
         if not variant.endswith("index"):
             return None, 0
         from edgetune.formats.named import find_model
-        from edgetune.retrieval.searching import Index
+        from edgetune.parts.documents.searching import Index
         path = self.folder / "manual.index"
         if not path.exists():
             edgetune("index", self.args.manual, "-o", path, "--chunk-tokens", 160, "--threads", 1, "--json")

@@ -39,12 +39,12 @@ from proofs.public_data import FOLDER
 
 from edgetune.evaluation.acceptance import Paired, wilson
 from edgetune.formats.named import find_model
-from edgetune.retrieval.building import Report, build
-from edgetune.retrieval.encoding import Encoding
-from edgetune.retrieval.guard import cleaned
-from edgetune.retrieval.passages import Passages, open_passages, with_passages
-from edgetune.retrieval.searching import Index, Passage
-from edgetune.retrieval.store import Source
+from edgetune.parts.documents.building import Report, build
+from edgetune.parts.documents.encoding import Encoding
+from edgetune.parts.documents.guard import cleaned
+from edgetune.parts.documents.passages import Passages, open_passages, with_passages
+from edgetune.parts.documents.searching import Index, Passage
+from edgetune.parts.documents.store import Source
 from edgetune.serving.llama import LlamaModel
 
 QUESTIONS = 200

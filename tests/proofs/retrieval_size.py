@@ -27,12 +27,12 @@ from proofs.retrieval import drawn, questions
 
 from edgetune.formats.named import find_model
 from edgetune.machine.device import peak_rss
-from edgetune.retrieval.building import AT_ONCE, build
-from edgetune.retrieval.chunks import chunks
-from edgetune.retrieval.documents import Paragraph
-from edgetune.retrieval.encoding import Encoding
-from edgetune.retrieval.ranking import Ranking
-from edgetune.retrieval.store import Store
+from edgetune.parts.documents.building import AT_ONCE, build
+from edgetune.parts.documents.chunks import chunks
+from edgetune.parts.documents.encoding import Encoding
+from edgetune.parts.documents.paragraphs import Paragraph
+from edgetune.parts.documents.ranking import Ranking
+from edgetune.parts.documents.store import Store
 
 CHUNKS = 50_000
 TOKENS = 256

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request
@@ -27,7 +27,7 @@ from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
 from ..service import Service
 from ..state.adapters import LATEST
-from ..state.files import DOCUMENT, RESULTS
+from ..state.files import PURPOSE, RESULTS, purposes
 from . import (
     base,
     checking,
@@ -37,7 +37,6 @@ from . import (
     embeddings,
     errors,
     feedback,
-    file_batches,
     fine_tuning,
     fleet,
     fleet_members,
@@ -45,10 +44,8 @@ from . import (
     fleet_status,
     pages,
     proposals,
-    rerank,
     schemas,
     tokens,
-    vector_stores,
 )
 from .archive import zipped
 from .bodies import Bodies
@@ -69,9 +66,9 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
+PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback,
                                     fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, pages,
-                                    proposals, rerank, tokens, vector_stores)), router,
+                                    proposals, tokens)), router,
          *(manifest.load(name).router for manifest in manifests() for name in manifest.routes))
 
 
@@ -177,8 +174,8 @@ def _models(service: Service) -> list[dict[str, Any]]:
 
 @router.post("/v1/files", response_model=schemas.FileObject)
 def upload(file: schemas.RowsFile,
-           purpose: Annotated[Literal["fine-tune", "assistants"], Form(description="fine-tune, or assistants: a "
-                                                                       "document for vector stores.")],
+           purpose: Annotated[str, Form(description="fine-tune, or assistants: a document.",
+                                        json_schema_extra={"enum": [*purposes()]})],
            service: TheService) -> Any:
     """Uploads a file, as a form: rows to train on, which are kept as JSON Lines, or a document to search."""
     chunks = iter(lambda: file.file.read(1 << 16), b"")
@@ -203,14 +200,13 @@ def delete_file(file_id: str, service: TheService) -> Any:
     the vector stores too.
     """
     service.files.delete(file_id)
-    service.documents.stores.forget(file_id)
     return {"id": file_id, "object": "file"}
 
 
 @router.get("/v1/files/{file_id}/content", response_class=Response, responses=of_type(JSONL, CSV, BYTES))
 def file_content(file_id: str, service: TheService) -> Response:
     """Returns the rows or the document as they were uploaded, or a job's results as CSV."""
-    kind = {RESULTS: CSV, DOCUMENT: BYTES}.get(service.files.get(file_id).purpose, JSONL)
+    kind = {RESULTS: CSV, PURPOSE: JSONL}.get(service.files.get(file_id).purpose, BYTES)
     return FileResponse(service.files.content(file_id), media_type=kind)
 
 

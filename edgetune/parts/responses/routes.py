@@ -14,7 +14,6 @@ from ...daemon.api.asking import AnswerStream, Asked, note_ignored
 from ...daemon.api.errors import RESPONSES, JsonRoute, about, status_and_body
 from ...data.around import last_question
 from ...data.question import content_text
-from ...retrieval.passages import USUAL
 from ...serving.tool_calls import CallPiece
 from .bodies import ResponseObject, ResponseRequest
 
@@ -33,10 +32,8 @@ async def responses(body: ResponseRequest, request: Request, response: Response)
     question = body.question()
     searched = body.searched()
     if searched:
-        documents = request.app.state.service.documents
         with about("tools"):
-            question = replace(question, around=documents.around(searched.vector_store_ids,
-                                                                 searched.max_num_results or USUAL))
+            question = replace(question, around=request.app.state.service.tool(searched.model_dump()))
     asked = await Asked.begin([question], request, "resp_")
     if body.stream:
         return AnswerStream(_events(body, asked), asked, "text/event-stream")

@@ -5,12 +5,13 @@ import pytest
 from daemons import PATIENCE, daemon, openai_client
 from encoders import WORDS, tiny_bert, write_encoder
 from indexes import small_index
+from part_tables import needs
 from tiny import write_tiny
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import UsageError
-from edgetune.retrieval.passages import open_passages
+from edgetune.parts.documents.passages import open_passages
 from edgetune.serving.llama import LlamaModel
 
 QUESTION = [{"role": "user", "content": "turn on"}]
@@ -31,22 +32,13 @@ def served(tmp_path_factory):
         yield running.url, said
 
 
-def test_all_apis_ask_with_them_and_name_them(served):
+def test_chats_ask_with_them_and_name_them(served):
     url, said = served
     with httpx.Client(base_url=url, timeout=PATIENCE) as http:
         chat = http.post("/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 6}).json()
-        ollama = http.post("/api/chat", json={"model": "tiny", "messages": QUESTION, "stream": False,
-                                              "options": {"num_predict": 6}}).json()
-        response = http.post("/v1/responses", json={"input": "turn on", "max_output_tokens": 6}).json()
         text = http.post("/v1/completions", json={"prompt": "turn on", "max_tokens": 2}).json()
-    message = response["output"][0]["content"][0]
-    assert chat["choices"][0]["message"]["content"] == ollama["message"]["content"] == message["text"] == said
+    assert chat["choices"][0]["message"]["content"] == said
     assert {source["file"] for source in chat["sources"]} == {"a.md", "b.txt"}
-    assert chat["sources"] == response["sources"]
-    assert ollama["sources"] == [{name: value for name, value in source.items() if value is not None}
-                                 for source in chat["sources"]]
-    assert [(each["type"], each["filename"], each["index"]) for each in message["annotations"]] == [
-        ("file_citation", source["file"], len(said)) for source in chat["sources"]]
     assert text.get("sources") is None
 
 
@@ -55,13 +47,36 @@ def test_streams_name_them_at_the_end(served):
     url, said = served
     with openai_client(url) as client:  # left open, its socket is a warning in whatever test comes next
         chunks = list(client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=6, stream=True))
-        events = list(client.responses.create(model="tiny", input="turn on", max_output_tokens=6, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == said
     assert [bool(getattr(chunk, "sources", None)) for chunk in chunks] == [*[False] * (len(chunks) - 1), True]
+
+
+@needs("ollama")
+def test_ollamas_answers_name_them(served):
+    url, said = served
+    with httpx.Client(base_url=url, timeout=PATIENCE) as http:
+        chat = http.post("/v1/chat/completions", json={"messages": QUESTION, "max_tokens": 6}).json()
+        ollama = http.post("/api/chat", json={"model": "tiny", "messages": QUESTION, "stream": False,
+                                              "options": {"num_predict": 6}}).json()
+    assert ollama["message"]["content"] == said
+    assert ollama["sources"] == [{name: value for name, value in source.items() if value is not None}
+                                 for source in chat["sources"]]
+
+
+@needs("responses")
+def test_responses_name_them_as_citations(served):
+    pytest.importorskip("openai")
+    url, said = served
+    with openai_client(url) as client:
+        asked = {"model": "tiny", "input": "turn on", "max_output_tokens": 6}
+        message = client.responses.create(**asked).output[0].content[0]
+        events = list(client.responses.create(**asked, stream=True))
+    assert message.text == said
+    assert {(each.type, each.filename, each.index) for each in message.annotations} == {
+        ("file_citation", name, len(said)) for name in ("a.md", "b.txt")}
     added = [event for event in events if event.type == "response.output_text.annotation.added"]
     last = events[-1].response.output[0].content[0]
     assert [event.annotation.file_id for event in added] == [each.file_id for each in last.annotations]
-    assert last.annotations[0].type == "file_citation"
 
 
 def test_an_encoder_has_none(tmp_path):

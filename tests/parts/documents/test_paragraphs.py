@@ -7,7 +7,7 @@ import pytest
 from indexes import needs_retrieval, write_pdf
 
 from edgetune.errors import DataError, UsageError
-from edgetune.retrieval.documents import Paragraph, files_of, paragraphs
+from edgetune.parts.documents.paragraphs import Paragraph, files_of, paragraphs
 
 MARKDOWN = """\ufeffBefore.
 

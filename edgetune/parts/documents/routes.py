@@ -1,21 +1,24 @@
-"""OpenAI's vector stores: files with the purpose assistants, indexed and searched."""
+"""OpenAI's vector stores: files with the purpose assistants, added one by one or in batches, indexed and searched."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 
-from ...errors import NotFoundError
-from ..state.store_records import FAILED, Attached, VectorStore
-from . import schemas
-from .completions import TheService
-from .errors import RESPONSES, JsonRoute, about
-from .fine_tuning import After, Limit, page
-from .schemas import Metadata
-from .shapes import Answer, AsGiven, Body, Id, Time, Whole
+from ...daemon.api import schemas
+from ...daemon.api.completions import TheService
+from ...daemon.api.errors import RESPONSES, JsonRoute, about
+from ...daemon.api.fine_tuning import After, Limit, page
+from ...daemon.api.schemas import Metadata
+from ...daemon.api.shapes import Answer, AsGiven, Body, Id, Time, Whole
+from ...errors import NotFoundError, UsageError
+from .running import stores_of
+from .store_records import CANCELLED, COMPLETED, FAILED, IN_PROGRESS, Attached, VectorStore
+from .vector_stores import VectorStores
 
 AUTO = "auto alone: chunks of 256 tokens, at headings, paragraphs and sentences."
 STATUS = "in_progress: files are being read."
@@ -24,6 +27,15 @@ Text512 = Annotated[str, Field(max_length=512)]
 Attributes = Annotated[dict[Annotated[str, Field(max_length=64)], Text512 | float | bool], Field(max_length=16)]
 Status = Annotated[Literal["in_progress", "completed", "failed", "cancelled"] | None,
                    Query(alias="filter", description="Only files with this status.")]
+
+
+def _stores(service: TheService) -> VectorStores:
+    return stores_of(service)
+
+
+TheStores = Annotated[VectorStores, Depends(_stores)]
+MOST = 1000  # files of a batch: as many as a store has
+BATCHES = "/v1/vector_stores/{store_id}/file_batches"
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 
 
@@ -55,6 +67,23 @@ class StoreFileRequest(Body):
     file_id: str = Field(description=ONE_FILE)
     attributes: Attributes | None = Field(None, description="Given back.")
     chunking_strategy: ChunkingStrategy | None = Field(None, description=AUTO)
+
+
+class BatchRequest(Body):
+    file_ids: Annotated[list[str], Field(min_length=1, max_length=MOST)] | None = Field(
+        None, description="Files with the purpose assistants.")
+    files: Annotated[list[StoreFileRequest], Field(min_length=1, max_length=MOST)] | None = Field(
+        None, description="The same, each with its attributes, in place of file_ids.")
+    attributes: Attributes | None = Field(None, description="Of each of file_ids; given back.")
+    chunking_strategy: ChunkingStrategy | None = Field(None, description=AUTO)
+
+    def added(self) -> Mapping[str, Mapping[str, Any]]:
+        """The attributes of each file. Raises UsageError."""
+        if (self.file_ids is None) == (self.files is None):
+            raise UsageError("a batch has file_ids or files", "give one of the two")
+        if self.files is not None:
+            return {file.file_id: file.attributes or {} for file in self.files}
+        return dict.fromkeys(self.file_ids or (), self.attributes or {})
 
 
 class RankingOptions(Body):
@@ -151,75 +180,115 @@ class SearchPage(Answer):
     next_page: None = None
 
 
+class BatchObject(Answer):
+    """Files that were added together. A file that is removed, or added again, leaves its batch."""
+
+    id: Id
+    object: Literal["vector_store.files_batch"] = "vector_store.files_batch"
+    created_at: Time
+    vector_store_id: str = Field(description="Its vector store.")
+    status: Literal["in_progress", "completed", "cancelled"] = Field(description="in_progress: files are being read.")
+    file_counts: FileCounts = Field(description="Files by their status.")
+
+
 # ---- routes ---------------------------------------------------------------------------------------------------------
 
 
 @router.post("/v1/vector_stores", response_model=StoreObject)
-def create_store(body: StoreRequest, service: TheService) -> Any:
+def create_store(body: StoreRequest, stores: TheStores) -> Any:
     """Makes a vector store. Its files are read in the background."""
     with about("file_ids"):
-        return _store(service.documents.stores.create(body.name or "", body.metadata or {}, body.file_ids or []))
+        return _store(stores.create(body.name or "", body.metadata or {}, body.file_ids or []))
 
 
 @router.get("/v1/vector_stores", response_model=schemas.Page[StoreObject])
-def list_stores(service: TheService, after: After = None, limit: Limit = 20) -> Any:
+def list_stores(stores: TheStores, after: After = None, limit: Limit = 20) -> Any:
     """Lists vector stores, the newest first."""
-    return page([_store(each) for each in after_id(service.documents.stores.list(), after)][:limit + 1], limit)
+    return page([_store(each) for each in after_id(stores.list(), after)][:limit + 1], limit)
 
 
 @router.get("/v1/vector_stores/{store_id}", response_model=StoreObject)
-def get_store(store_id: str, service: TheService) -> Any:
+def get_store(store_id: str, stores: TheStores) -> Any:
     """Returns a vector store."""
-    return _store(service.documents.stores.get(store_id))
+    return _store(stores.get(store_id))
 
 
 @router.post("/v1/vector_stores/{store_id}", response_model=StoreObject)
-def change_store(store_id: str, body: StoreChange, service: TheService) -> Any:
+def change_store(store_id: str, body: StoreChange, stores: TheStores) -> Any:
     """Changes the name or the metadata of a vector store."""
     given = body.model_dump(include={"name", "metadata"}, exclude_none=True)
-    return _store(service.documents.stores.change(store_id, **given))
+    return _store(stores.change(store_id, **given))
 
 
 @router.delete("/v1/vector_stores/{store_id}", response_model=schemas.Deleted)
-def delete_store(store_id: str, service: TheService) -> Any:
+def delete_store(store_id: str, stores: TheStores) -> Any:
     """Deletes a vector store, and none of its files."""
-    service.documents.stores.delete(store_id)
+    stores.delete(store_id)
     return {"id": store_id, "object": "vector_store.deleted"}
 
 
 @router.post("/v1/vector_stores/{store_id}/files", response_model=StoreFileObject)
-def add_file(store_id: str, body: StoreFileRequest, service: TheService) -> Any:
+def add_file(store_id: str, body: StoreFileRequest, stores: TheStores) -> Any:
     """Adds a file to a vector store. It is read in the background: its status says when that is done."""
     with about("file_id"):
-        return file_object(store_id, service.documents.stores.add(store_id, body.file_id, body.attributes or {}))
+        return file_object(store_id, stores.add(store_id, body.file_id, body.attributes or {}))
 
 
 @router.get("/v1/vector_stores/{store_id}/files", response_model=schemas.Page[StoreFileObject])
-def list_store_files(store_id: str, service: TheService, after: After = None, limit: Limit = 20,
+def list_store_files(store_id: str, stores: TheStores, after: After = None, limit: Limit = 20,
                      status: Status = None) -> Any:
     """Lists the files of a vector store, the newest first."""
-    found = [each for each in reversed(service.documents.stores.get(store_id).files) if status in (None, each.status)]
+    found = [each for each in reversed(stores.get(store_id).files) if status in (None, each.status)]
     return page([file_object(store_id, each) for each in after_id(found, after)][:limit + 1], limit)
 
 
 @router.get("/v1/vector_stores/{store_id}/files/{file_id}", response_model=StoreFileObject)
-def get_store_file(store_id: str, file_id: str, service: TheService) -> Any:
+def get_store_file(store_id: str, file_id: str, stores: TheStores) -> Any:
     """Returns a file of a vector store."""
-    return file_object(store_id, service.documents.stores.file(store_id, file_id))
+    return file_object(store_id, stores.file(store_id, file_id))
 
 
 @router.delete("/v1/vector_stores/{store_id}/files/{file_id}", response_model=schemas.Deleted)
-def remove_file(store_id: str, file_id: str, service: TheService) -> Any:
+def remove_file(store_id: str, file_id: str, stores: TheStores) -> Any:
     """Takes a file out of a vector store. The file itself stays."""
-    service.documents.stores.remove(store_id, file_id)
+    stores.remove(store_id, file_id)
     return {"id": file_id, "object": "vector_store.file.deleted"}
 
 
+@router.post(BATCHES, response_model=BatchObject)
+def create_batch(store_id: str, body: BatchRequest, stores: TheStores) -> Any:
+    """Adds several files to a vector store. They are read in the background."""
+    id = f"vsfb_{secrets.token_hex(12)}"
+    with about("files" if body.files else "file_ids"):
+        stores.add_batch(store_id, body.added(), id)
+    return _batch(id, stores.batch(store_id, id))
+
+
+@router.get(BATCHES + "/{batch_id}", response_model=BatchObject)
+def get_batch(store_id: str, batch_id: str, stores: TheStores) -> Any:
+    """Returns a batch: its status says whether all of its files are read."""
+    return _batch(batch_id, stores.batch(store_id, batch_id))
+
+
+@router.post(BATCHES + "/{batch_id}/cancel", response_model=BatchObject)
+def cancel_batch(store_id: str, batch_id: str, stores: TheStores) -> Any:
+    """Leaves out the files of a batch that are not read yet."""
+    return _batch(batch_id, stores.cancel(store_id, batch_id))
+
+
+@router.get(BATCHES + "/{batch_id}/files", response_model=schemas.Page[StoreFileObject])
+def list_batch_files(store_id: str, batch_id: str, stores: TheStores, after: After = None, limit: Limit = 20,
+                     status: Status = None) -> Any:
+    """Lists the files of a batch, the newest first."""
+    files = reversed(stores.batch(store_id, batch_id).files)
+    found = [each for each in files if status in (None, each.status)]
+    return page([file_object(store_id, each) for each in after_id(found, after)][:limit + 1], limit)
+
+
 @router.post("/v1/vector_stores/{store_id}/search", response_model=SearchPage)
-def search_store(store_id: str, body: SearchRequest, service: TheService) -> Any:
+def search_store(store_id: str, body: SearchRequest, stores: TheStores) -> Any:
     """Finds the passages that answer a question; none, where the store does not answer it."""
     queries = [body.query] if isinstance(body.query, str) else body.query
-    stores = service.documents.stores
     least = (body.ranking_options and body.ranking_options.score_threshold) or 0
     attributes = {file.id: file.attributes for file in stores.get(store_id).files}
     with about("query"):
@@ -252,3 +321,11 @@ def file_object(store: str, file: Attached) -> dict[str, Any]:
     return {"id": file.id, "created_at": file.created_at, "vector_store_id": store, "status": file.status,
             "usage_bytes": file.bytes, "attributes": file.attributes, "chunking_strategy": static,
             "last_error": {"message": file.error} if file.status == FAILED else None}
+
+
+def _batch(id: str, store: VectorStore) -> dict[str, Any]:
+    """store: with the files of the batch only."""
+    counts = store.counts()
+    status = IN_PROGRESS if counts[IN_PROGRESS] else CANCELLED if counts[CANCELLED] else COMPLETED
+    return {"id": id, "created_at": min(file.created_at for file in store.files), "vector_store_id": store.id,
+            "status": status, "file_counts": counts}

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import shell_word, size_text
-from .app import ModelPath, command, config_options, out, show, step_progress, threads_option
+from ...cli.app import ModelPath, command, config_options, out, show, step_progress, threads_option
+from ...errors import shell_word, size_text
 
 if TYPE_CHECKING:
-    from ..retrieval.building import Report
-    from ..retrieval.searching import Found
+    from .building import Report
+    from .searching import Found
 
 MADE_BY = "minilm"  # the encoder, unless another is named
 LISTED = 10  # files that are named one by one
 
 
 def index_options(command: Any) -> Any:
-    from ..retrieval.options import IndexOptions
+    from .options import IndexOptions
     return config_options("chunk_tokens", "overlap", of=IndexOptions)(command)
 
 
@@ -39,10 +39,10 @@ def index_command(folder: Path, out_file: Path, encoder: Path, memory: str, thre
     It reads plain text, Markdown, PDF and JSON Lines, and writes one file. The second time only files that changed are
     read. What cannot be read is named, and left out.
     """
-    from ..retrieval.building import build
-    from ..retrieval.encoding import Encoding
-    from ..retrieval.options import IndexOptions
-    from ..training.config import TrainConfig
+    from ...training.config import TrainConfig
+    from .building import build
+    from .encoding import Encoding
+    from .options import IndexOptions
     found = Encoding(encoder, threads)
     try:
         with step_progress(out, as_json) as progress:
@@ -54,7 +54,7 @@ def index_command(folder: Path, out_file: Path, encoder: Path, memory: str, thre
 
 
 def _reported(report: Report) -> list[Any]:
-    from ..console import Copied
+    from ...console import Copied
     lines: list[Any] = [f"{report.chunks:,} chunks of {report.files:,} files, {report.tokens:,} tokens, "
                         f"{size_text(report.bytes)}",
                         f"files: {report.read} read, {report.unchanged} unchanged, {report.removed} removed"]
@@ -74,14 +74,14 @@ def search_command(index: Path, query: str, limit: int, least: float | None, thr
 
     Words (BM25) and meaning (vectors) decide together. Where the index does not answer the query, it says so.
     """
-    from ..retrieval.searching import Index
+    from .searching import Index
     with Index(index, threads) as opened:
         found = opened.search(query, limit, least)
     show(as_json, found.to_json(), *_found(found))
 
 
 def _found(found: Found) -> list[Any]:
-    from ..console import Copied
+    from ...console import Copied
     if not found.passages:
         return [f"nothing was found: the evidence is {found.evidence:.2f}, the least {found.least:.2f} "
                 "(--least 0 shows the nearest passages)"]

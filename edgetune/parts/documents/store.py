@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ..disk import cannot_write
-from ..errors import DiskFullError, EdgetuneError, FormatError, install_hint, lacking
+from ...disk import cannot_write
+from ...errors import DiskFullError, EdgetuneError, FormatError, install_hint, lacking
 from .chunks import Chunk
 from .encoding import Bytes
 from .integrity import AGAIN, APPLICATION, Steps, check_schema, content_digest, header_of, limit_values, unpacked

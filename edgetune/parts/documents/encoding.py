@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import MismatchError
-from ..formats.bundle import open_bundle
-from ..formats.gguf import ENCODERS
-from ..formats.named import name_of
-from ..serving.embedding import EncoderFile, TableFile, Vectors, open_vectors
-from ..serving.encoder import Encoder
-from ..serving.encoder_model import AT_ONCE, EncoderVectors
+from ...errors import MismatchError
+from ...formats.bundle import open_bundle
+from ...formats.gguf import ENCODERS
+from ...formats.named import name_of
+from ...serving.embedding import EncoderFile, TableFile, Vectors, open_vectors
+from ...serving.encoder import Encoder
+from ...serving.encoder_model import AT_ONCE, EncoderVectors
 
 Bytes = NDArray[np.int8]
 DIGITS = 16  # of a file's SHA-256, by which an index knows its encoder

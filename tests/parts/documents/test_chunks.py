@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.retrieval.chunks import chunks
-from edgetune.retrieval.documents import Paragraph
+from edgetune.parts.documents.chunks import chunks
+from edgetune.parts.documents.paragraphs import Paragraph
 
 
 def count(text: str) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 
-from ..errors import CONTROLS
+from ...errors import CONTROLS
 
 _HIDDEN = re.compile("[\u00ad\u034f\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200d\u2060-\u2064\ufe00-\ufe0f\ufeff"
                      "\U000e0000-\U000e01ef]")  # characters that a person does not see

@@ -9,7 +9,7 @@ from encoders import WORDS, tiny_bert, write_encoder
 from indexes import needs_retrieval, small_encoder
 from tiny import write_tiny
 
-from edgetune.daemon import vector_stores
+from edgetune.parts.documents import vector_stores
 
 QUERY = "turn the light on"
 DOCUMENTS = ["kitchen", "turn the light on", "off", "the light 7"]

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..data.around import InOrder, Instruction, Message, last_question
-from ..data.question import content_text
-from ..errors import UsageError
+from ...data.around import Message, last_question
+from ...data.question import content_text
+from ...errors import UsageError
 from .guard import cleaned, unmarked
 from .searching import MOST, Found, Index, Passage
 
@@ -110,12 +110,3 @@ def open_passages(path: str | Path, count: int = USUAL, threads: int = 0) -> Pas
     except UsageError:
         index.close()
         raise
-
-
-def passages_in(around: Instruction) -> Passages | None:
-    """The passages among what is put around chats."""
-    if isinstance(around, Passages):
-        return around
-    if isinstance(around, InOrder):
-        return next((found for part in around.parts if (found := passages_in(part))), None)
-    return None

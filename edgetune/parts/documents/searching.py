@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ..errors import EdgetuneError, FormatError, UsageError
+from ...errors import EdgetuneError, FormatError, UsageError
 from .encoding import Encoding
 from .ranking import LONGEST_QUERY, Ranking
 from .store import Source, Store

@@ -10,14 +10,15 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from pydantic import Field
 
+from ...daemon.api.completions import TheService
+from ...daemon.api.embeddings import TEXTS, TOGETHER, EmbeddingUsage, vectors_of
+from ...daemon.api.errors import RESPONSES, JsonRoute
+from ...daemon.api.pools import Pools
+from ...daemon.api.shapes import Answer, Body, Whole
+from ...daemon.service import Service
 from ...errors import NotFoundError, UsageError
-from ...retrieval.encoding import Encoding
-from ..service import Service
-from .completions import TheService
-from .embeddings import TEXTS, TOGETHER, EmbeddingUsage, vectors_of
-from .errors import RESPONSES, JsonRoute
-from .pools import Pools
-from .shapes import Answer, Body, Whole
+from .encoding import Encoding
+from .running import stores_of
 
 OTHER_PATHS = ("/rerank", "/v1/reranking", "/reranking")  # llama-server's
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
@@ -99,7 +100,7 @@ async def _encoded(texts: Sequence[str], model: str, service: Service,
 
 def _of_documents(service: Service) -> Encoding:
     try:
-        return service.documents.stores.encoder()
+        return stores_of(service).encoder()
     except NotFoundError:
         raise UsageError("no encoder is here, by whose vectors documents could be ranked",
                          "start the daemon with --embeddings, or edgetune pull minilm") from None

@@ -12,12 +12,12 @@ import pytest
 from indexes import needs_retrieval, small_encoder, write_pdf
 
 from edgetune.errors import BudgetError, FormatError, MismatchError, UsageError
-from edgetune.retrieval.building import build, require_memory
-from edgetune.retrieval.encoding import Encoding
-from edgetune.retrieval.options import IndexOptions
-from edgetune.retrieval.ranking import fused
-from edgetune.retrieval.searching import Index
-from edgetune.retrieval.store import Source, Store
+from edgetune.parts.documents.building import build, require_memory
+from edgetune.parts.documents.encoding import Encoding
+from edgetune.parts.documents.options import IndexOptions
+from edgetune.parts.documents.ranking import fused
+from edgetune.parts.documents.searching import Index
+from edgetune.parts.documents.store import Source, Store
 
 OPTIONS = IndexOptions(chunk_tokens=40)
 TEXTS = {

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from .documents import Paragraph
+from .paragraphs import Paragraph
 
 HALF = 2  # a heading ends a chunk that has 1/HALF of its tokens
 HEADING_SHARE = 4  # 1/HEADING_SHARE of a chunk's tokens at most are its heading's

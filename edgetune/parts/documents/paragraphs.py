@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..data.files import read_rows
-from ..disk import MIB, read_small
-from ..errors import DataError, EdgetuneError, UsageError, install_hint, lacking, named, size_text
+from ...data.files import read_rows
+from ...disk import MIB, read_small
+from ...errors import DataError, EdgetuneError, UsageError, install_hint, lacking, named, size_text
 
 TEXT_LIMIT = 64 * MIB  # bytes of a file of text
 PDF_LIMIT = 256 * MIB

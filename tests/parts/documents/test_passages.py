@@ -5,11 +5,11 @@ import re
 import pytest
 from indexes import small_index
 
-from edgetune.data.around import together
+from edgetune.data.around import sourced, together
 from edgetune.errors import UsageError
-from edgetune.retrieval.passages import open_passages, passages_in, quoted
-from edgetune.retrieval.searching import Passage
-from edgetune.retrieval.store import Source
+from edgetune.parts.documents.passages import open_passages, quoted
+from edgetune.parts.documents.searching import Passage
+from edgetune.parts.documents.store import Source
 
 ASKED = "the lamp in the hall is red"
 TEXTS = {"lamp.md": "# Lamp\n\nThe lamp in the hall is red.\n", "cat.txt": "The cat eats at noon.\n"}
@@ -71,6 +71,6 @@ def test_counts_out_of_range(path):
 
 
 def test_they_are_found_among_what_is_put_around(passages):
-    assert passages_in(together("a system message", passages)) is passages
-    assert passages_in(passages) is passages
-    assert passages_in("a system message") is passages_in(None) is None
+    assert sourced(together("a system message", passages)) is passages
+    assert sourced(passages) is passages
+    assert sourced("a system message") is sourced(None) is None

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ..disk import alone, replaced, sha256
-from ..errors import BudgetError, DataError, FormatError, UsageError, size_text
-from ..options import check_options
+from ...disk import alone, replaced, sha256
+from ...errors import BudgetError, DataError, FormatError, UsageError, size_text
+from ...options import check_options
 from .chunks import Chunk, chunks
-from .documents import File, files_of, paragraphs
 from .encoding import Bytes, Encoding
 from .integrity import APPLICATION, header_of
 from .options import IndexOptions
+from .paragraphs import File, files_of, paragraphs
 from .ranking import QUERIES, Ranking
 from .store import PAGE_CACHE, VERSION, Store
 

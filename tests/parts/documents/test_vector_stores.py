@@ -9,14 +9,14 @@ import pytest
 from daemons import PATIENCE, daemon, openai_client
 from full_disks import full_disk
 from indexes import needs_retrieval, small_encoder, write_pdf
+from part_tables import needs
 from services import open_service, until
 from tiny import write_tiny
 
-from edgetune.daemon import vector_stores
 from edgetune.daemon.options import DaemonConfig
-from edgetune.daemon.state.files import DOCUMENT
 from edgetune.errors import DiskFullError
-from edgetune.retrieval.building import Report
+from edgetune.parts.documents import vector_stores
+from edgetune.parts.documents.building import Report
 
 openai = pytest.importorskip("openai")
 LAMP = ("lamp.md", b"# Lamp\n\nThe lamp in the hall is red.\n")
@@ -46,8 +46,8 @@ def waited(client, store):
 
 def lenient(running, store):
     """Lets any question find something: the encoder is random."""
-    running.service.documents.stores.search([store.id], "open it", 1)
-    running.service.documents.stores._indexes[store.id].least = 0.0
+    running.service.running["documents"].stores.search([store.id], "open it", 1)
+    running.service.running["documents"].stores._indexes[store.id].least = 0.0
 
 
 def test_from_upload_to_answer(running, client):
@@ -70,23 +70,34 @@ def test_from_upload_to_answer(running, client):
     assert result.content[0].text == "The cat eats at noon."
     assert result.score == 1.0
 
+    client.files.delete(files[1].id)
+    waited(client, store)
+    assert [file.id for file in client.vector_stores.files.list(store.id)] == [files[0].id]
+    lenient(running, store)
+    assert {each.filename for each in client.vector_stores.search(store.id, query="cat").data} == {"lamp.md"}
+
+
+@needs("responses")
+def test_a_response_cites_the_files_that_it_is_answered_from(running, client):
+    file = upload(client, CAT)
+    store = waited(client, client.vector_stores.create(file_ids=[file.id]))
+    lenient(running, store)
     asked = {"model": "tiny", "input": "the cat eats at noon", "max_output_tokens": 4,
              "tools": [{"type": "file_search", "vector_store_ids": [store.id], "max_num_results": 1}]}
     response = client.responses.create(**asked)
     search, message = response.output
     assert (search.type, search.status, search.queries) == ("file_search_call", "completed", [asked["input"]])
     [cited] = message.content[0].annotations
-    assert (cited.type, cited.file_id, cited.filename) == ("file_citation", files[1].id, "cat.txt")
+    assert (cited.type, cited.file_id, cited.filename) == ("file_citation", file.id, "cat.txt")
     assert response.usage.input_tokens > client.responses.create(**{**asked, "tools": []}).usage.input_tokens
     events = list(client.responses.create(**asked, stream=True))
     assert "response.file_search_call.completed" in [event.type for event in events]
-    assert events[-1].response.output[1].content[0].annotations[0].file_id == files[1].id
+    assert events[-1].response.output[1].content[0].annotations[0].file_id == file.id
 
-    client.files.delete(files[1].id)
-    waited(client, store)
-    assert [file.id for file in client.vector_stores.files.list(store.id)] == [files[0].id]
-    lenient(running, store)
-    assert {each.filename for each in client.vector_stores.search(store.id, query="cat").data} == {"lamp.md"}
+    missing = {"type": "file_search", "vector_store_ids": ["vs_none"]}
+    for tool, what in ((missing, "there is no vector store"), ({"type": "web_search"}, "tools")):
+        with pytest.raises(openai.APIStatusError, match=what):
+            client.responses.create(model="tiny", input="a", tools=[tool])
 
 
 def test_lists_changes_and_deletions(client):
@@ -162,9 +173,6 @@ def test_a_file_that_cannot_be_read_says_why(client, tmp_path):
     ("vector_stores", {"expires_after": {"anchor": "last_active_at", "days": 1}}, "expires_after"),
     ("vector_stores/vs_none/search", {"query": "a"}, "there is no vector store"),
     ("vector_stores/vs_none/files", {"file_id": "file-none"}, "there is no file"),
-    ("responses", {"input": "a", "tools": [{"type": "file_search", "vector_store_ids": ["vs_none"]}]},
-     "there is no vector store"),
-    ("responses", {"input": "a", "tools": [{"type": "web_search"}]}, "tools"),
 ])
 def test_errors_have_openais_shape(running, path, body, what):
     answer = httpx.post(f"{running.url}/v1/{path}", json=body, timeout=PATIENCE)
@@ -204,7 +212,8 @@ def stores_of(tmp_path, monkeypatch):
     """Makes stores whose files are one document, and whose indexes are made by a function in place of build_of."""
     path = tmp_path / LAMP[0]
     path.write_bytes(LAMP[1])
-    files = SimpleNamespace(get=lambda id: SimpleNamespace(id=id, name=LAMP[0], bytes=len(LAMP[1]), purpose=DOCUMENT),
+    files = SimpleNamespace(get=lambda id: SimpleNamespace(id=id, name=LAMP[0], bytes=len(LAMP[1]),
+                                                   purpose=vector_stores.PURPOSE),
                             content=lambda id: tmp_path / "gone" if id == "gone" else path)
     monkeypatch.setattr(vector_stores, "Encoding", lambda *_: SimpleNamespace(longest=256, close=lambda: None))
     monkeypatch.setattr(vector_stores, "find_model", lambda name: name)
@@ -337,8 +346,8 @@ def test_a_full_disk_holds_no_store_up_for_ever(restarts, tmp_path, monkeypatch)
     monkeypatch.setattr(vector_stores, "build_of", lambda *given, **options: (
         is_full.wait(PATIENCE) and build_of(*given, **options)))
     with open_service(tmp_path) as service:
-        stores = service.documents.stores
-        files = [service.files.add(name, DOCUMENT, [content]).id for name, content in (LAMP, CAT)]
+        stores = service.running["documents"].stores
+        files = [service.files.add(name, vector_stores.PURPOSE, [content]).id for name, content in (LAMP, CAT)]
         made = [stores.create("", {}, [file]).id for file in files]
         with full_disk(0):
             is_full.set()
@@ -350,7 +359,7 @@ def test_a_full_disk_holds_no_store_up_for_ever(restarts, tmp_path, monkeypatch)
             assert service.health() == {"status": "ok", "reasons": []}
     if restarts:
         with open_service(tmp_path) as service:
-            assert [ended(service.documents.stores, id) for id in made] == [["completed"]] * 2
+            assert [ended(service.running["documents"].stores, id) for id in made] == [["completed"]] * 2
             assert service.health() == {"status": "ok", "reasons": []}
 
 

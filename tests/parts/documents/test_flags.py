@@ -9,7 +9,7 @@ from indexes import small_index
 from json_lines import read_lines, write_lines
 
 from edgetune.cli import cli
-from edgetune.retrieval.passages import open_passages
+from edgetune.parts.documents.passages import open_passages
 from edgetune.serving.llama import LlamaModel
 
 QUESTION = "turn on"
@@ -63,6 +63,6 @@ def test_eval_asks_with_them(tiny_llama, tmp_path, index, engine):
 
 
 def test_what_clashes_is_refused(tiny_llama, index, tmp_path):
-    assert "--raw is given with --index" in run("generate", tiny_llama, "a", "--raw", "--index", index, code=2)
+    assert "and --raw continues a text" in run("generate", tiny_llama, "a", "--raw", "--index", index, code=2)
     assert "--passages 2 is given without --index" in run("generate", tiny_llama, "a", "--passages", 2, code=2)
     assert "there is no index" in run("generate", tiny_llama, "a", "--index", tmp_path / "none", code=2)

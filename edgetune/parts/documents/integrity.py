@@ -13,8 +13,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from ..disk import open_regular
-from ..errors import FormatError
+from ...disk import open_regular
+from ...errors import FormatError
 
 APPLICATION = 0x45645478  # in the file's header: what wrote it
 AGAIN = "make it again"

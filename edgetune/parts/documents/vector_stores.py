@@ -10,29 +10,48 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import DiskError, EdgetuneError, Interrupted, NotFoundError, UsageError
-from ..formats.named import find_model
-from ..retrieval.building import build_of
-from ..retrieval.documents import file_of, require_name
-from ..retrieval.encoding import Encoding
-from ..retrieval.options import IndexOptions
-from ..retrieval.searching import MOST, Found, Index, Passage
-from .options import DaemonConfig
-from .state.database import now
-from .state.files import DOCUMENT, Files
-from .state.store_records import COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
-from .threads import Background, told
+from ...daemon.options import DaemonConfig
+from ...daemon.state.database import now
+from ...daemon.state.files import Files
+from ...daemon.threads import Background, told
+from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, UsageError
+from ...formats.named import find_model
+from .building import build_of
+from .encoding import Encoding
+from .options import IndexOptions
+from .paragraphs import file_of, require_name
+from .searching import MOST, Found, Index, Passage
+from .store_records import COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
 
+PURPOSE = "assistants"  # of files
 ENCODER = "minilm"
 LIMIT = 1000  # stores, and files of a store
 RETRY_SECONDS = 60.0  # after the disk or memory refused
 LATER = (DiskError, OSError, MemoryError)  # not of a document: another try may succeed
 
 log = logging.getLogger("edgetune.daemon")
+
+
+@dataclass(frozen=True)
+class SearchedStores:
+    """Several vector stores, searched as one index."""
+
+    stores: VectorStores
+    ids: Sequence[str]
+
+    def search(self, query: str, limit: int) -> Found:
+        return self.stores.search(self.ids, query, limit)
+
+    def refresh(self) -> int:
+        """Always 0: they are searched for one question."""
+        return 0
+
+    def close(self) -> None:
+        """Does nothing: they stay open for others."""
 
 
 class VectorStores:
@@ -53,9 +72,8 @@ class VectorStores:
         self._failures: dict[str, str] = {}  # by store: why it is not as its files are, a sentence
         self._closing = threading.Event()
         self._thread = Background("documents", self._read_next, self._closing, "read the files of vector stores")
-        self._continue()
 
-    def _continue(self) -> None:
+    def resume(self) -> None:
         """Does what the daemon was killed before: a file that was deleted leaves, and its passages too."""
         for store in self.list():
             for file in store.files:
@@ -184,8 +202,8 @@ class VectorStores:
 
     def _attached(self, file: str, attributes: Mapping[str, Any]) -> Attached:
         found = self._files.get(file)
-        if found.purpose != DOCUMENT:
-            raise UsageError(f"the file {file} has the purpose {found.purpose}", f"upload it with {DOCUMENT!r}")
+        if found.purpose != PURPOSE:
+            raise UsageError(f"the file {file} has the purpose {found.purpose}", f"upload it with {PURPOSE!r}")
         require_name(found.name)
         return Attached(found.id, found.name, found.bytes, now(), attributes=dict(attributes))
 
@@ -195,6 +213,12 @@ class VectorStores:
         return store
 
     # ---- search -------------------------------------------------------------------------------------------------
+
+    def of(self, ids: Sequence[str]) -> SearchedStores:
+        """Returns some stores as one. Raises NotFoundError."""
+        for id in ids:
+            self.get(id)
+        return SearchedStores(self, ids)
 
     def search(self, ids: Sequence[str], query: str, limit: int) -> Found:
         """The best passages of several stores; `least` and evidence are those of the store that answers best. Raises
