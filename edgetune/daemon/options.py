@@ -77,11 +77,6 @@ class DaemonOptions:
                              "hidden states].", group="What it answers with", local=True)
     prompt: str = option("", "Prompt file, put around chats that have no system message (edgetune prompt makes one).",
                          common=True)
-    first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
-                        "[the model answers all].", common=True, local=True)
-    first_share: float = option(0.9, "Share of those answers that is right at least, of JSON in the fields of few "
-                                "values, with a certainty of 95 % over the draw of the encoder's held-out questions.",
-                                low=0.5, high=0.999)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")

@@ -41,9 +41,7 @@ from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
 from .advancing import Advancing
-from .contest import Contest
 from .embeddings import Embedded, Embeddings, Text
-from .first import First, FirstEncoder
 from .grading import Grading
 from .jobs.jobs import FOLDER as RUNS
 from .jobs.jobs import NAMES as RUN_NAMES
@@ -125,7 +123,6 @@ class Service:
             self.method = learn_method(self.config, self.objective.name)
             self.store = Store(folder)
             opened.callback(self.store.close)
-            self.first = FirstEncoder(self.config) if self.config.first else None  # what it takes the model must leave
             self.running = running_parts(self.config, opened)
             self._open_model()
             opened.callback(self.served.close)
@@ -152,7 +149,7 @@ class Service:
             self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
             for running in self.running.values():
                 running.join(self)
-            self.sources = self._sources(names)
+            self.sources = self._sources()
             self.jobs = self._jobs(folder)
             starters = [starter for kind in kinds().values() for starter in kind.starters(self)]
             self.learner = Learner(starters, self.jobs, self.batcher, Governor(self.policy, read_device().profile),
@@ -168,30 +165,21 @@ class Service:
             self.came = arrival(self.path, self.adapters) if self.slot else None
             self.probations.look()  # the daemon may have ended before it could
             self.library.start()
-            if self.first:
-                self.contest.start()
-                opened.callback(self.contest.stop)
             for running in self.running.values():
                 running.start()
                 opened.callback(running.stop)
             self.parts: Sequence[Threaded] = (self.batcher, self.jobs, self.learner, self.advancing,
-                                              *([self.contest] if self.first else []),
                                               *self.running.values())
             self._opened = opened.pop_all()
         return self
 
-    def _sources(self, names: Sequence[str]) -> list[AnswerSource]:
-        """Returns the sources of answers in order; an app may insert others. names: of the models that it serves now.
-        """
+    def _sources(self) -> list[AnswerSource]:
+        """Returns the sources of answers in order; an app may insert others."""
         has_likes = self.config.recall and self.config.recall_like != "off" and self.embeddings.encoder
         self.likes = LikeRecall(self.recall, self.embeddings) if has_likes else None
         found: list[AnswerSource] = [self.recall] if self.config.recall else []
         if self.likes:
             found.append(self.likes)
-        if self.first:
-            self.contest = Contest(self.first, self.model, self.stopping)
-            found.append(First(self.first, self.served, self.adapters, names, self.recall.is_disputed,
-                               self.contest.is_better))
         found += [source for running in self.running.values() for source in running.sources()]
         return [*sorted(found, key=lambda source: source.place), self.model]
 
@@ -320,7 +308,7 @@ class Service:
         if model != self.library.name:
             return model
         found = self.library.choose(content)
-        return self.name + LATEST if found == self.adapters.serving else found  # corrections and --first count for it
+        return self.name + LATEST if found == self.adapters.serving else found  # its sources count for it
 
     def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str,
                   thinks: bool | None = None) -> str:
@@ -400,7 +388,7 @@ class Service:
         that the daemon stays within its own, and the job can resume when the daemon is larger.
         """
         used, weights = memory.in_use(self.bundle.gguf.path.resolve())
-        busy = self.served.busy_bytes + sum(one.busy_bytes for one in (self.first, *self.running.values()) if one)
+        busy = self.served.busy_bytes + sum(running.busy_bytes for running in self.running.values())
         least = self._used_at_start + (0 if has_begun else memory.OBJECTS + busy)
         later = max(used - least, 0) if self.batcher.busy else 0
         left = self.budget - max(used, least)
@@ -416,7 +404,7 @@ class Service:
                 "fleet": bool(self.config.fleet), "slot": slot_facts(self),
                 "memory": {"budget": self.budget, "used": self._reading.bytes(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
-                "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,
+                "answered": dict(self.answered),
                 "learning": self.learner.state(),
                 "keep_prompts": self.config.keep_prompts, "drawn": self.traffic.facts(),
                 "proposals": self.proposals.count(),

@@ -49,13 +49,14 @@ def asked_of(service, questions):
 def by_service(questions, decoder, foreign=(), **options):
     with tempfile.TemporaryDirectory() as state, Service(DECODER, DaemonConfig(state=state, **options)) as service:
         service.adapters.promote(service.adapters.add("cascade", decoder, "", {}).id, "for the proof")
-        if service.first and service.first.has_kinds:
+        first = service.running.get("first")
+        if first and first.encoder.has_kinds:
             began = time.process_time()
-            while not service.contest.facts()["compared"]:
+            while not first.contest.facts()["compared"]:
                 time.sleep(1)
-            print(f"{service.contest.facts()}, {time.process_time() - began:.0f} s of the processor", flush=True)
+            print(f"{first.contest.facts()}, {time.process_time() - began:.0f} s of the processor", flush=True)
         if foreign:
-            print(f"the encoder would answer {sum(map(bool, map(service.first.answer, foreign)))} of {len(foreign)} "
+            print(f"the encoder would answer {sum(map(bool, map(first.encoder.answer, foreign)))} of {len(foreign)} "
                   "foreign questions", flush=True)
         return asked_of(service, questions)
 

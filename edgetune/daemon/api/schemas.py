@@ -437,10 +437,7 @@ class CommonDevice(Answer):
     temperature: float | None = Field(description="The hottest zone that counts, in degrees Celsius.")
     serving: dict[str, Any] = Field(description="Since the start: requests, prompt_tokens, cached_tokens, "
                                     "completion_tokens. Now: waiting, working, tokens_per_s, cells_used, cells.")
-    answered: dict[str, int] = Field(description="Answers since the start, by who gave them: model, recall, encoder.")
-    first: dict[str, Any] | None = Field(
-        description="Of --first: compared, held-out questions of a sure kind with an unsure answer that both answered; "
-                    "encoder, model: how many that one alone has right; unsure: who gives such answers.")
+    answered: dict[str, int] = Field(description="Answers since the start, by who gave them, such as model and recall.")
     learning: dict[str, Any] = Field(description="on, mode, state (a sentence), needed, and counts of feedback; tutor: "
                                                  "the same for prompts.")
     keep_prompts: int = Field(description="Prompts that are kept at most; 0: none.")

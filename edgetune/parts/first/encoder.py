@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ..adapters import store
-from ..errors import UsageError
-from ..formats.bundle import Bundle, open_bundle
-from ..serving.completion import Completion
-from ..serving.encoder import Encoder
-from ..serving.encoder_model import AT_ONCE
-from ..serving.learned import encoder_of
-from ..serving.served import Served
-from ..serving.sureness import LEAST_ROWS
-from .options import DaemonConfig
-from .sources import CERTAIN, FORMS, AskedQuestion, whole_answer
-from .state.adapters import Adapters
+from ...adapters import store
+from ...daemon.sources import CERTAIN, FORMS, AskedQuestion, whole_answer
+from ...daemon.state.adapters import Adapters
+from ...errors import UsageError
+from ...formats.bundle import Bundle, open_bundle
+from ...serving.completion import Completion
+from ...serving.encoder import Encoder
+from ...serving.encoder_model import AT_ONCE
+from ...serving.learned import encoder_of
+from ...serving.served import Served
+from ...serving.sureness import LEAST_ROWS
 
 Content = Mapping[str, Any]
 
@@ -42,31 +41,32 @@ class FirstAnswer:
 
 
 class FirstEncoder:
-    """The encoder of --first with its adapter. path: of the adapter. threshold: the least probability of its sure
-    answers; of_kinds: that of their kinds. has_kinds: whether these are known by themselves. busy_bytes: of its
-    activations. Raises the errors of encoder_of and Encoder, and UsageError where no answer is sure.
+    """The encoder of an adapter. path: of the adapter. share: of its sure answers that is right at least. threshold:
+    the least probability of its sure answers; of_kinds: that of their kinds. has_kinds: whether these are known by
+    themselves. busy_bytes: of its activations. Raises the errors of encoder_of and Encoder, and UsageError where no
+    answer is sure.
     """
 
-    def __init__(self, config: DaemonConfig) -> None:
-        self.path = Path(config.first).expanduser()
+    def __init__(self, adapter: str, share: float, threads: int) -> None:
+        self.path = Path(adapter).expanduser()
         self.bundle: Bundle = open_bundle(encoder_of(self.path))
-        self._encoder = Encoder(self.bundle.gguf, config.threads, at_once=AT_ONCE)
+        self._encoder = Encoder(self.bundle.gguf, threads, at_once=AT_ONCE)
         self._reader = self._encoder.adapter(self.path)
         self.system = store.read_system(self.path)
         self.busy_bytes = self._reader.busy_bytes
         self._turn = threading.Lock()
         known = self._reader.known
         if known.sureness is None:
-            raise UsageError(f"{config.first} does not say when it is sure: it is of an earlier edgetune, or had fewer "
+            raise UsageError(f"{adapter} does not say when it is sure: it is of an earlier edgetune, or had fewer "
                              f"than {LEAST_ROWS} rows for that, or gives several labels", "train it again with one "
                              f"label or JSON a row and {LEAST_ROWS} held-out rows, or the head alone on labels: "
                              "--steps 1 --eval none")
         kinds = known.kinds or known.sureness
-        self.threshold = known.sureness.threshold(config.first_share)
-        self.of_kinds = kinds.threshold(config.first_share)
-        if kinds.surest < config.first_share:
+        self.threshold = known.sureness.threshold(share)
+        self.of_kinds = kinds.threshold(share)
+        if kinds.surest < share:
             less = f"give a first-share of at most {kinds.surest:g}, or " if kinds.levels else ""
-            raise UsageError(f"no answer of {config.first} is sure: {kinds.missing(config.first_share)}",
+            raise UsageError(f"no answer of {adapter} is sure: {kinds.missing(share)}",
                              f"{less}train it on more rows")
         self.has_kinds = known.kinds is not None
 

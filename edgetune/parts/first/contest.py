@@ -15,20 +15,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..adapters import store
-from ..data.labelled import question_and_answer
-from ..errors import EdgetuneError, Interrupted
-from ..evaluation.acceptance import Decision, HeldOut, Paired, Value, decide
-from ..evaluation.judge import same
-from ..formats.bundle import Bundle
-from ..objectives.base import read_objective
-from ..persisted import from_json
-from ..training.config import TrainConfig
-from ..training.origin import TENTH, read_origin
-from ..training.sized import load_run
-from .first import FirstEncoder
-from .sources import AskedQuestion, ModelSource
-from .threads import Background
+from ...adapters import store
+from ...daemon.sources import AskedQuestion, ModelSource
+from ...daemon.threads import Background
+from ...data.labelled import question_and_answer
+from ...errors import EdgetuneError, Interrupted
+from ...evaluation.acceptance import Decision, HeldOut, Paired, Value, decide
+from ...evaluation.judge import same
+from ...formats.bundle import Bundle
+from ...objectives.base import read_objective
+from ...persisted import from_json
+from ...training.config import TrainConfig
+from ...training.origin import TENTH, read_origin
+from ...training.sized import load_run
+from .encoder import FirstEncoder
 
 log = logging.getLogger("edgetune.daemon")
 MOST = 40  # questions

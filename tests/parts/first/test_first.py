@@ -1,4 +1,4 @@
-"""edgetune.daemon.first: an encoder answers what it is sure of, and the model the rest."""
+"""edgetune.parts.first.encoder: an encoder answers what it is sure of, and the model the rest."""
 
 import json
 import shutil
@@ -10,14 +10,16 @@ from encoders import WORDS, tiny_bert, write_encoder
 from services import open_service, until
 
 from edgetune.adapters.store import FILE, read_artifact, save_artifact
-from edgetune.daemon import contest, threads
-from edgetune.daemon.first import First, FirstEncoder
+from edgetune.daemon import threads
 from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import EdgetuneError, FormatError, NotFoundError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
+from edgetune.parts.first import contest
+from edgetune.parts.first.encoder import First, FirstEncoder
+from edgetune.parts.first.options import FirstOptions
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.completion import MODEL
@@ -72,7 +74,7 @@ def test_sure_answers_are_the_encoders_and_others_the_models(service, known):
     answer = service.chat(asked(f" {sure} "))
     assert (answer.text(), answer.source, answer.finish) == (label, First.name, "stop")
     assert answer.completion_tokens == len(service.served.tokenizer.encode(label, continues=True))
-    assert answer.details["probability"] >= service.first.threshold
+    assert answer.details["probability"] >= service.running["first"].encoder.threshold
     other = service.chat(asked(unsure), max_tokens=8)
     assert (other.text(), other.source) == (service.chat(asked(unsure), model=service.name, max_tokens=8).text(), MODEL)
     assert service.device()["answered"] == {First.name: 1, MODEL: 2}
@@ -141,9 +143,10 @@ def test_where_values_are_not_sure_the_better_one_answers(tmp_path, commands, mo
     monkeypatch.setattr(contest, "CHECK_SECONDS", 0.01)
     held = [row["prompt"] for row in COMMANDS[1::2]]
     with open_service(tmp_path, context=512, first=str(commands)) as service:
-        assert [question for question, _ in contest.unsure(service.first)] == held
+        encoder = service.running["first"].encoder
+        assert [question for question, _ in contest.unsure(encoder)] == held
         facts = compared(service)
-        right = sum(service.first.answer(row["prompt"]).text == row["completion"] for row in COMMANDS[1::2])
+        right = sum(encoder.answer(row["prompt"]).text == row["completion"] for row in COMMANDS[1::2])
         assert facts == {"compared": len(held), "encoder": right, "model": 0, "unsure": First.name}
         assert right
         assert source(service, asked(held[0]), max_tokens=64) == First.name
@@ -161,7 +164,7 @@ def test_an_error_in_the_comparison_is_said_and_it_is_tried_again(tmp_path, comm
     monkeypatch.setattr(contest, "unsure", lambda encoder: unsure(encoder) if not errors else raises(errors.pop()))
     with open_service(tmp_path, context=512, first=str(commands)) as service:
         until(lambda: "ValueError: a bug" in " ".join(service.health()["reasons"]))
-        assert {thread.name for thread in service.contest.threads() if thread.is_alive()} == {"first"}
+        assert {thread.name for thread in service.running["first"].contest.threads() if thread.is_alive()} == {"first"}
         compared(service)
         until(lambda: service.health()["status"] == "ok")
 
@@ -227,7 +230,7 @@ def test_the_encoder_is_where_it_was_or_among_pulled_models(tmp_path, intents, m
 
 def test_clients_are_told_that_it_answered(running, http, intents, known):
     service = running.service
-    encoder = FirstEncoder(DaemonConfig(first=str(intents), first_share=SHARE, threads=1))
+    encoder = FirstEncoder(str(intents), SHARE, 1)
     service.sources.insert(0, First(encoder, service.served, service.adapters, ("",), service.recall.is_disputed,
                                     lambda: False))
     response = http.post("/v1/chat/completions", json={"messages": asked(known[0])})
@@ -238,3 +241,8 @@ def test_clients_are_told_that_it_answered(running, http, intents, known):
     assert 'edgetune_answers_total{source="encoder"}' in http.get("/metrics").text
     given = http.post("/v1/feedback", json={"completion_id": said["id"], "rating": "up"})
     assert given.status_code == 200
+
+
+def test_a_service_reads_the_encoder_too(intents):
+    assert [*FirstOptions(first=str(intents)).files()] == [encoder_of(intents)]
+    assert [*FirstOptions().files()] == []
