@@ -61,7 +61,7 @@ GIVEN = {
 FILE_OBJECT = {"id": FILE, "object": "file", "bytes": 4096, "created_at": AT, "filename": "rows.jsonl",
                "purpose": "fine-tune", "status": "processed", "rows": 62, "sha256": "9f86d081884c7d65..."}
 ADAPTER_OBJECT = {"id": ADAPTER, "name": None, "object": "adapter", "created_at": AT, "state": "candidate", "job": JOB,
-                  "questions": 0, "probation": None,
+                  "probation": None,
                   "verdict": {"passed": True, "reason": "11 of 12 held-out questions right, 3 before"}}
 SERVING = {"serving": ADAPTER}
 ERROR = {"error": {"message": "messages: is missing; give it", "type": "invalid_request_error", "param": "messages",
@@ -139,8 +139,6 @@ def _of_adapters() -> Iterator[Example]:
                   answer={**JOB_OBJECT, "origin": "evaluate", "training_file": None,
                           "metadata": {"adapter": ADAPTER, "promote": "true"}})
     yield Example("POST /v1/adapters/recover", "Take lost adapters back.", answer={"recovered": [], "refused": {}})
-    yield Example("POST /v1/adapters/{adapter}/questions", "Let model:auto choose it for questions like its rows.",
-                  f"/v1/adapters/{ADAPTER}/questions", {"file": FILE})
     yield Example("GET /v1/adapters/{adapter}/download", "Fetch it.", f"/v1/adapters/{ADAPTER}/download")
 
 

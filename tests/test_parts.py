@@ -109,6 +109,13 @@ def test_a_new_part_is_put_around_questions(said):
     assert re.search(r"--told TEXT +Time that the model is told", said["generate_help"])
 
 
+def test_a_new_part_chooses_who_answers(said):
+    assert "any-time" in said["models"]
+    assert said["chosen"]["model"] == "tiny"
+    assert said["ticks"]["description"] == "What it has heard of the toy."
+    assert said["needed"]
+
+
 def test_a_new_part_has_a_purpose_of_files(said):
     assert (said["clock"]["purpose"], said["clock"]["filename"]) == ("clocks", "a.clock")
     assert "a.watch is no clock" in said["watch"]["error"]["message"]

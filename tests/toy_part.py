@@ -32,8 +32,8 @@ def refused(**options):
     return ""
 
 
-def asked(url, text):
-    body = {**ASK, "max_tokens": 64, "messages": [{"role": "user", "content": text}]}
+def asked(url, text, **options):
+    body = {**ASK, **options, "max_tokens": 64, "messages": [{"role": "user", "content": text}]}
     return httpx.post(url + CHAT, json=body, timeout=PATIENCE).json()
 
 
@@ -62,6 +62,9 @@ def main(model, folder):
         said |= {"chat": asked(running.url, "on"), "tool": service.tool({"type": "clock"}),
                  "clock": uploaded(running.url, "a.clock"), "watch": uploaded(running.url, "a.watch")}
         service.files.delete(said["clock"]["id"])
+        said |= {"models": [*service.models()], "chosen": asked(running.url, "on", model="any-time"),
+                 "ticks": get("/openapi.json").json()["components"]["schemas"]["AdapterObject"]["properties"]["ticks"],
+                 "needed": any(is_needed("late") for is_needed in service.adapters.needed)}
         said["forgotten"] = service.running["toy"].forgotten
         thread = running.service.running["toy"].thread
     said["threads"].append(thread.is_alive())

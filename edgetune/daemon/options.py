@@ -71,7 +71,6 @@ class DaemonOptions:
                            "somebody accepts them.")
     keep: int = option(3, "Adapters kept with the active one: the previous one, and the latest.",
                        low=2, high=100)
-    library_size: int = option(0, "MiB of the adapters among which NAME:auto chooses at most; 0: any.", low=0)
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF or name of an encoder or another model for /v1/embeddings [the model's own "
                              "hidden states].", group="What it answers with", local=True)

@@ -7,7 +7,7 @@ all start, and in reverse order they stop and close.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from .service import Service
     from .sources import AnswerSource
+
+
+Chooser = Callable[[Mapping[str, Any]], str]
 
 
 class RunningPart:
@@ -42,6 +45,20 @@ class RunningPart:
         tool, with its `type`. Raises errors for a tool that asks for what there is not.
         """
         return None
+
+    def models(self) -> Sequence[str]:
+        """Returns names for requests by which it chooses a model for each question."""
+        return ()
+
+    def chooser(self, model: str) -> Chooser | None:  # noqa: ARG002
+        """Returns what chooses a name of `Service.models` for a question's content, as of AskedQuestion, where `model`
+        is a name by which it chooses; else None. The chooser may raise NotFoundError.
+        """
+        return None
+
+    def adapter(self, id: str) -> Mapping[str, int]:  # noqa: ARG002
+        """Returns what it adds to the facts of an adapter: the numbers of the manifest's `adapter`."""
+        return {}
 
     def join(self, service: Service) -> None:
         """Takes what it needs of a service whose model and state are open, and that answers nobody yet."""

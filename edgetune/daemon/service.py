@@ -60,11 +60,10 @@ from .learning.prompts import Prompts
 from .learning.proposals import Proposals
 from .learning.recall import Recall
 from .learning.traffic import Traffic
-from .library import Library
 from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
-from .running import running_parts
+from .running import Chooser, running_parts
 from .slots import arrival, slot_facts
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST, Adapter, Adapters
@@ -135,7 +134,6 @@ class Service:
             self.files = Files(self.store, folder, self.config)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name, self._left,
                                      self.bundle.fingerprint, may_differ=self.slot is not None)
-            self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
             self.traffic = Traffic(self.store, self.holdout, self.config.drawn_days,
@@ -164,7 +162,6 @@ class Service:
                     opened.callback(part.stop)
             self.came = arrival(self.path, self.adapters) if self.slot else None
             self.probations.look()  # the daemon may have ended before it could
-            self.library.start()
             for running in self.running.values():
                 running.start()
                 opened.callback(running.stop)
@@ -245,8 +242,15 @@ class Service:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[str]:
-        """Returns names for requests: the base, the base with the active adapter, every adapter, and the library."""
-        return [*self.adapters.models(), *([self.library.name] if self.library.members() else [])]
+        """Returns names for requests: the base, the base with the active adapter, every adapter, and `choosing`."""
+        return [*self.adapters.models(), *self.choosing()]
+
+    def choosing(self) -> Sequence[str]:
+        """Returns names by which a part chooses a model for each question."""
+        return [name for running in self.running.values() for name in running.models()]
+
+    def _chooser(self, model: str) -> Chooser | None:
+        return next((found for running in self.running.values() if (found := running.chooser(model))), None)
 
     def spelled(self, model: str) -> str:
         """Returns the name in `models` of a model that a request calls as commands do: "smollm2:latest", say."""
@@ -254,11 +258,11 @@ class Service:
         return self._known.get(known, known) + colon + rest
 
     def adapter_for(self, model: str) -> str | None:
-        """Returns the adapter that answers for a model's name now; None: the base alone, or whatever the library
-        chooses. Raises NotFoundError.
+        """Returns the adapter that answers for a model's name now; None: the base alone, or whatever a part chooses.
+        Raises NotFoundError.
         """
         model = self.spelled(model)
-        return None if model == self.library.name else self.adapters.named(model)
+        return None if self._chooser(model) else self.adapters.named(model)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
              model: str = "", **options: Any) -> Completion:
@@ -303,11 +307,11 @@ class Service:
         return self._answer(AskedQuestion(content, prompt, model, is_free, options, question.may_be_kept))
 
     def chosen(self, model: str, content: Mapping[str, Any]) -> str:
-        """Returns the model that answers: of the library the one that it chooses for this question."""
+        """Returns the model that answers a question; that which a part chooses, if the name is one of `choosing`."""
         model = self.spelled(model)
-        if model != self.library.name:
+        if not (choose := self._chooser(model)):
             return model
-        found = self.library.choose(content)
+        found = choose(content)
         return self.name + LATEST if found == self.adapters.serving else found  # its sources count for it
 
     def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str,

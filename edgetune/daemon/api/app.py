@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request
+from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.responses import Response
@@ -47,6 +47,7 @@ from . import (
     schemas,
     tokens,
 )
+from .adapters import AnAdapter, adapter_object
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
@@ -162,8 +163,7 @@ def _models(service: Service) -> list[dict[str, Any]]:
     models = [(service.name, made, ""), (service.name + LATEST, made, system_of(service.adapters.serving))]
     for adapter in service.adapters.list():
         models += [(name, adapter.created_at, system_of(adapter.id)) for name in (adapter.id, adapter.name) if name]
-    if service.library.members():
-        models.append((service.library.name, made, ""))
+    models += [(name, made, "") for name in service.choosing()]
     if service.embeddings.file:
         models.append((service.embeddings.name, made, ""))
     return [{"id": name, "created": created, "system": system} for name, created, system in models]
@@ -217,17 +217,10 @@ def _file(file: Any) -> dict[str, Any]:
 # ---- adapters -------------------------------------------------------------------------------------------------------
 
 
-def _id_of(adapter: str, service: TheService) -> str:
-    return service.adapters.id_of(adapter)
-
-
-AnAdapter = Annotated[str, Depends(_id_of)]  # in a path: an adapter's id, or what people call it
-
-
 @router.get("/v1/adapters", response_model=schemas.AdapterList)
 def list_adapters(service: TheService) -> Any:
     """Lists the adapters, the active one, and when it changed."""
-    listed = [_adapter(adapter, service) for adapter in service.adapters.list()]
+    listed = [adapter_object(adapter, service) for adapter in service.adapters.list()]
     serving = next((adapter["id"] for adapter in listed if adapter["state"] == "serving"), None)
     for adapter in listed:
         adapter["verdict"] = without_scores(adapter["verdict"])  # only the answer for one adapter has them
@@ -246,7 +239,7 @@ def add_adapter(file: schemas.AdapterFile, service: TheService, run: schemas.Run
             if given:
                 with disk.replaced(Path(folder) / name) as beside, beside.open("wb") as out:
                     shutil.copyfileobj(given.file, out)
-        return _adapter(service.add_adapter(Path(folder), suffix), service)
+        return adapter_object(service.add_adapter(Path(folder), suffix), service)
 
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)
@@ -267,13 +260,13 @@ def recover_adapters(service: TheService) -> Any:
 @router.get("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
 def get_adapter(adapter: AnAdapter, service: TheService) -> Any:
     """Returns an adapter with the whole verdict of its gate."""
-    return _adapter(service.adapters.get(adapter), service)
+    return adapter_object(service.adapters.get(adapter), service)
 
 
 @router.patch("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
 def rename_adapter(adapter: AnAdapter, body: schemas.AdapterName, service: TheService) -> Any:
     """Gives an adapter a name for people; its id stays."""
-    return _adapter(service.adapters.rename(adapter, body.name), service)
+    return adapter_object(service.adapters.rename(adapter, body.name), service)
 
 
 @router.get("/v1/adapters/{adapter}/download", response_class=Response, responses=of_type(ZIP))
@@ -294,14 +287,6 @@ def promote(adapter: AnAdapter, service: TheService) -> Any:
     return {"serving": service.adapters.serving}
 
 
-@router.post("/v1/adapters/{adapter}/questions", response_model=schemas.AdapterObject)
-def give_questions(adapter: AnAdapter, body: schemas.TaskQuestions, service: TheService) -> Any:
-    """Lets NAME:auto choose an adapter for questions like those of a file of rows. Their vectors alone are kept."""
-    found = service.adapters.get(adapter)
-    service.library.add(found.id, service.files.rows(body.file or service.file_of(found)))
-    return _adapter(found, service)
-
-
 @router.post("/v1/adapters/{adapter}/evaluate", response_model=schemas.Job)
 def evaluate(adapter: AnAdapter, service: TheService, body: schemas.Evaluation = BY_DEFAULT) -> Any:
     """Begins a job in which the gate evaluates an adapter, compared with the active one, by the held-out questions of
@@ -311,25 +296,11 @@ def evaluate(adapter: AnAdapter, service: TheService, body: schemas.Evaluation =
     return job_object(service.evaluate_adapter(adapter, request))
 
 
-@router.delete("/v1/adapters/{adapter}/questions", response_model=schemas.AdapterObject)
-def take_questions(adapter: AnAdapter, service: TheService) -> Any:
-    """Lets NAME:auto choose an adapter no longer."""
-    service.library.remove(adapter)
-    return _adapter(service.adapters.get(adapter), service)
-
-
 @router.delete("/v1/adapters/{adapter}", response_model=schemas.Deleted)
 def delete_adapter(adapter: AnAdapter, service: TheService) -> Any:
     """Deletes an adapter that is not active."""
     service.adapters.delete(adapter)
     return {"id": adapter, "object": "adapter"}
-
-
-def _adapter(adapter: Any, service: Service) -> dict[str, Any]:
-    served = service.served
-    structured = adapter.id in served.adapters() and bool(served.grammar_of(adapter.id))
-    return {**vars(adapter), "name": adapter.name or None, "structured": structured,
-            "questions": service.library.questions(adapter.id), "probation": service.probations.facts(adapter)}
 
 
 # ---- the device -----------------------------------------------------------------------------------------------------

@@ -189,8 +189,7 @@ def _tags(service: Service) -> list[dict[str, Any]]:
     names = [(service.name + LATEST, made), (service.name + BASE, made)]
     for adapter in service.adapters.list():
         names += [(name, adapter.created_at) for name in (adapter.id, adapter.name) if name]
-    if service.library.members():
-        names.append((service.library.name, made))
+    names += [(name, made) for name in service.choosing()]
     if service.embeddings.file:
         names.append((service.embeddings.name + LATEST, _changed(service.embeddings.file)))
     digest = service.bundle.fingerprint.removeprefix("sha256:")

@@ -17,12 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from .. import disk
-from ..adapters import store
-from ..adapters.joined import most_similar
-from ..data.question import user_text
-from ..data.rows import Row
-from ..errors import (
+from ... import disk
+from ...adapters import store
+from ...adapters.joined import most_similar
+from ...daemon.embeddings import Embeddings
+from ...daemon.state.adapters import Adapters
+from ...data.question import user_text
+from ...data.rows import Row
+from ...errors import (
     EdgetuneError,
     FormatError,
     MismatchError,
@@ -32,13 +34,12 @@ from ..errors import (
     shell_word,
     size_text,
 )
-from ..formats.gguf import fingerprint
-from ..serving.tasks import NEAREST, Floats, Tasks
-from .embeddings import Embeddings
-from .state.adapters import QUESTIONS, Adapters
+from ...formats.gguf import fingerprint
+from ...serving.tasks import NEAREST, Floats, Tasks
 
 log = logging.getLogger("edgetune.daemon")
 AUTO = ":auto"
+QUESTIONS = "questions.npz"  # in an adapter's folder: vectors of its task's questions
 MOST = 256  # questions of a task
 SEED = 0  # of the choice among more
 AGAIN = "give it its questions again with edgetune adapters route"
@@ -74,6 +75,12 @@ class Library:
     def members(self) -> Sequence[str]:
         """Returns the adapters of which one is chosen, the newest first."""
         return [id for id in self._adapters.ids() if id in self._questions]
+
+    def has(self, id: str) -> bool:
+        """Returns whether an adapter has questions, also by another encoder."""
+        with suppress(NotFoundError):  # deleted meanwhile
+            return (self._adapters.path(id) / QUESTIONS).exists()
+        return False
 
     def questions(self, id: str) -> int:
         """Returns the number of questions that an adapter has; 0: it is not in the library."""

@@ -10,15 +10,15 @@ from commands import run
 from counting import OPTIONS, dataset
 from daemons import CHAT, daemon
 from encoders import WORDS, tiny_bert, write_encoder
+from part_tables import needs
 from services import SMALL, open_service, upload
 from thread_workers import ThreadWorker
 
-from edgetune.daemon.library import Library
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
-from edgetune.daemon.state.adapters import QUESTIONS
 from edgetune.errors import NotFoundError, UnsupportedError, UsageError
 from edgetune.formats.bundle import open_bundle
+from edgetune.parts.library.library import QUESTIONS, Library
 from edgetune.training import run as train
 from edgetune.training.config import TrainConfig
 
@@ -115,16 +115,21 @@ def test_the_last_question_of_a_user_decides(http, library):
     assert said.json()["model"] == library["lamps"]
 
 
-def test_streams_ollama_and_lists_name_it(http, library):
+def test_streams_and_lists_name_it(http, library):
     body = {"model": "tiny:auto", "messages": asked(TASKS["lamps"][0]), "max_tokens": 1, "stream": True}
     assert f'"{library["lamps"]}"' in http.post(CHAT, json=body).text
-    said = http.post("/api/chat", json={"model": "tiny:auto", "messages": asked(TASKS["cooking"][4]), "stream": False})
-    assert said.status_code == 200, said.text
     assert "tiny:auto" in [each["id"] for each in http.get("/v1/models").json()["data"]]
-    assert "tiny:auto" in [each["name"] for each in http.get("/api/tags").json()["models"]]
-    assert http.post("/api/show", json={"model": "tiny:auto"}).status_code == 200
     listed = {each["id"]: each["questions"] for each in http.get("/v1/adapters").json()["data"]}
     assert listed == {library[task]: len(TASKS[task]) for task in TASKS}
+
+
+@needs("ollama")
+@pytest.mark.usefixtures("library")
+def test_ollamas_api_names_it(http):
+    said = http.post("/api/chat", json={"model": "tiny:auto", "messages": asked(TASKS["cooking"][4]), "stream": False})
+    assert said.status_code == 200, said.text
+    assert "tiny:auto" in [each["name"] for each in http.get("/api/tags").json()["models"]]
+    assert http.post("/api/show", json={"model": "tiny:auto"}).status_code == 200
 
 
 def test_an_adapter_leaves_the_library(running, http, library, trained):
@@ -149,12 +154,12 @@ def test_it_is_there_after_a_restart_and_needs_its_encoder(model, encoder, train
         lamps = service.add_adapter(trained / "lamps").id
         cooking = service.add_adapter(trained / "cooking").id
         for id, task in ((lamps, "lamps"), (cooking, "cooking")):
-            service.library.add(id, rows(task))
+            service.running["library"].library.add(id, rows(task))
     with opened(embeddings=str(encoder)) as service:
         assert who(service, TASKS["lamps"][1]) == lamps
         assert who(service, TASKS["cooking"][1]) == cooking
         service.adapters.delete(cooking)
-        assert service.library.members() == [lamps]
+        assert service.running["library"].library.members() == [lamps]
         assert who(service, TASKS["lamps"][1]) == lamps
         assert who(service, TASKS["cooking"][1]) is None
         place = service.adapters.path(lamps) / QUESTIONS
@@ -166,7 +171,7 @@ def test_it_is_there_after_a_restart_and_needs_its_encoder(model, encoder, train
         with opened(**encodes) as service, pytest.raises(NotFoundError, match="none has"):
             service.chat(asked("turn"), model="tiny:auto")
     with opened() as service, pytest.raises(UnsupportedError, match="no encoder") as refused:
-        service.library.add(lamps, rows("lamps"))
+        service.running["library"].library.add(lamps, rows("lamps"))
     assert "--embeddings" in refused.value.hint
 
 
@@ -176,9 +181,9 @@ def test_vectors_alone_are_kept_and_few_questions_are_refused(running, library):
         assert {name: file[name].dtype.kind for name in file.files} == {"vectors": "f", "encoder": "U"}
         assert file["vectors"].shape == (len(TASKS["lamps"]), 64)
     with pytest.raises(UsageError, match="3 different questions"):
-        service.library.add(library["lamps"], rows("lamps")[:3] * 5)
+        service.running["library"].library.add(library["lamps"], rows("lamps")[:3] * 5)
     with pytest.raises(UsageError, match="0 different questions"):
-        service.library.add(library["lamps"], [{"text": "no question"}])
+        service.running["library"].library.add(library["lamps"], [{"text": "no question"}])
 
 
 def test_a_jobs_adapter_takes_the_questions_of_its_file_and_is_not_pruned(tmp_path, encoder):
@@ -186,13 +191,13 @@ def test_a_jobs_adapter_takes_the_questions_of_its_file_and_is_not_pruned(tmp_pa
         begun = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 1})
         job = service.jobs.wait(begun.id, 60)
         made = service.adapters.get(job.result)
-        service.library.add(made.id, service.files.rows(service.file_of(made)))
-        assert service.library.questions(made.id) == 24
+        service.running["library"].library.add(made.id, service.files.rows(service.file_of(made)))
+        assert service.running["library"].library.questions(made.id) == 24
         service.adapters.promote(None, "test")
         service.adapters.keep = 0
         service.adapters.prune()
-        assert service.library.members() == [made.id]
-        service.library.remove(made.id)
+        assert service.running["library"].library.members() == [made.id]
+        service.running["library"].library.remove(made.id)
         service.adapters.prune()
         assert not service.adapters.list()
 
