@@ -12,6 +12,9 @@ import traceback
 
 import commands
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 from fake_workers import FakeWorkers
 from fault_scenarios import (
     Prompt,

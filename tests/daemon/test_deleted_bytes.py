@@ -5,6 +5,9 @@ from contextlib import closing
 from random import Random
 
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 from full_disks import full_disk
 from marks import mark_of, marks_below
 from rigs import Rig, template

@@ -17,17 +17,14 @@ from edgetune.formats.bundle import open_bundle
 
 
 def test_health_knows_every_thread_of_a_service(tmp_path):
-    """Also one that begins later, for the files of vector stores."""
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
     fleet = write_fleet(open_bundle(model), tmp_path / "fleet")
     before = set(threading.enumerate())
     with open_service(tmp_path, learn="idle", fleet=str(fleet)) as service:
-        store = service.running["documents"].stores.create("", {}, [])
-        service.running["documents"].stores._begin(store.id)
         begun = {thread for thread in threading.enumerate() if thread not in before}
-        known = {thread for part in service.parts for thread in part.threads()}
+        known = {thread for part in service.parts for thread in part.threads() if thread.ident}
         assert begun == known
-        assert {thread.name for thread in known} == {"batcher", "jobs", "learn", "rollouts", "documents"}
+        assert {thread.name for thread in known} == {"batcher", "jobs", "learn", "rollouts"}
         assert service.health() == {"status": "ok", "reasons": []}
 
 

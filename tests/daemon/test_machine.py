@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 import time_machine
 from books import Books, Made, differences, seen, sides, verdicts
 from full_disks import full_disk

@@ -367,3 +367,13 @@ def test_a_file_that_is_deleted_while_it_is_read_ends_nothing(stores_of):
     stores = stores_of(lambda *_, **__: Report(""))
     for _ in range(2):
         assert ended(stores, stores.create("", {}, ["gone", "file-1"]).id) == ["failed", "completed"]
+
+
+def test_health_knows_the_thread_that_begins_with_the_first_store(tmp_path):
+    with open_service(tmp_path) as service:
+        before = set(threading.enumerate())
+        stores = service.running["documents"].stores
+        stores._begin(stores.create("", {}, []).id)
+        begun, = {thread for thread in threading.enumerate() if thread not in before}
+        assert begun in {thread for part in service.parts for thread in part.threads()}
+        assert service.health() == {"status": "ok", "reasons": []}
