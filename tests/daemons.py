@@ -93,7 +93,7 @@ class Process:
 @contextmanager
 def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
     """A daemon of its own, with so many descriptors as a shell gives it."""
-    command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", folder / "state", "--threads", "1",
+    command = [sys.executable, "-m", "edgetune", "serve", model, "--state", folder / "state", "--threads", "1",
                "--port", "0", "--json", *options]
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     log = folder / "log"

@@ -114,7 +114,7 @@ def slot_device(base: Path, folder: Path, answer: str = "on", **environment: str
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "edgetune", "daemon", folder / "home", "--state", folder / "state", "--threads",
+    command = [sys.executable, "-m", "edgetune", "serve", folder / "home", "--state", folder / "state", "--threads",
                "1", "--port", port, "--context", "512", "--canary", folder / "canary.txt", "--canary-rise", "off",
                "--max-kl", "off", "--no-recall"]
     (folder / "restart.py").write_text(RESTART % [str(word) for word in command])

@@ -46,7 +46,7 @@ def main(model, folder):
     late = folder / "time.txt"
     late.write_text("late")
     said = {"command": CliRunner().invoke(cli, ["toy"]).output, "help": CliRunner().invoke(cli, ["--help"]).output,
-            "daemon_help": CliRunner().invoke(cli, ["daemon", "--help-all"]).output,
+            "daemon_help": CliRunner().invoke(cli, ["serve", "--help-all"]).output,
             "clocks": edgetune.Clock.name, "dir": "Clock" in dir(edgetune),
             "generate_help": CliRunner().invoke(cli, ["generate", "--help"]).output, "kinds": [*kinds()],
             "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES}
@@ -69,7 +69,8 @@ def main(model, folder):
         thread = running.service.running["toy"].thread
     said["threads"].append(thread.is_alive())
     with daemon(model, folder / "other") as running:
-        said["off"] = [httpx.get(running.url + "/v1/device").json()["toy"], "toy" in running.service.running]
+        told = httpx.get(running.url + "/v1/device", timeout=PATIENCE).json()["toy"]
+        said["off"] = [told, "toy" in running.service.running]
     print(json.dumps(said))
 
 

@@ -27,7 +27,7 @@ WIDTH = 118  # letters of a line of code, at most
 METHODS = ("post", "get", "patch", "put", "delete", "head")
 OPAQUE = ("Method", "Hyperparameters")  # objects with the options of other pages
 HEAD = """\
-The routes of `edgetune daemon`, generated from its schema, `/openapi.json`. In the examples
+The routes of `edgetune serve`, generated from its schema, `/openapi.json`. In the examples
 `URL=http://127.0.0.1:8642`. Where the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`; `/`,
 `/healthz` and `/health` need none. A test puts each example to a daemon. Answers are shortened; [objects](#objects)
 have all fields.
@@ -253,7 +253,7 @@ def metrics() -> Iterator[str]:
     """The names of /metrics, from those of a service that does nothing, for a fleet without a folder."""
     number: dict[str, int] = defaultdict(int)
     service: Any = SimpleNamespace(
-        name="", config=SimpleNamespace(fleet="/nowhere"), adapters=SimpleNamespace(serving=None),
+        name="", config=SimpleNamespace(fleet="/nowhere"), running={}, adapters=SimpleNamespace(serving=None),
         health=lambda: {"status": "ok"},
         feedback=SimpleNamespace(counts=dict), store=SimpleNamespace(read=lambda _query: []),
         device=lambda: {"memory": {"budget": 0, "used": 0, "available": 0}, "temperature": None, "serving": number,

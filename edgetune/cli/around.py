@@ -62,7 +62,7 @@ def around_of(serving: Serving, system: str = "") -> Iterator[Instruction]:
         yield None
         return
     from ..data.around import together
-    from ..serving.around import opened_around
+    from ..serving.prompt_file import opened_around
     with ExitStack() as opened:
         around = [opened.enter_context(opened_around(serving.prompt_file, serving.threads))]
         around += [opened.enter_context(each.opened(serving.more, serving.threads)) for each in more_around()]

@@ -19,8 +19,8 @@ from rich.text import Text
 from ..errors import DataError, NotFoundError, UsageError, shell_word, size_text
 from ..manifest import manifests
 from .app import DATA, F, cli, column_options, command, explicit, job_options, out, show, train_progress
-from .files import shown
-from .grouped import GroupedCommand
+from .facts import shown
+from .grouped import GroupedCommand, Listing
 from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
@@ -34,15 +34,6 @@ BASE = "the base alone"
 MADE = "fine_tuned_model"  # of a job: an id that is too long for a narrow table
 INDENT = "  "  # of what is below an id
 TIMES = ("_at", "_finish")  # how such fields of a job end
-
-
-class Listing(click.Group):
-    """A group whose default command is list."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
 
 
 def request(name: str, *options: Any, group: click.Group = cli, cls: type[click.Command] = GroupedCommand,

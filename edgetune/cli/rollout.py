@@ -88,12 +88,12 @@ def fleet_advance(folder: Path, pause: bool, resume: bool, stop: bool, undo: boo
 def fleet_slot(model: Path, path: Path, as_json: bool) -> None:
     """Make a slot at PATH, which holds a copy of MODEL.
 
-    edgetune daemon PATH serves it, under the name of PATH. A roll-out may put another base into it.
+    edgetune serve PATH serves it, under the name of PATH. A roll-out may put another base into it.
     """
     from ..fleet.rollout.slots import make_slot
     found = make_slot(model, path)
     show(as_json, {"path": str(found.path), "side": found.side}, f"{model} is in the slot {path}",
-         f"start edgetune daemon {shell_word(path)}")
+         f"start edgetune serve {shell_word(path)}")
 
 
 @request("apply", click.argument("fleet_", metavar="FOLDER"),

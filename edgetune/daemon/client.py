@@ -227,7 +227,7 @@ class Client:
 
     def _no_daemon(self, error: Exception) -> EdgetuneError:
         return AwayError(f"no daemon answers at {self.url} ({error})",
-                         "start one with edgetune daemon MODEL, or name it with --url")
+                         "start one with edgetune serve MODEL, or name it with --url")
 
     @contextmanager
     def understood(self) -> Iterator[None]:

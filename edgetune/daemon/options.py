@@ -74,7 +74,7 @@ class DaemonOptions:
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF or name of an encoder or another model for /v1/embeddings [the model's own "
                              "hidden states].", group="What it answers with", local=True)
-    prompt: str = option("", "Prompt file, put around chats that have no system message (edgetune prompt makes one).",
+    prompt: str = option("", "Prompt file, put around chats that have no system message.",
                          common=True)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "

@@ -32,9 +32,9 @@ from ..machine.policy import Policy
 from ..machine.sensors import Sensors
 from ..models.networks import network_of
 from ..objectives.base import objectives
-from ..serving.around import opened_around
 from ..serving.completion import MODEL, Completion, OnPiece
 from ..serving.llama import LlamaModel
+from ..serving.prompt_file import opened_around
 from ..serving.question import Question
 from ..serving.served import Served
 from ..serving.tool_calls import CallReader

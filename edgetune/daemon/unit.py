@@ -67,7 +67,7 @@ def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
 def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> list[str]:
     """Returns the arguments that start the daemon with these options and `budget` MiB, without the key file."""
     python = Path(sys.executable)  # in a virtual environment a link that must be called by its own name
-    return [str(python.parent.resolve() / python.name), "-m", "edgetune", "daemon", str(model.absolute()),
+    return [str(python.parent.resolve() / python.name), "-m", "edgetune", "serve", str(model.absolute()),
             "--memory", f"{budget}M", *_flags(config, "memory", "key_file", *FILES), *_flags(policy, "nice"),
             *(word for name, path in _files(config) for word in (f"--{name.replace('_', '-')}", str(path.absolute())))]
 
@@ -154,7 +154,7 @@ def _word(text: str) -> str:
 
 def install(text: str, folder: Path = UNITS) -> Path:
     """Writes, enables and restarts the unit. Raises EdgetuneError if it does not start, UsageError without systemd."""
-    _require_root(folder, "start edgetune daemon in its own way; edgetune service install --print shows the unit")
+    _require_root(folder, "start edgetune serve in its own way; edgetune service install --print shows the unit")
     path = folder / f"{NAME}.service"
     with disk.replaced(path) as beside:
         beside.write_text(text)

@@ -15,13 +15,14 @@ from small_families import OPTIONS, data, small, trained
 from tiny import write_tiny
 
 from edgetune.adapters.base import families
-from edgetune.adapters.lora import OF_EXPERTS, Pair, expert_name
+from edgetune.adapters.lora import Pair, expert_name
 from edgetune.adapters.peft import export_peft, import_peft
 from edgetune.adapters.store import open_adapter, save_gguf
 from edgetune.data.packing import collate
 from edgetune.errors import EdgetuneError, FormatError, Interrupted, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
+from edgetune.formats.targets import OF_EXPERTS
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig

@@ -19,12 +19,12 @@ from slopes import slope_and_norm
 from small_families import MERGING, NAMES, OPTIONS, PAIRS, data, options_of, small, trained
 
 from edgetune.adapters.base import families
-from edgetune.adapters.lora import TARGETS
 from edgetune.adapters.store import read_artifact, read_run
 from edgetune.daemon.jobs import recipe
 from edgetune.data.packing import collate
 from edgetune.errors import BudgetError, Interrupted, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.gguf import open_gguf
+from edgetune.formats.targets import TARGETS
 from edgetune.objectives.classify import Classify
 from edgetune.options import declared
 from edgetune.serving.classifier import Classifier
@@ -219,7 +219,9 @@ def test_an_encoder_learns_labels_with_it(name, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "why"), [("dora", r"family dora.*llama\.cpp.*--family lora"),
-                                           ("adapterfusion", r"family adapterfusion.*22 %.*--family fusion")])
+                                           ("adapterfusion", r"family adapterfusion.*22 %.*--family fusion"),
+                                           ("vera", "vera was taken out.*--family lora"),
+                                           ("o-lora", "o-lora was taken out.*--family lora")])
 def test_what_is_not_here_is_refused_with_what_to_take(name, why, bundle, tmp_path):
     for use in (lambda: TrainConfig(family=name), lambda: recipe.options(TrainConfig(), {"family": name})):
         with pytest.raises(UsageError, match=why):

@@ -108,7 +108,7 @@ def test_train(model, tmp_path, monkeypatch):
 
 
 def test_train_shows_tables(model):
-    text = run("bench", "train", model, "--length", 16, "--steps", 1, *SMALL)
+    text = run("lab", "bench", "train", model, "--length", 16, "--steps", 1, *SMALL)
     for words in ("tokens/s", "first step", "peak memory", "FLOP utilisation", "matmul_backward Q8_0", "outside of"):
         assert words in text
 
@@ -195,7 +195,7 @@ def test_kernels_rates_by_hand():
         r = found[key]
         assert r["gflops"] * r["seconds"] == pytest.approx(flops / 1e9), key
         assert r["peak_share"] == pytest.approx(r["gflops"] / (1000 if key[0].endswith("backward") else 100))
-    text = run("bench", "kernels", "--threads", 1, "--format", "Q8_0")
+    text = run("lab", "bench", "kernels", "--threads", 1, "--format", "Q8_0")
     for words in ("exact", "fast", "int8", "matmul_backward", "down", "16 x 256 x 512"):
         assert words in text
 
@@ -234,7 +234,7 @@ def test_generate_reads_every_token_once(model, monkeypatch):
     assert all(ids == seen[-1][:len(ids)] for ids in seen)
     assert result["options"] == {"prompt_tokens": 20, "tokens": 3, "seed": 0}
     assert min(result[key] for key in ("prompt_tokens_per_s", "tokens_per_s", "load_s", "peak_rss_mib")) > 0
-    assert "generated" in run("bench", "generate", model, "--prompt-tokens", 4, "--tokens", 1)
+    assert "generated" in run("lab", "bench", "generate", model, "--prompt-tokens", 4, "--tokens", 1)
 
 
 @pytest.mark.parametrize("engine", ["native", "llama.cpp"])
@@ -263,6 +263,6 @@ def test_generate_many(model, engine, monkeypatch):
     (["generate", "{model}", "--tokens", "100000"], ["context"]),
 ])
 def test_errors_are_one_sentence(model, args, words):
-    text = run("bench", *(a.format(model=model) for a in args), code=2)
+    text = run("lab", "bench", *(a.format(model=model) for a in args), code=2)
     assert len(text.splitlines()) == 1, text
     assert all(word in text for word in words), text

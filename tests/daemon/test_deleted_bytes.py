@@ -1,7 +1,7 @@
 """What was deleted is in no file of the state, whenever the daemon was killed and whatever the disk refused."""
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from random import Random
 
 import pytest
@@ -13,6 +13,7 @@ from marks import mark_of, marks_below
 from rigs import Rig, template
 
 from edgetune.daemon.state import database
+from edgetune.errors import DiskError
 
 GONE = mark_of(1)
 NAME = mark_of(2)
@@ -168,3 +169,22 @@ def test_the_name_of_a_deleted_file_and_adapter_goes_too(rig):
     rig.service.adapters.rename(made.id, NAME)
     rig.service.adapters.delete(made.id)
     assert marks_below(rig.state) == {}
+
+
+def test_a_refused_write_leaves_nothing_in_the_log(tmp_path, monkeypatch):
+    """SQLite may have written a part of a transaction when the disk refuses the rest."""
+    monkeypatch.setattr(database, "PROBE_SECONDS", 0.0)
+    refused = 0
+    for kib in range(64, 256, 12):
+        folder = tmp_path / f"{kib}"
+        folder.mkdir()
+        store = database.Store(folder)
+        with full_disk(kib * 1024), suppress(DiskError), store.write() as db:
+            for i in range(10):
+                db.execute("INSERT INTO service (at, cause) VALUES (?, ?)", (i, GONE + "y" * 3000))
+        if not store.read("SELECT seq FROM service"):
+            refused += 1
+            assert store.reasons() == []  # the disk accepts a write again, and health has looked
+            assert marks_below(store.folder) == {}
+        store.close()
+    assert refused > 3

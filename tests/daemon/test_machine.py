@@ -294,7 +294,7 @@ def live(seed: int, steps: int, phases: tuple[Phase, ...] = (Phase.generate,)) -
                        print_blob=True)
         with suppress(FlakyStrategyDefinition):  # no draw depends on the daemon, yet hypothesis stops at some rare ones
             run_state_machine_as_test(seeded(seed)(Daemon), settings=run)
-        assert Daemon.violations == []
+        assert not Daemon.violations, "\n".join(Daemon.violations)
         seed += 1000
 
 

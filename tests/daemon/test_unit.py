@@ -56,8 +56,8 @@ def test_options_and_the_budget_are_those_that_were_given_and_the_limit_lies_abo
     policy = Policy(nice=19, max_temp=71.5, govern=False, quiet_hours="08:00-22:00")
     python, *called = words(unit.unit(model, config, policy))
     assert subprocess.run([python, "-c", "import numpy"]).returncode == 0
-    assert called[:3] == ["-m", "edgetune", "daemon"]
-    params = cli.get_command(None, "daemon").make_context("daemon", called[3:]).params
+    assert called[:3] == ["-m", "edgetune", "serve"]
+    params = cli.get_command(None, "serve").make_context("serve", called[3:]).params
     assert params.pop("model") == model
     assert {name: params[name] for name in vars(config)} == vars(config)
     assert {name: params[name] for name in vars(policy) if name != "nice"} == {

@@ -32,8 +32,8 @@ def made(tmp_path_factory):
     for base in ("old", "other"):
         write_adapters(folder / f"{base}.gguf", folder / base)
     for answer in ("on", "off"):
-        run("merge", folder / "old.gguf", folder / "old" / answer, "-o", folder / f"{answer}.gguf", "--to", "F32",
-            "--threads", "1")
+        run("adapters", "merge", folder / "old.gguf", folder / "old" / answer, "-o", folder / f"{answer}.gguf",
+            "--to", "F32", "--threads", "1")
     return folder
 
 

@@ -29,10 +29,11 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 
 from edgetune.formats.named import find_model
+from edgetune.serving.encoder import vectors
 from edgetune.serving.likeness import Likeness
 from edgetune.serving.llama import LlamaModel
-from edgetune.serving.tasks import Floats, Task, Tasks
-from edgetune.serving.vectors import vectors
+from edgetune.serving.neighbours import Floats
+from edgetune.serving.tasks import LearnedTask, Tasks
 
 WORDS = 4096  # hashed
 LONGEST = 64  # tokens of a text that the base reads here
@@ -79,10 +80,10 @@ class Means:
 
 
 class Limited:
-    """A choice with the limit of `Task`."""
+    """A choice with the limit of `LearnedTask`."""
 
     def __init__(self, questions: dict[str, Floats], routed: Callable[[Floats], np.ndarray]) -> None:
-        self.tasks = [Task.of(own) for own in questions.values()]
+        self.tasks = [LearnedTask.of(own) for own in questions.values()]
         self.routed = routed
 
     def takes(self, asked: Floats) -> np.ndarray:

@@ -72,7 +72,7 @@ def measured(args: argparse.Namespace, rate: float) -> Result:
     folder = folder_of(args)
     if not (folder / NAME).exists():
         (folder / "text.txt").write_text(TEXT.read_text())
-        run("compile-prompt", args.model, folder / "text.txt", "-o", folder / NAME, "--json")
+        run("lab", "compile-prompt", args.model, folder / "text.txt", "-o", folder / NAME, "--json")
     rows = questions(args, folder)
     trainer = Trainer(args.model, family=Prefix(prefix_tokens=args.tokens), lr=rate, steps=args.steps, batch_size=4,
                       max_length=MAX_LENGTH, objective=SelfDistill())

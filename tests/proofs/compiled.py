@@ -3,7 +3,7 @@
     python tests/proofs/compiled.py [--model GGUF] [--shared ../shared] [--answers 100] [--only alone tools]
                                     [--out compiled.jsonl]
 
-The longest message of ../shared/data/home_assistant/systems.json is compiled by `edgetune compile-prompt`. Questions
+The longest message of ../shared/data/home_assistant/systems.json is compiled by `lab compile-prompt`. Questions
 are asked with the message in an empty cache, and with the adapter in an empty cache. For right answers to them, the
 log p of each token is compared. Results are added to --out, and what it has is not measured again.
 
@@ -84,7 +84,7 @@ def measured(model: Path, folder: Path, message: str, rows: list[dict[str, Any]]
                                                 {"role": "user", "content": "anything"}],
                                    **({"tools": tools} if tools else {})}))
     began = time.perf_counter()
-    made = json.loads(run("compile-prompt", model, request, "-o", folder / variant, "--json"))
+    made = json.loads(run("lab", "compile-prompt", model, request, "-o", folder / variant, "--json"))
     seconds = time.perf_counter() - began
     result: Result = {"tokens": made["tokens"], "bytes": made["bytes"], "compile_seconds": seconds}
     with LlamaModel(model, context=4096) as served:

@@ -1,6 +1,6 @@
 """kill -9 of the daemon, and nothing that it accepted is lost: `make crash`, or `python crash.py --kills 3`.
 
-`edgetune daemon` on a tiny model, with its own process for training, is killed at random moments of starting, uploads,
+`edgetune serve` on a tiny model, with its own process for training, is killed at random moments of starting, uploads,
 training, judging, edits of feedback, promotions and roll-backs, and started again. After every kill a copy of its
 database must pass SQLite's checks; every file, job, row of feedback and adapter that a client was told of must be
 there, with its bytes; what answers must be one adapter or the base, as the last promotion that was acknowledged, or a
@@ -100,7 +100,7 @@ class Proof:
 
     def start(self) -> subprocess.Popen[str]:
         place = {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(path).resolve()) for path in sys.path)}
-        command = [sys.executable, "-m", "edgetune", "daemon", "tiny.gguf", "--state", "state", "--socket", "socket",
+        command = [sys.executable, "-m", "edgetune", "serve", "tiny.gguf", "--state", "state", "--socket", "socket",
                    "--keep", "100", "--threads", "1"]
         return subprocess.Popen(command, cwd=self.place, env=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                 text=True)

@@ -23,9 +23,10 @@ from proofs.compared import arguments
 from edgetune.data import preferences
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.formats.bundle import open_bundle
+from edgetune.formats.targets import TARGETS
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.dpo import Dpo
-from edgetune.training.config import TARGETS, TrainConfig
+from edgetune.training.config import TrainConfig
 from edgetune.training.trainer import Trainer
 
 BATCH = 4

@@ -1,7 +1,7 @@
 """Adapter families compared on Snips: the same rows, steps and batches, each family with its own learning rate.
 
     python tests/proofs/families.py [--rows 1000] [--held-out 300] [--seeds 0,1,2] [--rates 5e-4,1e-3,2e-3,4e-3,8e-3]
-                                    [--only sora vera ...] [--out FILE]
+                                    [--only sora bitfit ...] [--out FILE]
 
 The recipe is that of peers/snips.py: one epoch in batches of 8, alpha 16, 10 steps of warm-up, then linear to 0. A rate
 is chosen for each family by the loss on TUNING other rows, with one seed more; --rates are LoRA's, and of other
@@ -42,7 +42,7 @@ RANKS = (1, 2, 4, 8)
 VARIANTS: dict[str, Sequence[object]] = {
     LORA: ["--rank", 8], "rslora": ["--rank", 8, "--rslora"], "lora+": ["--rank", 8, "--lora-plus", 16],
     "adalora": ["--family", "adalora"], "dylora": ["--family", "dylora"], "sora": ["--family", "sora"],
-    "lora-dropout": ["--family", "lora-dropout"], "lora-fa": ["--family", "lora-fa"], "vera": ["--family", "vera"],
+    "lora-dropout": ["--family", "lora-dropout"], "lora-fa": ["--family", "lora-fa"],
     "bitfit": ["--family", "bitfit"], "full": ["--family", "full"],
     "full last:4": ["--family", "full", *LAST], "lora last:4": ["--rank", 8, *LAST],
     **{f"lora r={rank}": ["--rank", rank] for rank in RANKS if rank != 8}}

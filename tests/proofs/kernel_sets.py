@@ -3,7 +3,7 @@
     python tests/proofs/kernel_sets.py here [--model SmolLM2.gguf] [--rounds 3] [--steps 3]
     python tests/proofs/kernel_sets.py arm [--cc aarch64-linux-gnu-gcc] [--mca llvm-mca]
 
-here   each set that this CPU runs, by EDGETUNE_ISA: `edgetune bench train` at 4 x 256 tokens and 1 x 64, in turn; the
+here   each set that this CPU runs, by EDGETUNE_ISA: `lab bench train` at 4 x 256 tokens and 1 x 64, in turn; the
        share of a step that its FLOP take at the peak of a register loop of the same set, best of the rounds.
 arm    the inner loops of aarch64's sets, compiled, in llvm-mca's model of a core: operations a cycle, as if all were in
        the first cache, beside a loop of the same multiplications alone. No clock is measured. LLVM has no model of
@@ -41,8 +41,8 @@ PASSES = 200  # of a loop, that llvm-mca runs
 
 
 def bench(model: Path, isa: str, precision: str, batch: int, length: int, steps: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "edgetune", "bench", "train", str(model), "--batch-size", str(batch), "--length",
-               str(length), "--precision", precision, "--steps", str(steps), "--json"]
+    command = [sys.executable, "-m", "edgetune", "lab", "bench", "train", str(model), "--batch-size", str(batch),
+               "--length", str(length), "--precision", precision, "--steps", str(steps), "--json"]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, env={**os.environ, "EDGETUNE_ISA": isa})
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -32,12 +32,12 @@ from json_lines import read_lines
 from peers.snips import model_path
 from proofs.compared import SHARED
 
-from edgetune.daemon.learning.alike import UNRELATED, Alike, Known, base_of
+from edgetune.daemon.learning.alike import UNRELATED, Alike, KnownQuestion, base_of
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.machine.policy import Policy
-from edgetune.serving.likeness import Floats
-from edgetune.serving.vectors import vectors
+from edgetune.serving.encoder import vectors
+from edgetune.serving.neighbours import Floats
 
 FOLDER = Path(__file__).parent / "data"
 RIGHT = 80  # of 100
@@ -76,7 +76,7 @@ class Ways:
         self.made = made
         self.alike = Alike(base)
         for i, (question, answer) in enumerate(known):
-            self.alike.learn(Known(str(i), question, answer), made[i])
+            self.alike.learn(KnownQuestion(str(i), question, answer), made[i])
 
     def answers(self, asked: Sequence[str], made: Floats) -> Iterator[tuple[str, list[int]]]:
         cosines = made @ self.made.T

@@ -1,4 +1,4 @@
-"""Four tasks in one adapter: mixed by `edgetune mix`, or simply put together, beside an adapter for each alone.
+"""Four tasks in one adapter: mixed by `edgetune data mix`, or simply put together, beside an adapter for each alone.
 
     python tests/proofs/mixtures.py [--seeds 0] [--rows 200] [--tests 60] [--data FOLDER] [--out build/mixtures.jsonl]
 

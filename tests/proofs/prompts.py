@@ -1,8 +1,8 @@
-"""What a prompt alone reaches, with a search and without one, beside an encoder and LoRA: Snips and BANKING77.
+"""What a prompt alone reaches, beside an encoder and LoRA: Snips and BANKING77.
 
     python tests/proofs/prompts.py [--shared ../shared] [--sets snips banking77] [--seeds 0 1 2] [--rows 1000]
-                                   [--few 50] [--held 100] [--select 64] [--proposals 8] [--model smollm2]
-                                   [--ways zero nearest ...] [--out prompts.jsonl]
+                                   [--few 50] [--held 100] [--model smollm2] [--ways zero nearest ...]
+                                   [--out prompts.jsonl]
 
 Of each set and seed, --rows rows are what is known, and --few of them the few. The same --held rows, which are no part
 of these, are answered greedily by edgetune's own engine, by the encoder, or by the nearest row itself. A result is a
@@ -35,13 +35,10 @@ from edgetune.evaluation.judge import same
 from edgetune.evaluation.native import engine_within, native_match
 from edgetune.formats.bundle import Bundle, open_bundle
 from edgetune.llamacpp.tokenizer import Tokenizer
-from edgetune.prompting.find import find_prompt
-from edgetune.prompting.instructions import by_rules
-from edgetune.prompting.options import PromptOptions
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.nearest import NearestRows
-from edgetune.serving.prompt_file import Nearest, OpenPrompt, Prompt, open_prompt, write_prompt
+from edgetune.serving.prompt_file import NearestExamples, OpenPrompt, Prompt, open_prompt, write_prompt
 from edgetune.serving.rollouts.texts import adapter_of
 from edgetune.training.callbacks import RunCallbacks
 
@@ -59,7 +56,6 @@ class Place:
     known: list[Row]
     few: list[Row]
     held: list[Row]
-    options: PromptOptions
     seed: int
     folder: Path
 
@@ -82,7 +78,7 @@ class Place:
         return write_lines(self.folder / f"{name}.jsonl", rows)
 
     def near(self, rows: list[Row], k: int) -> OpenPrompt:
-        return OpenPrompt(Prompt("", [], Nearest("", k, "minilm")), nearest=NearestRows(rows, "minilm", 1))
+        return OpenPrompt(Prompt("", [], NearestExamples("", k, "minilm")), rows, 1)
 
     def learned(self, rows: list[Row], **options: Any) -> Path:
         out = self.folder / f"out-{len(rows)}-{'prompt' in options}"
@@ -110,25 +106,12 @@ def zero(place: Place) -> dict[str, Any]:
     return place.grade(None)
 
 
-def instruction(place: Place) -> dict[str, Any]:
-    rules = by_rules(place.known)
-    return place.grade(rules.get("JSON with its values") or rules.get("labels") or max(rules.values(), key=len))
-
-
 def nearest(place: Place) -> dict[str, Any]:
     return place.grade(place.near(place.known, K))
 
 
 def nearest_of_few(place: Place) -> dict[str, Any]:
     return place.grade(place.near(place.few, K))
-
-
-def searched(place: Place) -> dict[str, Any]:
-    found = find_prompt(place.bundle, place.rows(place.known, "known"), options=place.options)
-    write_prompt(place.folder / "prompt.json", found.prompt)
-    return {"setup_s": time.process_time(), **place.grade(open_prompt(place.folder / "prompt.json", 1)),
-            "prompt": found.best.candidate.name, "tried": len(found.tried), "select": len(found.parts.select),
-            "accepted": found.decision.accepted}
 
 
 def nearest_row(place: Place) -> dict[str, Any]:
@@ -161,7 +144,7 @@ def lora_few_nearest(place: Place) -> dict[str, Any]:
     """The few rows are learned with the nearest of the others before each."""
     others = [row for row in place.known if row not in place.few]
     place.rows(others, "near")
-    write_prompt(place.folder / "near.json", Prompt("", [], Nearest("near.jsonl", LEARNED, "minilm")))
+    write_prompt(place.folder / "near.json", Prompt("", [], NearestExamples("near.jsonl", LEARNED, "minilm")))
     return _adapter(place, place.few, prompt=str(place.folder / "near.json"))
 
 
@@ -173,9 +156,8 @@ def _adapter(place: Place, rows: list[Row], **options: Any) -> dict[str, Any]:
 
 
 WAYS: dict[str, Callable[[Place], dict[str, Any]]] = {
-    "zero": zero, "instruction": instruction, "nearest-row": nearest_row, "nearest": nearest,
-    "nearest-of-few": nearest_of_few, "encoder": encoder, "searched": searched, "lora-few": lora_few,
-    "lora-few-nearest": lora_few_nearest, "lora-all": lora_all}
+    "zero": zero, "nearest-row": nearest_row, "nearest": nearest, "nearest-of-few": nearest_of_few, "encoder": encoder,
+    "lora-few": lora_few, "lora-few-nearest": lora_few_nearest, "lora-all": lora_all}
 
 
 def measure(args: argparse.Namespace, name: str, seed: int, way: str) -> dict[str, Any]:
@@ -185,9 +167,8 @@ def measure(args: argparse.Namespace, name: str, seed: int, way: str) -> dict[st
     held = read_lines(held_file)[:args.held]
     known = random.Random(seed).sample(rows, args.rows)
     bundle = open_bundle(args.model)
-    options = PromptOptions(seed=seed, threads=1, select=args.select, proposals=args.proposals, decide=10)
     with tempfile.TemporaryDirectory() as folder:
-        place = Place(bundle, Tokenizer(bundle.gguf), known, known[:args.few], held, options, seed, Path(folder))
+        place = Place(bundle, Tokenizer(bundle.gguf), known, known[:args.few], held, seed, Path(folder))
         began = time.process_time()
         found = WAYS[way](place)
     if "setup_s" in found:
@@ -203,8 +184,6 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--few", type=int, default=50)
     parser.add_argument("--held", type=int, default=100)
-    parser.add_argument("--select", type=int, default=PromptOptions.select)
-    parser.add_argument("--proposals", type=int, default=PromptOptions.proposals)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--out", type=Path, default=Path("prompts.jsonl"))

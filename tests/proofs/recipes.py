@@ -42,7 +42,7 @@ from edgetune.errors import WORSE
 from edgetune.evaluation.acceptance import wilson
 from edgetune.evaluation.canary import FILE, drift
 from edgetune.evaluation.judge import is_json
-from edgetune.evaluation.served import Answer, exact_match
+from edgetune.evaluation.served import GradedAnswer, exact_match
 from edgetune.serving.llama import LlamaModel
 
 RATES = (5e-4, 1e-3, 2e-3)
@@ -74,7 +74,7 @@ class Task:
     def held_out(self) -> list[Row]:
         return read_lines(self.heldout)[:self.asked]
 
-    def right(self, answer: Answer) -> bool:
+    def right(self, answer: GradedAnswer) -> bool:
         return self.own.right(answer.expected, answer.answer) if self.own else answer.correct
 
 

@@ -13,7 +13,7 @@ import json
 import re
 from pathlib import Path
 
-from edgetune.making.remarks import remark_of
+from edgetune.data.remarks import remark_of
 
 CHATS = Path(__file__).parent / "data" / "remarks.tsv"
 BASELINE = re.compile(r"^(no|nope|nein|non)\b|\b(wrong|falsch|faux)\b", re.IGNORECASE)

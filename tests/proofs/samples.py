@@ -29,12 +29,12 @@ from proofs.compared import BUILD, SIGNIFICANT, add_result, edgetune, read_resul
 from proofs.methods import sums
 
 from edgetune.evaluation.acceptance import Paired
-from edgetune.evaluation.chosen import Chooser, Likeliest, Majority, Preferred, chosen, part_of
+from edgetune.evaluation.chosen import Chooser, LikeliestAnswer, Majority, Preferred, chosen, part_of
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.judge import same
 from edgetune.runs.chart import HEIGHT, STYLES, WIDTH, Chart, Line, figure
 from edgetune.runs.page import STYLE, Html, element, join
-from edgetune.serving.draws import Drawn, Draws
+from edgetune.serving.draws import DrawnAnswer, Draws
 from edgetune.serving.llama import LlamaModel
 
 COUNTS = (1, 2, 4, 8, 16)
@@ -50,11 +50,11 @@ Result = dict[str, Any]
 class Taken:
     """The first answers, which were made already, as Draws gives them."""
 
-    def __init__(self, made: list[Drawn]) -> None:
+    def __init__(self, made: list[DrawnAnswer]) -> None:
         self.made = iter(made)
         self.tokens = 0
 
-    def __iter__(self) -> Iterator[Drawn]:
+    def __iter__(self) -> Iterator[DrawnAnswer]:
         for each in self.made:
             self.tokens += each.tokens + 1
             yield each
@@ -73,10 +73,10 @@ def adapter_of(model: Path, folder: Path, seed: int) -> Path:
 
 
 def ways(item: dict[str, str]) -> dict[str, Chooser]:
-    return {"majority": Majority(), "likelihood": Likeliest(), "calculator": Preferred(CALCULATOR, item)}
+    return {"majority": Majority(), "likelihood": LikeliestAnswer(), "calculator": Preferred(CALCULATOR, item)}
 
 
-def by_samples(made: list[Drawn], item: dict[str, str]) -> Result:
+def by_samples(made: list[DrawnAnswer], item: dict[str, str]) -> Result:
     """{way and k: [right, tokens without stopping, tokens]}"""
     found: Result = {}
     for k in COUNTS:
@@ -88,7 +88,7 @@ def by_samples(made: list[Drawn], item: dict[str, str]) -> Result:
     return found
 
 
-def alone(served: LlamaModel, prompt: str, item: dict[str, str], first: Drawn, temperature: float,
+def alone(served: LlamaModel, prompt: str, item: dict[str, str], first: DrawnAnswer, temperature: float,
           budgets: dict[int, float]) -> Result:
     """The first answer, continued until as many tokens are spent as k answers have in the mean: [right, tokens]."""
     text = first.text

@@ -19,7 +19,7 @@ from edgetune.adapters import store
 from edgetune.errors import EdgetuneError, FormatError
 from edgetune.training import checkpoint
 from edgetune.training.callbacks import RunCallbacks
-from edgetune.training.metrics import Metrics
+from edgetune.training.metrics import MetricsFile
 
 
 class Disk:
@@ -269,7 +269,8 @@ def test_disk_full_while_metrics_are_written(bundle, tmp_path, wanted, monkeypat
     begins.
     """
     out = tmp_path / "out"
-    full_at(monkeypatch, Metrics, "write", lambda: sum(p.stat().st_size for p in out.glob("metrics*")) + 20, line + 1)
+    full_at(monkeypatch, MetricsFile, "write", lambda: sum(p.stat().st_size for p in out.glob("metrics*")) + 20,
+            line + 1)
     refused(bundle, out, r"cannot write .*metrics\.jsonl")
     assert out.exists() == (line > 1)
     if out.exists():

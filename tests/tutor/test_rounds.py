@@ -59,7 +59,7 @@ def test_the_start_is_kept_with_its_schema_or_not_at_all(bundle, tmp_path):
     """Where a kill comes at any moment, and the same goes on."""
     schema = {"type": "object"}
     start = tmp_path / "start"
-    trained(bundle, small("o-lora")).save(start)
+    trained(bundle, small("lora")).save(start)
     save_schema(start, schema)
     has_ended = False
     for number in count():

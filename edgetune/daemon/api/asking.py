@@ -25,7 +25,7 @@ from ...llamacpp.tokenizer import Tokenizer
 from ...serving.completion import MODEL, Completion, TokenLogprob
 from ...serving.question import Question
 from ...serving.thoughts import ThoughtReader
-from ...serving.tool_calls import Call, CallPiece, join
+from ...serving.tool_calls import CallPiece, WholeCall, join
 from ..service import Service
 from .logprobs import spelling
 from .pools import Pools
@@ -78,7 +78,7 @@ class Said:
 
     text: str = ""
     thinking: str = ""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[WholeCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
 

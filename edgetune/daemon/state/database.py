@@ -169,6 +169,7 @@ class Store:
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 known = self._as_known(error)
                 self._refusal = known if isinstance(known, DiskError) else None
+                self._must_wipe |= isinstance(known, DiskError)  # the log may hold a part of what is not kept
                 raise known from None
             finally:
                 if db.in_transaction:

@@ -241,7 +241,7 @@ class BaseLook(Look):
         path = owner.slot.path.resolve()
         if served is None or Path(served.path) != path:
             raise UsageError(f"the daemon does not serve the slot {path}",
-                             f"start it with edgetune daemon {shell_word(path)}")
+                             f"start it with edgetune serve {shell_word(path)}")
         if artifact.digest in self.own.superseded:
             raise UsageError("a later base replaced this one here", "roll out a new one")
         if artifact.facts.base == self.own.model and artifact.has_adapter:

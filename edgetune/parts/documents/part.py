@@ -4,7 +4,7 @@ from ...manifest import Extra, Manifest
 
 MANIFEST = Manifest(
     name="documents",
-    commands={"Documents": {"index": "commands", "search": "commands"}},
+    commands={"Serve": {"index": "commands", "search": "commands"}},
     options="options:DocumentsOptions",
     running="running:running",
     routes=("routes", "rerank"),

@@ -35,7 +35,8 @@ from ...errors import (
     size_text,
 )
 from ...formats.gguf import fingerprint
-from ...serving.tasks import NEAREST, Floats, Tasks
+from ...serving.neighbours import Floats
+from ...serving.tasks import NEAREST, Tasks
 
 log = logging.getLogger("edgetune.daemon")
 AUTO = ":auto"
@@ -122,7 +123,7 @@ class Library:
             both = most_similar(loras)
             rank = max(pair.rank for path in both for pair in loras[path].values())
             named = " ".join(map(shell_word, both))
-            way += f", or merge the two most similar: edgetune merge-adapters {named} -o NEW --rank {rank}"
+            way += f", or merge the two most similar: edgetune adapters combine {named} -o NEW --rank {rank}"
         raise UsageError(f"the library would take {size_text(nbytes)}, --library-size allows {size_text(self._most)}",
                          way)
 

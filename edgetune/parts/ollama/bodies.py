@@ -33,7 +33,7 @@ NEUTRAL = {"mirostat": 0, "tfs_z": 1, "typical_p": 1, "penalize_newline": False,
 FORMED = 1024  # tokens of an answer with a format, if the request names no most: small models may find no end
 NOT_USED = "Taken and not used: "
 UNUSED = {
-    "num_ctx": "the context is that of edgetune daemon --context.", "num_keep": "nothing is cut from a prompt.",
+    "num_ctx": "the context is that of edgetune serve --context.", "num_keep": "nothing is cut from a prompt.",
     **dict.fromkeys(("mirostat_tau", "mirostat_eta"), "of mirostat."),
     **dict.fromkeys(("num_batch", "num_gpu", "main_gpu", "num_thread", "low_vram", "f16_kv", "logits_all", "vocab_only",
                      "use_mmap", "use_mlock", "numa"), "the daemon decides."),

@@ -21,7 +21,7 @@ from ...daemon.api.errors import STATUSES, JsonRoute, status_and_body
 from ...daemon.api.logprobs import chat_logprobs
 from ...daemon.service import Service
 from ...serving.completion import TokenLogprob
-from ...serving.tool_calls import Call, CallPiece, join
+from ...serving.tool_calls import CallPiece, WholeCall, join
 from .bodies import (
     ChatAnswer,
     ChatBody,
@@ -96,7 +96,7 @@ async def ollama_embeddings(body: OlderEmbedBody, request: Request, service: The
     return {"embedding": [number for part in parts for vector in part.vectors for number in vector.tolist()]}
 
 
-Part = Callable[[str, Sequence[Call], str], dict[str, Any]]
+Part = Callable[[str, Sequence[WholeCall], str], dict[str, Any]]
 
 
 async def _reply(body: ChatBody | GenerateBody, request: Request, response: Response, service: Service,
@@ -150,11 +150,11 @@ def _head(model: str) -> dict[str, Any]:
     return {"model": model, "created_at": datetime.now(timezone.utc).isoformat().replace("+00:00", "Z")}
 
 
-def _response(text: str, _calls: Sequence[Call], thinking: str) -> dict[str, Any]:
+def _response(text: str, _calls: Sequence[WholeCall], thinking: str) -> dict[str, Any]:
     return {"response": text, **({"thinking": thinking} if thinking else {})}
 
 
-def _message(text: str, calls: Sequence[Call], thinking: str) -> dict[str, Any]:
+def _message(text: str, calls: Sequence[WholeCall], thinking: str) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
@@ -163,7 +163,7 @@ def _message(text: str, calls: Sequence[Call], thinking: str) -> dict[str, Any]:
     return {"message": message}
 
 
-def _arguments(call: Call) -> dict[str, Any]:
+def _arguments(call: WholeCall) -> dict[str, Any]:
     """Empty where the answer ended within them."""
     try:
         found = json.loads(call.arguments)

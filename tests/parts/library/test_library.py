@@ -221,7 +221,7 @@ def test_a_library_that_would_be_too_large_names_what_to_merge(model, encoder, t
             library.add(ids[2], rows("spelling"))
         assert library.members() == [ids[1], ids[0]]
         words = refused.value.hint.rpartition(": edgetune ")[2].split()
-        assert set(words[1:3]) == {str(service.adapters.path(id)) for id in (ids[0], ids[2])}
+        assert set(words[2:4]) == {str(service.adapters.path(id)) for id in (ids[0], ids[2])}
         run(*[tmp_path / "both" if word == "NEW" else word for word in words])
         both = service.add_adapter(tmp_path / "both").id
         library.remove(ids[0])
