@@ -61,7 +61,7 @@ GIVEN = {
 FILE_OBJECT = {"id": FILE, "object": "file", "bytes": 4096, "created_at": AT, "filename": "rows.jsonl",
                "purpose": "fine-tune", "status": "processed", "rows": 62, "sha256": "9f86d081884c7d65..."}
 ADAPTER_OBJECT = {"id": ADAPTER, "name": None, "object": "adapter", "created_at": AT, "state": "candidate", "job": JOB,
-                  "questions": 0, "probation": None,
+                  "probation": None,
                   "verdict": {"passed": True, "reason": "11 of 12 held-out questions right, 3 before"}}
 SERVING = {"serving": ADAPTER}
 ERROR = {"error": {"message": "messages: is missing; give it", "type": "invalid_request_error", "param": "messages",
@@ -80,20 +80,9 @@ def _of_answers() -> Iterator[Example]:
     yield Example("POST /v1/completions", "Continue a text.", body={"prompt": "The lamp is", "max_tokens": 8}, answer={
         "id": "cmpl-90ab", "object": "text_completion", "created": AT, "model": ADAPTER,
         "choices": [{"index": 0, "text": " on the table.", "finish_reason": "stop"}], "usage": USAGE})
-    yield Example("POST /v1/responses", "Ask by OpenAI's newer API.",
-                  body={"input": "switch the lamp off", "max_output_tokens": 40}, answer={
-                      "id": "resp_77aa", "object": "response", "created_at": AT, "status": "completed",
-                      "model": ADAPTER, "output": [{
-                          "id": "msg_51", "type": "message", "role": "assistant", "status": "completed",
-                          "content": [{"type": "output_text", "text": LAMP}]}],
-                      "usage": {"input_tokens": 31, "output_tokens": 12, "total_tokens": 43}})
     yield Example("POST /v1/embeddings", "Get the vectors of two texts.", body={"input": ["lamp off", "it is dark"]},
                   answer={"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.01, -0.02]}],
                           "model": "model", "usage": {"prompt_tokens": 9, "total_tokens": 9}})
-    yield Example("POST /v1/rerank", "Rank two documents by a question.",
-                  body={"query": "is it dark", "documents": ["lamp off", "it is dark"], "top_n": 1}, answer={
-                      "object": "list", "model": "minilm", "results": [{"index": 1, "relevance_score": 0.87}],
-                      "usage": {"prompt_tokens": 14, "total_tokens": 14}})
     yield Example("POST /tokenize", "Count the tokens of a text.", body={"content": "lamp off"},
                   answer={"tokens": [51, 76]})
     yield Example("POST /v1/classify", "Classify two texts, by an encoder.", of_encoder=True,
@@ -103,8 +92,6 @@ def _of_answers() -> Iterator[Example]:
                       "usage": {"prompt_tokens": 9, "completion_tokens": 0, "total_tokens": 9}})
     yield Example("GET /v1/models", "See which names a request may give.", answer={"object": "list", "data": [
         {"id": "model:latest", "object": "model", "created": AT, "owned_by": "edgetune", "system": ""}]})
-    yield Example("POST /api/pull", "See whether a model is here, as clients of Ollama do.",
-                  body={"model": "model", "stream": False}, answer={"status": "success"})
 
 
 def _of_jobs() -> Iterator[Example]:
@@ -152,8 +139,6 @@ def _of_adapters() -> Iterator[Example]:
                   answer={**JOB_OBJECT, "origin": "evaluate", "training_file": None,
                           "metadata": {"adapter": ADAPTER, "promote": "true"}})
     yield Example("POST /v1/adapters/recover", "Take lost adapters back.", answer={"recovered": [], "refused": {}})
-    yield Example("POST /v1/adapters/{adapter}/questions", "Let model:auto choose it for questions like its rows.",
-                  f"/v1/adapters/{ADAPTER}/questions", {"file": FILE})
     yield Example("GET /v1/adapters/{adapter}/download", "Fetch it.", f"/v1/adapters/{ADAPTER}/download")
 
 
@@ -180,25 +165,6 @@ def _of_feedback() -> Iterator[Example]:
     yield Example("DELETE /v1/prompts", "Delete them.", answer={"object": "list", "count": 1, "remains": ""})
 
 
-def _of_ollama() -> Iterator[Example]:
-    options = {"num_predict": 40}
-    yield Example("POST /api/chat", "Ask as Ollama's clients do.",
-                  body={"model": "model", "messages": ASK, "stream": False, "options": options}, answer={
-                      "model": "model", "created_at": "2025-12-31T12:00:00Z",
-                      "message": {"role": "assistant", "content": LAMP}, "done": True, "done_reason": "stop",
-                      "total_duration": 412000000, "prompt_eval_count": 31, "eval_count": 12})
-    yield Example("POST /api/generate", "Ask one question.",
-                  body={"model": "model", "prompt": "switch the lamp off", "stream": False, "options": options},
-                  answer={"model": "model", "response": LAMP, "done": True, "done_reason": "stop"})
-    yield Example("POST /api/embed", "Get the vector of a text.", body={"model": "model", "input": "lamp off"},
-                  answer={"model": "model", "embeddings": [[0.01, -0.02]], "prompt_eval_count": 3})
-    yield Example("GET /api/tags", "List the models.", answer={"models": [{
-        "name": "model:latest", "model": "model:latest", "size": 91731072, "details": {
-            "format": "gguf", "family": "llama", "parameter_size": "134.52M", "quantization_level": "Q4_1"}}]})
-    yield Example("POST /api/show", "Describe one.", body={"model": "model"})
-    yield Example("GET /api/version", "Say which Ollama it resembles.", answer={"version": "0.12.0"})
-
-
 def _of_the_daemon() -> Iterator[Example]:
     yield Example("GET /healthz", "Ask whether all is well. No key is needed.",
                   answer={"status": "ok", "reasons": []})
@@ -212,5 +178,5 @@ def _of_the_daemon() -> Iterator[Example]:
     yield Example("GET /metrics", "Read the metrics.")
 
 
-EXAMPLES = [*_of_answers(), *_of_jobs(), *_of_adapters(), *_of_feedback(), *_of_ollama(),
+EXAMPLES = [*_of_answers(), *_of_jobs(), *_of_adapters(), *_of_feedback(),
             *_of_the_daemon(), *of_parts("EXAMPLES")]

@@ -18,9 +18,8 @@ from learners import give, opened
 from services import ROWS, open_service, until, upload
 
 from edgetune import disk
-from edgetune.daemon import vector_stores
-from edgetune.daemon.state.files import DOCUMENT
 from edgetune.formats.bundle import open_bundle
+from edgetune.parts.documents import vector_stores
 from edgetune.parts.home.house import House
 from edgetune.parts.home.updating import update_house
 
@@ -176,13 +175,14 @@ def indexing(made, encoder):
         shutil.copytree(made, folder, dirs_exist_ok=True)
         with pytest.MonkeyPatch.context() as patch, open_service(folder) as service:
             patch.setattr(vector_stores, "ENCODER", str(encoder))
-            stores = service.documents.stores
+            stores = service.running["documents"].stores
 
             def is_read():
                 return all(store.status == "completed" for store in stores.list())
 
             def act():
-                file = service.files.add("lamp.md", DOCUMENT, [b"# Lamp\n\nThe lamp in the hall is red.\n"]).id
+                text = b"# Lamp\n\nThe lamp in the hall is red.\n"
+                file = service.files.add("lamp.md", vector_stores.PURPOSE, [text]).id
                 stores.create("home", {}, [file])
                 until(lambda: is_read() or stores.reasons(), 20)
 

@@ -22,7 +22,7 @@ FLOORS = [
     ["data", "adapters"],
     ["models", "objectives"],
     ["serving"],
-    ["training", "retrieval"],
+    ["training"],
     ["evaluation"],
     ["bench", "runs"],
     ["tutor"],

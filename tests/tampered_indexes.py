@@ -204,10 +204,10 @@ def tampered(path: Path, attack: str) -> None:
 def opened(path: Path, documents: Path, encoding: Any, own: bool) -> dict[str, Any]:
     """What a search, an indexing over it, and a search after that say. own: the first one with the index's encoder."""
     from edgetune.errors import EdgetuneError
-    from edgetune.retrieval.building import build
-    from edgetune.retrieval.options import IndexOptions
-    from edgetune.retrieval.passages import quoted
-    from edgetune.retrieval.searching import Index
+    from edgetune.parts.documents.building import build
+    from edgetune.parts.documents.options import IndexOptions
+    from edgetune.parts.documents.passages import quoted
+    from edgetune.parts.documents.searching import Index
 
     def said(call: Callable[[], object]) -> object:
         try:
@@ -242,8 +242,8 @@ def main(folder: Path) -> None:
 
     from indexes import small_index
 
-    from edgetune.retrieval import passages, ranking  # here, so that no process has to
-    from edgetune.retrieval.encoding import Encoding
+    from edgetune.parts.documents import passages, ranking  # here, so that no process has to
+    from edgetune.parts.documents.encoding import Encoding
     assert passages
     ranking.QUERIES = 2  # for the limit, which is not tested here
     whole = small_index(folder, TEXTS).read_bytes()

@@ -9,6 +9,9 @@ import shutil
 
 import commands
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 from fake_workers import FakeWorkers
 from fault_scenarios import (
     Prompt,
@@ -32,11 +35,12 @@ from sweeps import cases, sweep
 from thread_workers import ThreadWorker
 from tiny import write_tiny
 
-from edgetune.daemon import threads, vector_stores
+from edgetune.daemon import threads
 from edgetune.daemon.jobs import queue
 from edgetune.daemon.learning import learner
 from edgetune.daemon.state import database
 from edgetune.errors import DiskError, TooMuchError
+from edgetune.parts.documents import vector_stores
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 

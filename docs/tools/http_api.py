@@ -326,10 +326,8 @@ def fields_of(part: Schema) -> list[Field]:
 
 def title_of(name: str) -> str:
     """The heading of an object, from the name of its schema."""
-    *module, name = name.split("__")
-    name = re.sub(r"-(Input|Output)$", "", name).removesuffix("Object")
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
-    return f"{words} of Ollama" if any("ollama" in part for part in module) else words
+    name = re.sub(r"-(Input|Output)$", "", name.rpartition("__")[2]).removesuffix("Object")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
 
 
 def said(text: str) -> str:

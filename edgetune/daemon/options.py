@@ -66,20 +66,11 @@ class DaemonOptions:
                            "somebody accepts them.")
     keep: int = option(3, "Adapters kept with the active one: the previous one, and the latest.",
                        low=2, high=100)
-    library_size: int = option(0, "MiB of the adapters among which NAME:auto chooses at most; 0: any.", low=0)
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF or name of an encoder or another model for /v1/embeddings [the model's own "
                              "hidden states].", group="What it answers with", local=True)
     prompt: str = option("", "Prompt file, put around chats that have no system message.",
                          common=True)
-    index: str = option("", "Index of documents (edgetune index), whose passages are put before questions of chats.",
-                        common=True)
-    passages: int = option(3, "Passages of a question at most.", low=1, high=50)
-    first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
-                        "[the model answers all].", common=True, local=True)
-    first_share: float = option(0.9, "Share of those answers that is right at least, of JSON in the fields of few "
-                                "values, with a certainty of 95 % over the draw of the encoder's held-out questions.",
-                                low=0.5, high=0.999)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")

@@ -19,13 +19,13 @@ from edgetune import Trainer
 from edgetune.adapters.store import FILE as ADAPTER
 from edgetune.adapters.store import save_schema
 from edgetune.cli import cli
-from edgetune.daemon import vector_stores
 from edgetune.daemon.jobs.table import ENDED, Job
 from edgetune.daemon.kinds.evaluation import EvaluationRequest
 from edgetune.daemon.service import Service
-from edgetune.daemon.state.files import DOCUMENT
-from edgetune.daemon.state.store_records import COMPLETED
 from edgetune.disk import sha256
+from edgetune.parts.documents import vector_stores
+from edgetune.parts.documents.store_records import COMPLETED
+from edgetune.parts.documents.vector_stores import PURPOSE as DOCUMENT
 
 HERE = Path()  # each runs in a folder of its own
 STATE = frozenset({"state", "canary.txt"})  # of a daemon, whose ids and times differ
@@ -147,7 +147,7 @@ def stored() -> Any:
     """Two documents of a client in a vector store: it looks what there is, and does the rest."""
     vector_stores.ENCODER = "encoder.gguf"
     with open_service(HERE) as service:
-        stores = service.documents.stores
+        stores = service.running["documents"].stores
         for number in range(2):
             name = f"{number}.md"
             if name not in [file.name for file in service.files.list()]:

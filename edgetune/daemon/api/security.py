@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import EdgetuneError
+from ...manifest import manifests
 from ..keys import hash_of, read_keys
 from ..options import LOOPBACK
 from .bodies import Bodies, Body, Digested
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 HEALTH = ("/healthz", "/health", "/v1/health")
 OPEN = ("/", *HEALTH)  # without a key: the page, which holds no data, and whether the daemon is well
-OLLAMA = "/api/"
 _FORM = 64 * 1024  # what a form has around its file at most
 _READS = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
@@ -52,14 +53,15 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def plain_error(body: dict[str, Any]) -> dict[str, Any]:
-    """The same in Ollama's shape."""
-    return {"error": body["error"]["message"]}
+@cache
+def _shapes() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """The shapes of errors that parts have, by the beginnings of their paths."""
+    return {start: manifest.load(shape) for manifest in manifests() for start, shape in manifest.errors.items()}
 
 
 def error_for(path: str, body: dict[str, Any]) -> dict[str, Any]:
     """An error of OpenAI's shape in that of the clients which ask this path."""
-    return plain_error(body) if path.startswith(OLLAMA) else body
+    return next((shape(body) for start, shape in _shapes().items() if path.startswith(start)), body)
 
 
 class Seldom:
