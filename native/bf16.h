@@ -31,7 +31,7 @@
 #endif
 
 _Static_assert(MC % BF16_ROWS == 0 && NC % BF16_COLUMNS == 0 && BF16_INNER % BF16_RUN == 0, "whole tiles");
-_Static_assert(BF16_RUN * BF16_CHUNK / 2 <= ET_THREAD_FLOATS, "unpacked rows must fit");
+_Static_assert(BF16_RUN / 2 * BF16_CHUNK <= ET_THREAD_FLOATS, "unpacked rows must fit");
 
 /* A whose rows lie side by side, as LoRA's do when its gradients are made: transposed in `tmp`. */
 static struct side a_transposed(const struct product *p, const struct segment *s, float *tmp, int m, int rows) {

@@ -27,7 +27,7 @@
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
 _Static_assert((KC + LOW_RANK) * (NC + MC) <= ET_SHARED_FLOATS, "packed blocks must fit the shared scratch");
-_Static_assert(NR * KC + 4 * 32 * NR <= ET_THREAD_FLOATS, "edges and sums must fit a thread's scratch");
+_Static_assert((KC + 4 * 32) * NR <= ET_THREAD_FLOATS, "edges and sums must fit a thread's scratch");
 _Static_assert(ROWS_ALONE <= ET_SHARED_FLOATS, "all of A is packed in the shared scratch");
 _Static_assert(UNPACK_ROWS * KC * K_FACTOR_BF16 <= PANEL_AT, "unpacked rows must end before the panel");
 #ifdef ET_DOT
@@ -35,7 +35,7 @@ _Static_assert(INT8_COLUMNS * INT8_INNER * K_FACTOR_BF16 <= 4 * PANEL_AT && 2 * 
                "and so must their codes");
 #endif
 #ifdef ET_BF16_PRODUCTS
-_Static_assert(BF16_RUN * BF16_CHUNK / 2 <= PANEL_AT, "and rows in bf16");
+_Static_assert(BF16_RUN / 2 * BF16_CHUNK <= PANEL_AT, "and rows in bf16");
 #endif
 _Static_assert(PANEL_AT + (KC * K_FACTOR_BF16 + LOW_RANK) * NR <= ET_THREAD_FLOATS, "and beside them a panel of B");
 

@@ -182,11 +182,12 @@ DEVICE void softmax_step(float s[N / 8][4], float out[W / 8][4], softmax_rows &r
 /* s where query t sees key k, elsewhere -inf; those are the lane's first. */
 template <int N> DEVICE void hide_unseen(float s[N / 8][4], const attention_args &a, int t, int k) {
     UNROLL
-    for (int j = 0; j < N / 8; j++)
+    for (int j = 0; j < N / 8; j++) {
         UNROLL
         for (int i = 0; i < 4; i++)
             if (!sees(a, t + i / 2 * 8, k + j * 8 + i % 2))
                 s[j][i] = -INFINITY;
+    }
 }
 
 /* The values of a tile of keys are copied while its scores are multiplied, the next keys while these are summed. */
@@ -270,11 +271,12 @@ DEVICE void attention_dq_bf16(const attention_args &a) {
         multiply_rows<C, KEYS>(s, shared->own[0], row, keys);
         bool all = k + KEYS <= a.T && see_all(a, tile.t, tile.last, k, k + KEYS - 1);
         UNROLL
-        for (int j = 0; j < KEYS / 8; j++)
+        for (int j = 0; j < KEYS / 8; j++) {
             UNROLL
             for (int i = 0; i < 4; i++)
                 score_backward(s[j][i], dp[j][i], a.scale * LOG2_E, base[i / 2], delta[i / 2],
                                all || sees(a, t + i / 2 * 8, k + j * 8 + lane_column() + i % 2));
+        }
         add_product<C, KEYS, C>(dq, dp, keys, 0);
         __syncthreads();
     }
@@ -308,7 +310,7 @@ DEVICE void add_queries_bf16(const attention_args &a, shared_type *shared, const
     multiply_rows<C, QUERIES>(dp, shared->own[1], row, dout);
     bool all = n == QUERIES && see_all(a, t, t + n - 1, keys.t, keys.last);
     UNROLL
-    for (int j = 0; j < QUERIES / 8; j++)
+    for (int j = 0; j < QUERIES / 8; j++) {
         UNROLL
         for (int i = 0; i < 4; i++) {
             int query = j * 8 + lane_column() + i % 2;
@@ -316,6 +318,7 @@ DEVICE void add_queries_bf16(const attention_args &a, shared_type *shared, const
             score_backward(s[j][i], dp[j][i], a.scale * LOG2_E, shared->base[query], shared->delta[query],
                            all || (query < n && sees(a, t + query, key)));
         }
+    }
     add_product<C, QUERIES, W>(dv, s, dout, column);
     if (BUFFERS == 1) {
         __syncthreads();

@@ -42,13 +42,14 @@ DEVICE float dot(const float *x, const float *y, int C) {
 /* sums += a row of p . passing, in the thread's columns */
 DEVICE void add_floats(float sums[FLOAT_SUMS], const float *p, const float (*passing)[ET_NARROW_HEAD + 1], int C) {
     ROLLED
-    for (int j = 0; j < FLOAT_PASSING; j++)
+    for (int j = 0; j < FLOAT_PASSING; j++) {
         UNROLL
         for (int i = 0; i < FLOAT_SUMS; i++) {
             int c = i * FLOAT_PASSING + this_thread().column;
             if (c < C)
                 sums[i] += p[j] * passing[j][c];
         }
+    }
 }
 
 /* out from element `at` on = scale * sums, in the thread's columns */

@@ -214,9 +214,10 @@ template <typename shape, int format, int backward> DEVICE void product(const pr
         int warp = (int)threadIdx.x / ET_WARP;
         int t = (int)blockIdx.y * shape::T + warp % shape::warps_T * (shape::rows * 16);
         int o = (int)blockIdx.x * shape::outer + warp / shape::warps_T * (shape::columns * 8);
-        UNROLL for (int r = 0; r < shape::rows; r++)
+        UNROLL for (int r = 0; r < shape::rows; r++) {
             UNROLL for (int c = 0; c < shape::columns; c++)
                 put_fragment(a, t + r * 16, o + c * 8, sum[r][c]);
+        }
     }
 }
 
