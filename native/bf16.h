@@ -138,12 +138,23 @@ static void pack_b_bf16_straight(const struct product *p, const struct segment *
 }
 
 static const struct kernel bf16_kernel = {
-    .tile = {.rows = BF16_ROWS, .columns = BF16_COLUMNS, .k_run = BF16_RUN, .direct = ET_BF16, .compute = tile_bf16,
-             .begin = bf16_begin, .end = bf16_end},
-    .packing = {.unit = BF16_RUN, .bits = 16, .a = pack_a_bf16, .b_transposed = pack_b_bf16_transposed,
+    .tile = {.rows = BF16_ROWS,
+             .columns = BF16_COLUMNS,
+             .k_run = BF16_RUN,
+             .direct = ET_BF16,
+             .compute = tile_bf16,
+             .begin = bf16_begin,
+             .end = bf16_end},
+    .packing = {.unit = BF16_RUN,
+                .bits = 16,
+                .a = pack_a_bf16,
+                .b_transposed = pack_b_bf16_transposed,
                 .b_straight = pack_b_bf16_straight},
-    .scheduling = {.inner = BF16_INNER, .k_part = BF16_K_PART, .tiles_per_task = BF16_TILES_PER_TASK,
-                   .pack_inner = BF16_RUN, .pack_columns = BF16_CHUNK},
+    .scheduling = {.inner = BF16_INNER,
+                   .k_part = BF16_K_PART,
+                   .tiles_per_task = BF16_TILES_PER_TASK,
+                   .pack_inner = BF16_RUN,
+                   .pack_columns = BF16_CHUNK},
 };
 
 #endif

@@ -158,7 +158,9 @@ static void cached_task(void *arg, int number, int thread) {
     const struct cached *a = arg;
     int group = a->H / a->G;
     float *scratch = et_scratch(a->ctx, thread);
-    struct cached_task task = {.t = number % a->T, .g = number / a->T, .q = scratch,
+    struct cached_task task = {.t = number % a->T,
+                               .g = number / a->T,
+                               .q = scratch,
                                .sums = scratch + CACHED_HEADS * ET_MAX_HEAD,
                                .s = scratch + 2 * CACHED_HEADS * ET_MAX_HEAD};
     for (int first = 0; first < group; first += CACHED_HEADS) {
@@ -176,8 +178,19 @@ static void cached_task(void *arg, int number, int thread) {
 static void attention_cached(et_context *ctx, et_array out, et_array q, et_array keys, et_array values,
                              const int32_t *path, float scale, int window, int T, int P, int L, int H, int G, int C) {
     (void)L;
-    struct cached a = {.ctx = ctx, .out = out, .q = q, .keys = keys, .values = values, .path = path, .scale = scale,
-                       .window = window, .T = T, .P = P, .H = H, .G = G, .C = C};
+    struct cached a = {.ctx = ctx,
+                       .out = out,
+                       .q = q,
+                       .keys = keys,
+                       .values = values,
+                       .path = path,
+                       .scale = scale,
+                       .window = window,
+                       .T = T,
+                       .P = P,
+                       .H = H,
+                       .G = G,
+                       .C = C};
     et_parallel(ctx, cached_task, &a, T * G);
 }
 

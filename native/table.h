@@ -114,8 +114,8 @@ enum {
 
 struct et_kernel_set {
     const char *name;
-    unsigned needs; /* CPU_* bits */
-    const char *(*product)(enum et_precision precision, int backward); /* "float", "bf16" or "int8" */
+    unsigned needs;                                                       /* CPU_* bits */
+    const char *(*product)(enum et_precision precision, int backward);    /* "float", "bf16" or "int8" */
     double (*peak)(enum et_precision precision, int backward, int64_t n); /* runs n times what peak.h has; operations */
 #define OP(name, args) void(*name) args;
     ET_OPS(OP)
