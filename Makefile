@@ -24,7 +24,7 @@ FLOWER = build/flower
 
 .PHONY: arm-kernels arm-train cascade check clean compaction compiled compressed corrections crash cuda cuda-steps data dev \
     docs dpo durability encoder-peers encoder-service encoder-types families families5 faults fleet flower fuzz fuzz-daemon help home-assistant home-assistant-app install installs kernel-sets kernel-sets-arm kills kinds learning life like lint load machine memory methods own-engine \
-    peers picture preferences pressure prompts proofs ready recipes release retrieval rollout samples sanitize second-task service slow teacher test tutor wheels
+    peers picture preferences pressure prompts proofs ready recipes release retrieval rollout samples sanitize second-task service slow smoke teacher test tutor wheels
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -49,11 +49,19 @@ dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(BUILD) build/dev -j $(JOBS)
 	for so in build/dev/_native.*.so; do cp $$so edgetune/backends/native.tmp && mv edgetune/backends/native.tmp edgetune/backends/$$(basename $$so); done
 
+# Of the files that have one, since it would take longer to read all tests than to run these.
+smoke: ready ## a minute: tests marked smoke, some of each room
+	$(RUN) -m pytest -n $(JOBS) -m smoke $$(grep -rl --include='test_*.py' 'mark\.smoke' .)
+
 test: ready ## the tests, against the edgetune that PYTHON has
 	$(RUN) -m pytest
 
-lint: ## ruff and mypy; warnings are errors
+# .ci/lint.txt has what it needs. The format of the C is `clang-format -i` with that version.
+C_SOURCES = $(shell find native -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cc')
+lint: ## ruff, clang-format, codespell and mypy; warnings are errors
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -c "from clang_format import clang_format; clang_format()" --dry-run -Werror $(C_SOURCES)
+	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m mypy
 
 data: ## a minute, needs a network: the public data sets of docs/results into ../shared/data, checked; DATA="--folder DIR --only snips"

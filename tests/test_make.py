@@ -39,6 +39,13 @@ def test_targets_that_pages_name_exist_and_need_what_they_use():
             assert needs == ["ready"], f"make {name} does not say what to run first"
 
 
+def test_each_room_has_smoke_tests():
+    """All folders of tests, but those within another's."""
+    tests = {path.relative_to(ROOT / "tests"): path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    rooms = {path.parts[0] for path in tests if len(path.parts) > 1} - {"proofs", "peers"}
+    assert {path.parts[0] for path, text in tests.items() if "mark.smoke" in text and len(path.parts) > 1} == rooms
+
+
 def test_ready_says_what_to_run_first(tmp_path):
     make = shutil.which("make")
     if make is None:

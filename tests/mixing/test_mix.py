@@ -15,6 +15,8 @@ from edgetune.errors import EdgetuneError
 from edgetune.mixing.mix import mix
 from edgetune.mixing.shares import proportional
 
+pytestmark = pytest.mark.smoke
+
 pytest.importorskip("yaml")
 pytest.importorskip("rapidfuzz")
 LABELS = ("weather", "music", "lamp")

@@ -130,6 +130,7 @@ def encoder(tmp_path_factory):
     return write_encoder(tmp_path_factory.mktemp("encoder") / "tiny.gguf", tiny_bert(), WORDS)
 
 
+@pytest.mark.smoke
 def test_a_search_repeats_itself_and_nothing_that_decides_was_tried(model, encoder, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", LIGHTS)
     options = PromptOptions(nearest=1, encoder=str(encoder), examples=4, sets=1, proposals=2, select=8, decide=6,

@@ -19,6 +19,8 @@ from edgetune.retrieval.ranking import fused
 from edgetune.retrieval.searching import Index
 from edgetune.retrieval.store import Source, Store
 
+pytestmark = pytest.mark.smoke
+
 OPTIONS = IndexOptions(chunk_tokens=40)
 TEXTS = {
     "lamp.md": "# Lamp\n\nThe lamp in the hall is red.\n\n## Time\n\nIt burns at six.\n",
