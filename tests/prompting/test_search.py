@@ -167,6 +167,7 @@ def test_what_cannot_be_searched_is_a_sentence(model, encoder, tmp_path):
         find_prompt(model, path, options=PromptOptions(select=2))
 
 
+@pytest.mark.slow
 @pytest.mark.learning
 def test_the_command_writes_what_it_accepts(smollm2, encoder, tmp_path):
     """SmolLM2 does not know that a light is called a lamp here; examples say so."""
