@@ -16,8 +16,8 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 # The same with the package that `make cuda` leaves.
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
-.PHONY: arm-kernels arm-train check clean crash cuda data dev docs durability faults fuzz help home-assistant-app install \
-    installs lab lint machine picture ready release sanitize slow test wheels
+.PHONY: arm-kernels arm-train check clean crash cuda data dev docs durability fuzz help home-assistant-app install \
+    installs lab lint machine picture ready release sanitize slow smoke test wheels
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -42,11 +42,19 @@ dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(BUILD) build/dev -j $(JOBS)
 	for so in build/dev/_native.*.so; do cp $$so edgetune/backends/native.tmp && mv edgetune/backends/native.tmp edgetune/backends/$$(basename $$so); done
 
+# Of the files that have one, since it would take longer to read all tests than to run these.
+smoke: ready ## a minute: tests marked smoke, some of each room
+	$(RUN) -m pytest -n $(JOBS) -m smoke $$(grep -rl --include='test_*.py' 'mark\.smoke' .)
+
 test: ready ## the tests, against the edgetune that PYTHON has
 	$(RUN) -m pytest
 
-lint: ## ruff and mypy; warnings are errors
+# .ci/lint.txt has what it needs. The format of the C is `clang-format -i` with that version.
+C_SOURCES = $(shell find native -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cc')
+lint: ## ruff, clang-format, codespell and mypy; warnings are errors
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -c "from clang_format import clang_format; clang_format()" --dry-run -Werror $(C_SOURCES)
+	$(PYTHON) -m codespell_lib
 	$(PYTHON) -m mypy
 
 data: ## a minute, needs a network: the public data sets of docs/results into ../shared/data, checked; DATA="--folder DIR --only snips"
@@ -100,9 +108,6 @@ durability: ready ## minutes: 200 kills at random moments, a kill between any tw
 	$(RUN) lab/run.py kill
 	$(RUN) lab/run.py kill --method grpo --kills 30
 	$(RUN) -m pytest -m '' training/test_durability.py training/test_resume.py
-
-faults: ready ## an hour: the n-th open, write, sync, rename, mapping, thread and allocation of actions fails, for each n
-	$(RUN) -m pytest -n 0 -s -m '' test_faults.py
 
 crash: ready ## minutes: the daemon killed at KILLS random moments (100), all that it accepted still there
 	$(RUN) lab/run.py crash --kills $(or $(KILLS),100)

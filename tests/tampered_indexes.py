@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def no_text(path: Path) -> None:
 
 def circle(path: Path) -> None:
     """Each child of the first page of the chunks is that page again."""
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db:
         [(number,)] = db.execute("select rootpage from sqlite_schema where name = 'chunks'").fetchall()
     cell = number.to_bytes(4, "big") + b"\x01"
     count = 100

@@ -18,6 +18,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ class Judge:
 
     def __init__(self, model: Path, state: Path) -> None:
         self.served = LlamaModel(model)
-        with sqlite3.connect(state / "state.db") as db:
+        with closing(sqlite3.connect(state / "state.db")) as db:
             for name, folder in db.execute("SELECT id, folder FROM adapters"):
                 self.served.load_adapter(state / "adapters" / folder, name)
 

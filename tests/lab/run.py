@@ -41,6 +41,8 @@ PROGRAMS = {
     "kill": Program("a training killed at random moments ends in the same bytes", "minutes"),
     "kills": Program("commands that write and jobs of the daemon, killed and run again", "many minutes"),
     "crash": Program("the daemon killed at random moments: all that it accepted is there", "minutes"),
+    "faults": Program("the n-th open, write, sync, rename, thread or allocation of an action fails", "an hour", "",
+                      "-n 0 -s -m '' test_faults.py"),
     "fuzz": Program("random damage to models and to a daemon's state", "minutes"),
     "fuzz-daemon": Program("random requests: none breaks the daemon", "minutes"),
     "schema": Program("schemathesis over the daemon's own OpenAPI", "minutes", "", "-m '' daemon/test_schema.py"),

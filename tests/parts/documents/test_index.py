@@ -19,6 +19,8 @@ from edgetune.parts.documents.ranking import fused
 from edgetune.parts.documents.searching import Index
 from edgetune.parts.documents.store import Source, Store
 
+pytestmark = pytest.mark.smoke
+
 OPTIONS = IndexOptions(chunk_tokens=40)
 TEXTS = {
     "lamp.md": "# Lamp\n\nThe lamp in the hall is red.\n\n## Time\n\nIt burns at six.\n",

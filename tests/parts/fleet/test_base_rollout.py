@@ -79,6 +79,7 @@ def test_a_base_is_evaluated_switched_and_undone(made, tmp_path):
         assert sorted(path.name for path in device.slot.iterdir()) == ["a", "current"]
 
 
+@pytest.mark.slow
 def test_a_base_comes_with_its_adapter(made, tmp_path):
     """Both are judged together; what else the base had is not what was judged."""
     fleet = tmp_path / "fleet"
@@ -181,6 +182,7 @@ def applied(device, fleet, restart):
                              *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+@pytest.mark.slow
 def test_a_look_that_is_killed_is_continued(made, tmp_path):
     """SIGKILL while the gate evaluates; between switch and restart; while the daemon restarts."""
     fleet = tmp_path / "fleet"

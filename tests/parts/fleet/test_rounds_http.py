@@ -118,6 +118,7 @@ def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_fol
         assert not any(b"say" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_killed_daemon_changes_nothing(bundle, rows, by_folder, tiny_llama, tmp_path):
     """Real processes: a daemon that is killed in a round and started again, a device, and a lead."""
     folder = begin(bundle, tmp_path / "served")
