@@ -33,3 +33,8 @@ def needs(name: str) -> Any:
 def of_parts(name: str) -> list[Any]:
     """The items of all lists of this name, by part."""
     return [item for table in _tables() for item in getattr(table, name, ())]
+
+
+def options_of_parts(model: Path, folder: Path) -> dict[str, Any]:
+    """The options of a daemon of this model with all that parts serve; their files are in a folder."""
+    return {name: value for options in of_parts("OPTIONS") for name, value in options(model, folder).items()}

@@ -21,6 +21,7 @@ from fake_workers import FakeProcess, FakeWorkers
 from kills import Kill, killed
 from marks import marks_in
 from services import same_holdout
+from slot_folders import write_slot
 from stub_engine import StubAnswering, StubVectors
 from tiny import write_tiny
 
@@ -32,7 +33,6 @@ from edgetune.daemon.jobs.worker import RUN
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.data.dataset import load_rows
-from edgetune.fleet.rollout.slots import make_slot
 from edgetune.formats.bundle import open_bundle, write_copy
 from edgetune.formats.slot import SIDES, Slot
 from edgetune.llamacpp.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ class Template:
 def template() -> Template:
     """Made once a process, for a training takes a second."""
     folder = Path(tempfile.mkdtemp(prefix="machine-"))
-    slot = make_slot(write_tiny(folder / "tiny.gguf", formats="Q8_0"), folder / "slot")
+    slot = write_slot(write_tiny(folder / "tiny.gguf", formats="Q8_0"), folder / "slot")
     with slot.filled("b") as beside:
         write_copy(open_bundle(write_tiny(folder / "other.gguf", formats="Q8_0", seed=1)), beside)
     return Template(slot.path, {side: _trained(slot.folder(side), folder / side) for side in SIDES})

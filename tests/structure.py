@@ -25,7 +25,7 @@ FLOORS = [
     ["training"],
     ["evaluation"],
     ["bench", "runs"],
-    ["tutor", "fleet"],
+    ["tutor"],
     ["compress", "daemon", "demo"],
     ["cli"],
     ["parts"],

@@ -83,7 +83,7 @@ def test_commands_of_pages_run(tmp_path, monkeypatch):
     assert {"data", "train", "chat", "resume", "eval", "compare", "report", "generate", "plan", "doctor"} <= set(ran)
 
 
-@pytest.mark.slow  # twenty seconds; `make corrections` and `make recipes` show on more rows that real models learn
+@pytest.mark.slow  # twenty seconds; `make lab NAME=recipes` and `corrections` show on more rows that real models learn
 def test_first_programs_end_with_the_learned_answer(smollm2, tmp_path):
     """What a newcomer tries first, on a real model."""
     for name in ("model.gguf", "smollm2"):

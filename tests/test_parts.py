@@ -98,6 +98,10 @@ def test_a_new_part_has_a_route_and_facts_of_the_device(said):
     assert said["schema"]["description"] == "The time that it tells."
 
 
+def test_a_new_part_admits_requests_without_a_key(said):
+    assert said["admitted"] == [200, 403, 401]
+
+
 def test_a_new_part_answers(said):
     assert said["time"] == "late"
     assert said["source"]["toy"] == 1
@@ -139,6 +143,6 @@ def test_a_new_part_has_a_thread_health_and_a_metric(said):
 
 
 def test_a_new_part_has_a_panel_of_the_page(said):
-    assert '<section id="toy" hidden>' in said["page"]
+    assert '<section id="toy" data-tab="Toy" hidden>' in said["page"]
     assert "panels.push(({ toy })" in said["page"]
     assert said["page"].index("const panels") < said["page"].index("panels.push") < said["page"].index("watch();")

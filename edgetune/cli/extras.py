@@ -16,7 +16,6 @@ EXTRAS = (
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
     Extra("prompts", "prompt files in YAML", ("yaml",)),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
-    Extra("flower", "edgetune fleet server and edgetune fleet node", ("flwr",)),
     Extra("sign", "signed bundles", ("cryptography",)),
     *(extra for manifest in manifests() for extra in manifest.extras),
 )

@@ -14,7 +14,7 @@ OWN = {
               "adapters": "remote evaluated files joined", "feedback": "feedback proposed checked", "prompts": "kept"},
     "Compress": {"compress": "compress"},
     "Home": {},
-    "Fleet": {"fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
+    "Fleet": {},
     "Lab": {"lab": "lab facts bench compiled rebase", "tutor": "tutor"},
 }
 OLD_NAMES = {"daemon": "serve", "info": "models info", "teach": "data teach", "device": "lab device",

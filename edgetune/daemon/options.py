@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import UsageError
 from ..evaluation.graders import landlock
-from ..formats.signature import private_key
 from ..machine.policy import read_hours
 from ..manifest import PartOptions, manifests
 from ..options import AUTO, check_options, option, share_of
@@ -58,10 +57,6 @@ class DaemonOptions:
     # data that it keeps
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
-    fleet: str = option("", "Folder of a fleet: devices fetch its rounds and roll-outs from this daemon, and send "
-                        "their answers.")
-    fleet_sign: str = option("", "Private Ed25519 key that signs orders of a roll-out: those by which rings begin by "
-                             "themselves, and what is decided on the page.")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
                                "first; 0: none, and those that were kept leave.", low=0, high=100_000)
@@ -156,8 +151,6 @@ class DaemonOptions:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
                              "make a key with edgetune service key and give its file, or listen on 127.0.0.1")
         self._check_proxy()
-        if self.fleet_sign:
-            private_key(Path(self.fleet_sign).expanduser())  # a wrong file must be known before a roll-out is stopped
         return self
 
     def _check_proxy(self) -> None:

@@ -17,6 +17,7 @@ from .options import DaemonConfig
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
+    from starlette.types import Scope
 
     from .service import Service
     from .sources import AnswerSource
@@ -87,6 +88,13 @@ class RunningPart:
     def device(self) -> dict[str, Any]:
         """Returns what it adds to the answer of /v1/device: the fields of the manifest's `device`."""
         return {}
+
+    def admit(self, scope: Scope) -> str | None:  # noqa: ARG002
+        """Admits a request that the keys of the daemon need not cover: by who signed it, say, which it may note in the
+        scope. Returns the SHA-256 that the body must have, "": any; None: the keys decide. Raises HTTPException for a
+        request that must not reach the app. For the event loop.
+        """
+        return None
 
     def metrics(self) -> Iterator[Metric]:
         """Yields what it adds to /metrics."""

@@ -40,7 +40,6 @@ from ..serving.served import Served
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
-from .advancing import Advancing
 from .embeddings import Embedded, Embeddings, Text
 from .grading import Grading
 from .jobs.jobs import FOLDER as RUNS
@@ -63,8 +62,7 @@ from .learning.traffic import Traffic
 from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
-from .running import Chooser, running_parts
-from .slots import arrival, slot_facts
+from .running import Chooser, RunningPart, running_parts
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST, Adapter, Adapters
 from .state.database import Store
@@ -103,6 +101,7 @@ class Service:
         self.path = opened_side(find_model(model))
         self.name = model_name(self.slot.path if self.slot else self.path)
         self.stopping = threading.Event()
+        self.running: dict[str, RunningPart] = {}
         self.answered = Counter[str]()  # answers by their source
         self._counting = threading.Lock()
         self._reading = memory.Reading()
@@ -155,18 +154,15 @@ class Service:
             self._used_at_start = memory.in_use(self.bundle.gguf.path.resolve())[0]
             self.probations = Probations(self.adapters, self.store)
             self.feedback.on_added.append(self.probations.look)
-            self.advancing = Advancing(self.config, self.stopping)
-            for part in (self.batcher, self.adapters, self.jobs, self.learner, self.advancing):
+            for part in (self.batcher, self.adapters, self.jobs, self.learner):
                 part.start()
                 if not isinstance(part, Adapters):
                     opened.callback(part.stop)
-            self.came = arrival(self.path, self.adapters) if self.slot else None
-            self.probations.look()  # the daemon may have ended before it could
             for running in self.running.values():
                 running.start()
                 opened.callback(running.stop)
-            self.parts: Sequence[Threaded] = (self.batcher, self.jobs, self.learner, self.advancing,
-                                              *self.running.values())
+            self.probations.look()  # the daemon may have ended before it could
+            self.parts: Sequence[Threaded] = (self.batcher, self.jobs, self.learner, *self.running.values())
             self._opened = opened.pop_all()
         return self
 
@@ -405,7 +401,6 @@ class Service:
         job = self.jobs.running
         return {"model": self.name, "fingerprint": self.bundle.fingerprint, "adapter": self.adapters.serving,
                 "device": {**asdict(here), "kind": here.kind, "profile": here.profile.name if here.profile else None},
-                "fleet": bool(self.config.fleet), "slot": slot_facts(self),
                 "memory": {"budget": self.budget, "used": self._reading.bytes(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
                 "answered": dict(self.answered),

@@ -12,12 +12,10 @@ import httpx
 import pytest
 import yaml
 from daemons import PATIENCE, daemon
-from fleets import write_fleet
 from json_lines import write_lines
+from part_tables import options_of_parts
 from prometheus_client.parser import text_string_to_metric_families
 from tiny import write_tiny
-
-from edgetune.formats.bundle import open_bundle
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "how-to" / "integrations.md").read_text("utf-8")
@@ -28,10 +26,9 @@ HERE = "http://127.0.0.1:8642"  # as the page has it
 
 @pytest.fixture(scope="module")
 def running(model, tmp_path_factory):
-    """It serves a fleet, whose metrics the board has, too."""
+    """With the parts whose metrics the board has, too."""
     folder = tmp_path_factory.mktemp("daemon")
-    fleet = write_fleet(open_bundle(model), folder / "fleet")
-    with daemon(model, folder / "state", fleet=str(fleet), **DAEMON) as made:
+    with daemon(model, folder / "state", **options_of_parts(model, folder), **DAEMON) as made:
         yield made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
@@ -13,7 +14,9 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.openapi.utils import get_openapi
+from fastapi.params import File
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
@@ -27,9 +30,8 @@ from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
 from ..service import Service
 from ..state.adapters import LATEST
-from ..state.files import PURPOSE, RESULTS, purposes
+from ..state.files import PURPOSE, RESULTS, check_purpose, purposes
 from . import (
-    base,
     checking,
     classify,
     completions,
@@ -38,10 +40,6 @@ from . import (
     errors,
     feedback,
     fine_tuning,
-    fleet,
-    fleet_members,
-    fleet_rounds,
-    fleet_status,
     pages,
     proposals,
     schemas,
@@ -51,7 +49,6 @@ from .adapters import AnAdapter, adapter_object
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
-from .devices import Devices
 from .errors import RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
@@ -67,8 +64,7 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback,
-                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, pages,
+PARTS = (*(part.router for part in (checking, classify, completions, drawn, embeddings, feedback, fine_tuning, pages,
                                     proposals, tokens)), router,
          *(manifest.load(name).router for manifest in manifests() for name in manifest.routes))
 
@@ -76,6 +72,12 @@ PARTS = (*(part.router for part in (base, checking, classify, completions, drawn
 def routes() -> list[BaseRoute]:
     """All routes of the API, for its reference."""
     return [route for part in PARTS for route in part.routes]
+
+
+def uploads() -> list[re.Pattern[str]]:
+    """The paths that take files."""
+    return [route.path_regex for route in routes() if isinstance(route, APIRoute)
+            and any(isinstance(field.field_info, File) for field in route.dependant.body_params)]
 
 
 def app(service: Service) -> FastAPI:
@@ -94,8 +96,7 @@ def app(service: Service) -> FastAPI:
     errors.install(made)
     made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
-    devices = Devices(Path(config.fleet).expanduser()) if config.fleet else None
-    made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies, devices=devices)  # it comes first
+    made.add_middleware(Guard, service=service, keys=keys, bodies=made.state.bodies, uploads=uploads())  # comes first
     return made
 
 
@@ -178,6 +179,8 @@ def upload(file: schemas.RowsFile,
                                         json_schema_extra={"enum": [*purposes()]})],
            service: TheService) -> Any:
     """Uploads a file, as a form: rows to train on, which are kept as JSON Lines, or a document to search."""
+    with errors.about("purpose"):
+        check_purpose(purpose)
     chunks = iter(lambda: file.file.read(1 << 16), b"")
     return _file(service.files.add(file.filename or "rows.jsonl", purpose, chunks))
 

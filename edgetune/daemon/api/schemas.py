@@ -426,10 +426,7 @@ class CommonDevice(Answer):
     model: str = Field(description="The model's name.")
     fingerprint: str = Field(description="sha256 of the model, which adapters name.")
     adapter: str | None = Field(description="The active adapter's id; null: the base answers alone.")
-    fleet: bool = Field(description="Whether it serves a fleet, by --fleet.")
-    slot: dict[str, Any] | None = Field(description="Of a slot: path, rollout (that brought its base), since "
-                                        "(seconds), bad and good (ratings since); null: it serves none.")
-    device: dict[str, Any] = Field(description="model, machine, kind (what the reports of a fleet say), cpu, cores, "
+    device: dict[str, Any] = Field(description="model, machine, kind, cpu, cores, "
                                    "processors, memory_installed, memory_total and memory_available (bytes), "
                                    "power_mode, profile, matched.")
     memory: dict[str, Any] = Field(description="budget of the whole daemon, used by it, available here, in bytes.")
