@@ -70,7 +70,8 @@ def main(model, folder):
         thread = running.service.running["toy"].thread
     said["threads"].append(thread.is_alive())
     with daemon(model, folder / "other") as running:
-        said["off"] = [get("/v1/device").json()["toy"], "toy" in running.service.running]
+        told = get("/v1/device").json()["toy"]
+        said["off"] = [told, "toy" in running.service.running]
     add_key(folder / "keys", "owner")
     with daemon(model, folder / "state", toy=str(late), key_file=str(folder / "keys")) as running:
         said["admitted"] = [get(path).status_code for path in (

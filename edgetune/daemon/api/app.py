@@ -30,7 +30,7 @@ from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
 from ..service import Service
 from ..state.adapters import LATEST
-from ..state.files import PURPOSE, RESULTS, purposes
+from ..state.files import PURPOSE, RESULTS, check_purpose, purposes
 from . import (
     checking,
     classify,
@@ -179,6 +179,8 @@ def upload(file: schemas.RowsFile,
                                         json_schema_extra={"enum": [*purposes()]})],
            service: TheService) -> Any:
     """Uploads a file, as a form: rows to train on, which are kept as JSON Lines, or a document to search."""
+    with errors.about("purpose"):
+        check_purpose(purpose)
     chunks = iter(lambda: file.file.read(1 << 16), b"")
     return _file(service.files.add(file.filename or "rows.jsonl", purpose, chunks))
 

@@ -73,9 +73,7 @@ class Files:
         Raises DataError for a line that is not a row, with its number; TooLargeError for more bytes or rows than
         options allow, or a longer line; UsageError for another purpose; DiskError.
         """
-        if purpose not in purposes():
-            raise UsageError(f"purpose is {purpose!r:.40}", f"use {' or '.join(map(repr, purposes()))}, all that files "
-                             "are for here")
+        check_purpose(purpose)
         file_id = f"file-{secrets.token_hex(12)}"
         if check_name := purposes()[purpose]:
             check_name(printable(name))
@@ -193,6 +191,13 @@ def purposes() -> dict[str, Callable[[str], object] | None]:
     """Returns the purposes that an upload may have; of one whose files are kept as they are, what checks a name."""
     return {PURPOSE: None, **{purpose: manifest.load(check) for manifest in manifests()
                               for purpose, check in manifest.purposes.items()}}
+
+
+def check_purpose(purpose: str) -> None:
+    """Raises UsageError for a purpose that no upload has."""
+    if purpose not in purposes():
+        raise UsageError(f"purpose is {purpose!r:.40}", f"use {' or '.join(map(repr, purposes()))}, all that files are "
+                         "for here")
 
 
 def check_size(size: int, max_upload: int) -> None:

@@ -52,7 +52,7 @@ def end(parts):
 SURFACES = (Surface(ollama_chat, required=False, ids=False, error=ollama.ResponseError),
             Surface(ollama_generate, tools=False, required=False, ids=False, error=ollama.ResponseError))
 
-OPTIONS = [
+OF_OPTIONS = [
     *SAMPLING, Field("num_predict", SUPPORTED, -1, "-1 and -2: what the context holds, the default; 1,024 with format"),
     Field("num_ctx", IGNORED, 8192, "--context decides"),
     *ignored(num_keep=4, num_batch=8, num_gpu=1, main_gpu=0, num_thread=2, low_vram=True, f16_kv=True, logits_all=True,
@@ -77,13 +77,13 @@ LEAST = {"model": "tiny:base", "stream": False, "options": {"num_predict": 3}}
 CHAT = Endpoint("/api/chat", {**LEAST, "messages": [{"role": "user", "content": "turn"}]}, [
     Field("messages", SUPPORTED, CALLED, "of text, tool_calls and tool_name; thinking is ignored, images are refused"),
     *COMMON, Field("tools", SUPPORTED, [TOOL], "functions"),
-], ("message", "content"), "options", OPTIONS)
+], ("message", "content"), "options", OF_OPTIONS)
 
 GENERATE = Endpoint("/api/generate", {**LEAST, "prompt": "turn"}, [
     *supported(prompt="the light", system="the light", raw=True), *COMMON,
     Field("suffix", REFUSED, "off"), Field("template", REFUSED, "{{ .Prompt }}", "but the model's own"),
     Field("context", SUPPORTED, [5, 6], "that of an earlier answer"), Field("images", REFUSED, ["eA=="]),
-], ("response",), "options", OPTIONS)
+], ("response",), "options", OF_OPTIONS)
 
 EMBEDDINGS = Endpoint("/api/embeddings", {"model": "tiny:base", "prompt": "turn"}, [
     Field("model", SUPPORTED, "tiny", "with or without :latest; adapters make no vectors"),

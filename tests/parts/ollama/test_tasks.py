@@ -1,4 +1,4 @@
-"""A task of Home Assistant, of docs/how-to/integrations.md, is answered in its form by Ollama's API."""
+"""What docs/how-to/integrations.md says of Ollama's API, done: its program, and a task of Home Assistant."""
 
 import json
 import re
@@ -12,6 +12,13 @@ from daemons import PATIENCE
 PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "integrations.md").read_text("utf-8")
 SHAPE = {"n_context": 1024}
 DAEMON = {"context": 1024}
+
+
+def test_the_program_runs(running, capsys):
+    program = re.search(r"## Ollama's clients\n\n```python\n(.*?)```", PAGE, re.S)[1]
+    here = program.replace("http://127.0.0.1:8642", running.url).replace('"model"', '"tiny"')
+    exec(compile(here, "program", "exec", dont_inherit=True), {})
+    assert "64 numbers in a vector" in capsys.readouterr().out
 
 
 def schema_of(fields):

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 from commands import run
 from indexes import small_index
 from json_lines import read_lines, write_lines
