@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,15 +20,12 @@ from ...adapters import store
 from ...daemon.jobs.jobs import JobData
 from ...daemon.jobs.progress import JobProgress
 from ...daemon.jobs.recipe import HELD, SELECTING, TRAIN
-from ...daemon.jobs.rewarded import with_rewards
 from ...daemon.jobs.table import Job, JobTable
 from ...daemon.kinds.base import JobKind, Starter
 from ...daemon.kinds.feedback import FeedbackJob
 from ...daemon.kinds.registry import register
 from ...daemon.learning.curriculum import JobRows
 from ...daemon.learning.file_rows import files_of_active
-from ...daemon.learning.method import read_options
-from ...daemon.options import DaemonConfig
 from ...daemon.state.holdout import EDGE, MOST
 from ...data import prompts as asking
 from ...data import rows as supervised_rows
@@ -36,20 +33,17 @@ from ...data.dataset import Dataset, load_rows
 from ...data.rows import Row, RowParser
 from ...errors import DataError, FormatError, MismatchError, UsageError
 from ...evaluation.acceptance import Split
-from ...evaluation.graders.base import Grader, load_grader, read_grader
+from ...evaluation.graders.base import Grader, read_grader
 from ...objectives.base import Objective
-from ...objectives.grpo import Grpo
 from ...objectives.sft import Sft
-from ...options import make_options
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
-from .options import own, tutors
 from .prompts import take
 from .rounds.files import BEGUN
 from .rounds.folder import published_rounds
-from .rounds.options import TutorOptions, of_earlier
 from .rounds.teach import TutorFiles, teach
 from .running import prompts_of
+from .task import TASK, TutorTask, own, task_of, tutor_task
 
 if TYPE_CHECKING:
     from ...daemon.jobs.worker import Worker
@@ -57,60 +51,12 @@ if TYPE_CHECKING:
 
 PROMPTS = "prompts"  # the name by which a person begins one
 SUFFIX = "tutored"  # of the adapters
-TASK = "task.json"  # in the folder of a job: options and grader
 LABELLED = "labelled.jsonl"  # rows whose right answer people gave
 START = "start"  # the adapter that was active when the job was made
 KEEP = "keep.jsonl"  # the canary
 ROUNDS = "tutor"  # the rounds
-DEFAULT_ROUNDS = 3  # unless another number is given
 ANY = 1e9  # the value of a limit that the daemon does not have: options are finite
 LEFT_OUT = ("steps", "eval_every", "patience")  # options of training that rounds do not have
-
-
-@dataclass(frozen=True)
-class TutorTask:
-    """A tutor's task. given: the options of TutorOptions that are named; grader: as JSON, None without."""
-
-    given: Mapping[str, Any]
-    grader: Mapping[str, Any] | None
-
-    @property
-    def options(self) -> TutorOptions:
-        return make_options(TutorOptions, {"rounds": DEFAULT_ROUNDS, **self.given}).check()
-
-    @property
-    def objective(self) -> Objective:
-        """Returns the gate's objective: the grader's rewards, where no right answer is known."""
-        if self.grader is None:
-            return Sft()
-        return Grpo(grader=json.dumps(self.grader), max_completion_length=self.options.max_tokens)
-
-
-def tutor_task(config: DaemonConfig) -> TutorTask | None:
-    """Returns the task of a daemon's tutor; None where --learn names none. Raises UsageError for wrong options."""
-    given = own(config)
-    if not tutors(config):
-        if given.tutor_options:
-            raise UsageError(f"tutor-options is given, and learn is {config.learn}",
-                             "leave it out, or choose --learn tutor")
-        return None
-    if not given.keep_prompts:
-        raise UsageError(f"learn is {config.learn}, which asks the prompts of people again, and none is kept",
-                         "say how many may be kept, such as --keep-prompts 1000")
-    grader = None
-    if config.learn_grader:
-        path = Path(config.learn_grader).expanduser()
-        read = load_grader(path, allow_python=config.allow_python_graders)
-        try:
-            read.check_item({"prompt": "?"})
-        except DataError as error:
-            raise UsageError(f"learn-grader cannot score answers to the prompts of people: {error.what}",
-                             "a prompt has item.prompt, or item.messages, and no right answer") from None
-        grader = read.to_json()
-    task = TutorTask(read_options(given.tutor_options), grader)
-    task.options  # noqa: B018 (checked)
-    with_rewards(task.objective, config.python())
-    return task
 
 
 @register
@@ -135,23 +81,13 @@ class TutorJob(JobKind):
         return super().has_begun(folder) or (folder / ROUNDS / BEGUN).exists()
 
     def objective(self, folder: Path, method: Mapping[str, Any]) -> Objective:
-        return _task(folder, method).objective
+        return task_of(folder, method).objective
 
     def work(self, worker: Worker) -> dict[str, Any]:
         """Does a job. If its rounds published nothing, it makes no adapter."""
         if not worker.is_trained and (why := _Rounds(worker).work()):
             return {"passed": False, "reason": why}
         return worker.evaluate()
-
-
-def _task(folder: Path, method: Mapping[str, Any]) -> TutorTask:
-    """Returns a job's task; a job of an earlier version has its options in its method."""
-    if (folder / TASK).exists():
-        found = json.loads((folder / TASK).read_text())
-    else:
-        part = method[method["type"]]
-        found = {"given": part["tutor"], "grader": part.get("grader")}
-    return TutorTask(of_earlier(found["given"]), found["grader"])
 
 
 # ---- in the daemon ---------------------------------------------------------------------------------------------------
@@ -279,7 +215,7 @@ def _copy_adapter(source: Path, target: Path) -> None:
 class _Rounds:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.task = _task(worker.folder, worker.method)
+        self.task = task_of(worker.folder, worker.method)
         self.folder = worker.folder / ROUNDS
         if self.task.grader:
             worker.make_room_for_graders(self._grader().process_bytes)

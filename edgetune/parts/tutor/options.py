@@ -27,16 +27,6 @@ class KeptPromptOptions(PartOptions):
     def check_own(self) -> None:
         """Raises UsageError for a tutor that cannot begin."""
         config = cast("DaemonConfig", self)
-        if tutors(config) or self.tutor_options:
-            from .job import tutor_task
+        if self.tutor_options or config.learn.startswith("tutor"):
+            from .task import tutor_task
             tutor_task(config)
-
-
-def own(config: DaemonConfig) -> KeptPromptOptions:
-    """Returns a daemon's options as those of this part."""
-    return cast(KeptPromptOptions, config)
-
-
-def tutors(config: DaemonConfig) -> bool:
-    """Returns whether a daemon learns from prompts."""
-    return config.learn.startswith("tutor")
