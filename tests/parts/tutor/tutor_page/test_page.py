@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from daemons import daemon
@@ -34,7 +33,7 @@ def running(model, tmp_path_factory):
 
 @pytest.mark.parametrize("most", [0, 100])
 def test_prompts_are_asked_for_where_they_are_kept_and_looked_at(browser, url, running, monkeypatch, most):
-    monkeypatch.setattr(running.service, "config", replace(running.service.config, keep_prompts=most))
+    monkeypatch.setattr(running.service.running["tutor"], "most", most)
     asked = []
     with opened(browser, url, **LAPTOP) as page:
         runs(page)
