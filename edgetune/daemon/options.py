@@ -214,7 +214,8 @@ else:
 
 def without_parts(config: DaemonConfig) -> DaemonConfig:
     """Returns a daemon's options without those of its parts."""
-    return replace(config, **{spec.name: spec.default for own in part_options() for spec in declared(own)})
+    plain: dict[str, Any] = {spec.name: spec.default for own in part_options() for spec in declared(own)}
+    return replace(config, **plain)
 
 
 def model_name(path: Path) -> str:
