@@ -113,7 +113,7 @@ def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
 
 
 def openai_client(url: str, key: str = "none") -> openai.OpenAI:
-    """OpenAI's own client, of the daemon at `url`. It is imported late: proofs that use this module do without."""
+    """OpenAI's own client, of the daemon at `url`. It is imported late: programs that use this module do without."""
     import openai
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 

@@ -24,6 +24,12 @@ def _tables() -> list[ModuleType]:
     return found
 
 
+def needs(name: str) -> Any:
+    """Marks a test of a part that uses another, which may be missing."""
+    import pytest
+    return pytest.mark.skipif(name not in (manifest.name for manifest in manifests()), reason=f"{name} is not here")
+
+
 def of_parts(name: str) -> list[Any]:
     """The items of all lists of this name, by part."""
     return [item for table in _tables() for item in getattr(table, name, ())]

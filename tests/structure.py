@@ -22,10 +22,9 @@ FLOORS = [
     ["data", "adapters"],
     ["models", "objectives"],
     ["serving"],
-    ["training", "retrieval"],
+    ["training"],
     ["evaluation"],
     ["bench", "runs"],
-    ["fleet"],
     ["compress", "daemon", "demo"],
     ["cli"],
     ["parts"],
@@ -114,7 +113,7 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
     def visit(module: str) -> None:
         index[module] = low[module] = len(index)
         stack.append(module)
-        for target in edges[module]:
+        for target in edges.get(module, ()):
             if target not in index:
                 visit(target)
                 low[module] = min(low[module], low[target])

@@ -21,7 +21,6 @@ OPTIONAL = {"onnxruntime", "cryptography", "huggingface_hub", "rapidfuzz", "roug
             "pypdf"}  # a device's extras, imported where they are used
 DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",
           "httpx"}  # extra: daemon
-FLOWER = {"flwr", "cryptography"}  # extra: flower; in the folder whose modules run in its environment
 REPEATED = {  # class names that more than one module has; none is added
     "Adapter", "Agreement", "AllowedChoice", "Answer", "Answers", "Artifact", "Asked", "Batch", "Blocks",
     "Body", "CalledFunction", "Checkpoint", "Completion", "Copied", "Counted", "Decision", "Deferred",
@@ -86,8 +85,6 @@ def test_code_imports_only_what_is_declared():
             allowed |= DAEMON
         if room == "compress":
             allowed |= COMPRESS
-        if name.startswith("fleet.carriers.flower.app."):
-            allowed |= FLOWER
         if room == "parts":
             allowed |= DAEMON
             allowed |= {package for part in manifests() if name.startswith(f"parts.{part.name}.")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,16 @@ from .app import (
     system_option,
     threads_option,
 )
-from .around import around_of, around_options, beside_around, instruction_of, longest_text, refuse_around, taken_around
+from .around import (
+    around_of,
+    around_options,
+    beside_around,
+    instruction_of,
+    longest_text,
+    more_values,
+    refuse_around,
+    taken_around,
+)
 from .by_encoder import classifier_of, graded_by_encoder
 from .choosing import OF_EVAL, choosing_of_rows, sampled_options
 from .elsewhere import refuse_beside, remote_model, url_options
@@ -94,13 +103,13 @@ class Serving:
     key_file: Path | None = None
     structured: str = "auto"
     prompt_file: Path | None = None
-    index: Path | None = None
-    passages: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)  # of the parts' options around a question
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Serving:
         """Takes the options of serving out of a command's options."""
-        return cls(**{spec.name: options.pop(spec.name) for spec in fields(cls) if spec.name in options})
+        return cls(**{spec.name: options.pop(spec.name) for spec in fields(cls) if spec.name in options},
+                   more=more_values(options))
 
 
 @contextmanager

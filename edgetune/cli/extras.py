@@ -15,9 +15,7 @@ EXTRAS = (
     Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx")),
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
     Extra("prompts", "prompt files in YAML", ("yaml",)),
-    Extra("retrieval", "edgetune index, edgetune search and --index", ("apsw", "sqlite_vec", "pypdf")),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
-    Extra("flower", "edgetune fleet server and edgetune fleet node", ("flwr",)),
     Extra("sign", "signed bundles", ("cryptography",)),
     *(extra for manifest in manifests() for extra in manifest.extras),
 )

@@ -11,11 +11,10 @@ OWN = {
     "Train": {"plan": "plan", "train": "learn", "resume": "learn", "report": "report"},
     "Try": {"chat": "chat", "generate": "generate", "eval": "answer", "grade": "grade", "compare": "compare"},
     "Serve": {"serve": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
-              "adapters": "remote evaluated files joined", "feedback": "feedback proposed checked",
-              "index": "index", "search": "index"},
+              "adapters": "remote evaluated files joined", "feedback": "feedback proposed checked"},
     "Compress": {"compress": "compress"},
     "Home": {},
-    "Fleet": {"fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
+    "Fleet": {},
     "Lab": {"lab": "lab facts bench compiled rebase"},
 }
 OLD_NAMES = {"daemon": "serve", "info": "models info", "teach": "data teach", "device": "lab device",

@@ -24,7 +24,6 @@ from ..machine.device import devices_folder, read_device
 from ..machine.policy import Policy
 from ..manifest import PartOptions
 from ..options import declared
-from ..serving.learned import encoder_of
 from ..training.config import TrainConfig
 from .keys import read_keys
 from .options import LOOPBACK, DaemonConfig, part_options
@@ -90,7 +89,7 @@ def _flags(options: Any, *left_out: str) -> Iterator[str]:
 def _needed(model: Path, config: DaemonConfig) -> list[Path]:
     """Returns the paths that the service reads (Python, edgetune, model, keys) by name, and where links lead."""
     named = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], devices_folder(), model,
-             *(path for _, path in _files(config)), *([encoder_of(Path(config.first))] if config.first else []),
+             *(path for _, path in _files(config)),
              *(path for own in part_options() for path in own.files(cast(PartOptions, config))),
              *([] if trusted_keys() is None else [trusted_folder()])]
     paths = {at for path in named for at in (path.absolute(), path.resolve())}

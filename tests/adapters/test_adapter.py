@@ -17,6 +17,8 @@ from edgetune.errors import EdgetuneError, FormatError, MismatchError, NumericsE
 from edgetune.formats.gguf import fingerprint, open_gguf
 from edgetune.formats.targets import TARGETS
 
+pytestmark = pytest.mark.smoke
+
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 NAMES = [f"blk.{i}.{name}" for i in range(2) for name in TARGETS.values()]
 

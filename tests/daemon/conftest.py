@@ -10,6 +10,8 @@ from services import make_state
 from thread_workers import ThreadWorker
 from tiny import write_tiny
 
+from edgetune.daemon.state.database import Store
+
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
@@ -28,6 +30,22 @@ def folder(made, tmp_path):
 def tiny_q8(tmp_path_factory):
     """A tiny llama in Q8_0. Read only."""
     return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
+
+
+@pytest.fixture(autouse=True)
+def stores_are_closed(monkeypatch):
+    """Those that a test opens: since Python 3.13 a connection that nobody closed is a warning."""
+    opened = []
+
+    def begin(store, folder):
+        opened.append(store)
+        make(store, folder)
+
+    make = Store.__init__
+    monkeypatch.setattr(Store, "__init__", begin)
+    yield
+    for store in opened:
+        store.close()
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from typing import Any
 
 from ...errors import DataError
 from ...options import check_options
-from ...retrieval.chunks import Chunk, chunks
-from ...retrieval.documents import files_of, paragraphs
+from ..documents.chunks import Chunk, chunks
+from ..documents.paragraphs import files_of, paragraphs
 from . import gaps
 from .askers import Asker
 from .duplicates import NearDuplicates

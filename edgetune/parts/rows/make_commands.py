@@ -107,7 +107,7 @@ def make_passages(data: Path, index: Path, to: Path, threads: int, as_json: bool
     passage that its question finds.
     """
     from ...disk import refuse_existing
-    from ...retrieval.searching import Index
+    from ..documents.searching import Index
     from .passages import make_with_passages
     refuse_existing(to)
     with Index(index, threads) as opened, step_progress(out, as_json) as progress:

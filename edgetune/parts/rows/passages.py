@@ -17,8 +17,8 @@ from ...data.question import question_text
 from ...data.rows import answered_messages
 from ...errors import UsageError
 from ...options import check_options
-from ...retrieval.passages import with_passages
-from ...retrieval.searching import Index, Passage
+from ..documents.passages import with_passages
+from ..documents.searching import Index, Passage
 from .grounding import is_grounded
 from .options import PassageOptions
 from .output import Made

@@ -4,6 +4,9 @@ import json
 from typing import ClassVar
 
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 from commands import run
 from json_lines import read_lines
 from local_http import Quiet, served_by

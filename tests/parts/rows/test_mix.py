@@ -15,6 +15,8 @@ from edgetune.errors import EdgetuneError
 from edgetune.parts.rows.mix import mix
 from edgetune.parts.rows.shares import proportional
 
+pytestmark = pytest.mark.smoke
+
 pytest.importorskip("yaml")
 pytest.importorskip("rapidfuzz")
 LABELS = ("weather", "music", "lamp")

@@ -4,15 +4,18 @@ import json
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 from commands import run
 from indexes import small_index
 from json_lines import read_lines, write_lines
 
 from edgetune.errors import UsageError
+from edgetune.parts.documents.passages import ASKING
+from edgetune.parts.documents.searching import Index
 from edgetune.parts.rows.options import PassageOptions
 from edgetune.parts.rows.passages import ALONE, NOWHERE, make_with_passages
-from edgetune.retrieval.passages import ASKING
-from edgetune.retrieval.searching import Index
 
 THINGS = ("lamp", "oven", "kite", "boat", "drum", "fork")
 ROWS = [{"prompt": f"the {thing}", "completion": f"{thing} {number * 11}"} for number, thing in enumerate(THINGS)]

@@ -22,6 +22,8 @@ from edgetune.parts.tutor.rounds.gate import (
 )
 from edgetune.parts.tutor.rounds.options import TutorOptions
 
+pytestmark = pytest.mark.smoke
+
 OPTIONS = TutorOptions()
 RUNS = 300
 
