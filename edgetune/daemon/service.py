@@ -57,7 +57,7 @@ from .learning.like import LikeRecall
 from .learning.method import learn_method
 from .learning.proposals import Proposals
 from .learning.recall import Recall
-from .learning.traffic import Traffic
+from .learning.traffic import DrawnTraffic
 from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
@@ -132,7 +132,7 @@ class Service:
                                      self.bundle.fingerprint, may_differ=self.slot is not None)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
-            self.traffic = Traffic(self.store, self.holdout, self.config.drawn_days,
+            self.traffic = DrawnTraffic(self.store, self.holdout, self.config.drawn_days,
                                    lambda: self.adapters.serving or self.adapters.base)
             self.feedback.on_deleted.append(self.traffic.forget)
             self.proposals = Proposals(self.store, self.feedback,

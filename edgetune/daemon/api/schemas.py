@@ -19,7 +19,7 @@ from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, train_options
 from ..jobs.recipe import by_method
-from ..jobs.rewarded import ELSEWHERE
+from ..jobs.rewards import ELSEWHERE
 from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
 T = TypeVar("T")

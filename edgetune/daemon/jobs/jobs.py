@@ -37,7 +37,7 @@ from ..state.holdout import Holdout
 from ..state.shelf import Shelf
 from . import recipe
 from .queue import Queue
-from .rewarded import REWARD, with_rewards
+from .rewards import REWARD, with_rewards
 from .table import ENDED, JobTable, Note, Take
 from .table import Job as Job
 
@@ -64,7 +64,7 @@ class JobData:
     rounds: Sequence[str] = ()
     corrected: Iterable[Row] = ()
     measured: Iterable[Row] = ()
-    drawn: recipe.Drawn = recipe.NONE_DRAWN
+    drawn: recipe.DrawnQuestions = recipe.NONE_DRAWN
     fill: Callable[[Path], object] | None = None
     take: Take | None = None
     system: str | None = None

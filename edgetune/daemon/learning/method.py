@@ -14,9 +14,10 @@ from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, share_of
 from ...training.config import TrainConfig, train_options
-from ..jobs import recipe, rewarded
+from ..jobs import recipe
+from ..jobs.rewards import ELSEWHERE, with_rewards
 from ..options import MORE, DaemonConfig
-from .kinds import ANSWERS, HAS_ANSWER, LABELLED, RowKind, kind_of
+from .row_kinds import ANSWERS, HAS_ANSWER, LABELLED, RowKind, kind_of
 from .rows import Row
 
 POSSIBLE = ("!", "1", '{"a": 1}')  # right answers: a grader that accepts none of them can use no feedback
@@ -71,7 +72,7 @@ def learn_method(config: DaemonConfig, supervised: str = "") -> LearnMethod:
         if objective.imitated_epochs:
             raise UsageError(f"learn-method is {name}, which imitates rows of prompt and completion first, and "
                              "feedback has conversations", "choose grpo, or give --learn-options warmup_epochs=0")
-        objective, rewards = rewarded.with_rewards(objective, config.python())
+        objective, rewards = with_rewards(objective, config.python())
         assert rewards
         kind = _gradable(kind, rewards)
     elif config.learn_grader and not config.learns_more:
@@ -140,6 +141,6 @@ def _asked(objective: Objective) -> dict[str, Any]:
     options = {spec.name: getattr(objective, spec.name) for spec in declared(type(objective))}
     part: dict[str, Any] = {}
     if isinstance(objective, Rewarded):
-        options = {name: value for name, value in options.items() if name not in rewarded.ELSEWHERE}
+        options = {name: value for name, value in options.items() if name not in ELSEWHERE}
         part = {"grader": json.loads(objective.grader)} if objective.grader else {}
     return {"type": objective.method, objective.method: {"hyperparameters": options, **part}}

@@ -22,7 +22,7 @@ from ..state.database import now
 from .curriculum import as_conversation
 from .feedback import Feedback
 from .items import FeedbackItem, item_of
-from .kinds import HAS_ANSWER
+from .row_kinds import HAS_ANSWER
 from .rows import answer_of, make_row
 
 NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {} AND state != 'withdrawn'

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ...daemon.jobs.rewarded import with_rewards
+from ...daemon.jobs.rewards import with_rewards
 from ...daemon.learning.method import read_options
 from ...daemon.options import DaemonConfig
 from ...errors import DataError, UsageError

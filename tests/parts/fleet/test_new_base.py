@@ -16,7 +16,7 @@ from thread_workers import ThreadWorker
 from tiny import write_tiny
 
 from edgetune.daemon.client import Client
-from edgetune.daemon.jobs.exam import Asked, Exam, Score
+from edgetune.daemon.jobs.exam import AskedAdapter, GateExam, RowScore
 from edgetune.daemon.jobs.llama_examiner import LlamaExaminer
 from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
@@ -122,12 +122,12 @@ def test_unrelated_text_limits_a_base_too(bases, tmp_path):
 def test_losses_of_other_tokenizers_are_those_of_whole_answers(bases, tmp_path):
     """A base whose tokenizer has no merges needs more tokens for the same answer."""
     plain = write_tiny(tmp_path / "plain.gguf", n_context=256, metadata={"tokenizer.ggml.merges": ["t h"]})
-    exam = Exam(ROWS, CANARY, max_length=128)
+    exam = GateExam(ROWS, CANARY, max_length=128)
     found = {}
     totals = {}
     for name, path in (("old", bases / "one.gguf"), ("new", plain)):
         with LlamaModel(path, threads=1, context=256) as served:
-            found[name] = measured(LlamaExaminer(served, exam), Asked(None), exam)
+            found[name] = measured(LlamaExaminer(served, exam), AskedAdapter(None), exam)
             data = load_rows(ROWS, served.tokenizer, max_length=128)
             totals[name] = [-float(np.sum(served.logprobs(one.tokens.tolist(), one.weights != 0)))
                             for one in data.examples]
@@ -140,8 +140,9 @@ def test_losses_of_other_tokenizers_are_those_of_whole_answers(bases, tmp_path):
 
 
 def test_what_cannot_be_compared_is_left_out():
-    old = MeasuredBase([Score(1.0), Score(1.0), Score(0.5, pair=True)], [4, 0, 0], Drift(0, 0, 9, math.e), 10)
-    new = MeasuredBase([Score(1.0), Score(1.0), Score(0.7, pair=True)], [8, 8, 0], Drift(math.e - 1, 0.2, 19, 1.0), 20)
+    old = MeasuredBase([RowScore(1.0), RowScore(1.0), RowScore(0.5, pair=True)], [4, 0, 0], Drift(0, 0, 9, math.e), 10)
+    new = MeasuredBase([RowScore(1.0), RowScore(1.0), RowScore(0.7, pair=True)], [8, 8, 0],
+                       Drift(math.e - 1, 0.2, 19, 1.0), 20)
     assert [score.loss for score in comparable(new, old)] == [2.0, None, 0.7]
     found = rise(new, old)
     assert (found.rise, found.kl) == (pytest.approx(math.e - 1), 0.2)  # 2 nats an old token, 1 before

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ....daemon.jobs import gate
 from ....daemon.jobs.decide import Findings, decide
-from ....daemon.jobs.exam import Asked, Exam, Score
+from ....daemon.jobs.exam import AskedAdapter, GateExam, RowScore
 from ....daemon.jobs.llama_examiner import LlamaExaminer
 from ....daemon.jobs.recipe import held_rows
 from ....evaluation.canary import MAX_EXPONENT, Drift
@@ -35,7 +35,7 @@ class MeasuredBase:
     not read whole. drift: of the adapter from its base on unrelated text, None: not measured; text: its tokens.
     """
 
-    scores: list[Score]
+    scores: list[RowScore]
     tokens: list[int]
     drift: Drift | None
     text: int
@@ -47,7 +47,7 @@ def judged_base(worker: Worker, side: Path, adapter: Path | None, required: str)
     """
     from ....daemon.jobs.worker import NEW
     rows, rounds = held_rows(worker.folder)
-    exam = Exam(rows, worker.canary, rounds, (), worker.config.instruction,
+    exam = GateExam(rows, worker.canary, rounds, (), worker.config.instruction,
                 as_begun(worker.config, adapter or worker.folder).row_limit, worker.rewarding(),
                 worker.task["tests_before"], required)
     gate.check(exam)
@@ -58,20 +58,20 @@ def judged_base(worker: Worker, side: Path, adapter: Path | None, required: str)
     bundle = open_bundle(side)
     brought = {NEW: adapter} if adapter else {}
     with _opened(worker, bundle.gguf, brought, exam, worker.room.streamed) as examiner:
-        new = measured(examiner, Asked(NEW if adapter else None), exam)
+        new = measured(examiner, AskedAdapter(NEW if adapter else None), exam)
     found = Findings(old.scores, comparable(new, old), rounds, worker.old.name is not None, rise(new, old), (),
                      exam.tests_before, required)
     return {**decide(found, worker.limits).to_json(), "against": serving and serving["id"]}
 
 
-def _opened(worker: Worker, base: Gguf, adapters: Mapping[str, Path], exam: Exam,
+def _opened(worker: Worker, base: Gguf, adapters: Mapping[str, Path], exam: GateExam,
             budget: int) -> AbstractContextManager[Examiner]:
     return gate.opened(base, dict(adapters), exam, budget, worker.config.threads,
                        AnswerPriority(worker.commands.is_busy),
                        lambda done, of: worker.emit({"event": "judging", "done": done, "of": of}))
 
 
-def measured(examiner: Examiner, asked: Asked, exam: Exam) -> MeasuredBase:
+def measured(examiner: Examiner, asked: AskedAdapter, exam: GateExam) -> MeasuredBase:
     """Lets a base with its adapter answer the rows of an exam."""
     assert isinstance(examiner, LlamaExaminer)  # a slot holds no encoder
     scores = examiner.scores(asked, exam.rows)
@@ -80,7 +80,7 @@ def measured(examiner: Examiner, asked: Asked, exam: Exam) -> MeasuredBase:
     return MeasuredBase(scores, tokens, examiner.drift(asked.name), text)
 
 
-def comparable(new: MeasuredBase, old: MeasuredBase) -> list[Score]:
+def comparable(new: MeasuredBase, old: MeasuredBase) -> list[RowScore]:
     """Returns the new Scores with losses in nats a token of the present base; without one where the answers that were
     read differ.
     """

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from ...errors import DataError
 from .items import FeedbackItem
-from .kinds import HAS_ANSWER
+from .row_kinds import HAS_ANSWER
 from .rows import answer_of, read_row
 
 LIVE = "('new', 'used', 'counted')"
