@@ -57,7 +57,7 @@ def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob("*/adapter.gguf"))
 
 
-RUN_HERE = ["how-to/train.md", "how-to/stop-resume-continue.md", "how-to/read-the-result.md", "how-to/many-answers.md",
+RUN_HERE = ["how-to/train.md", "how-to/manage-runs.md", "how-to/read-the-result.md", "how-to/generate.md",
             "how-to/fit-into-memory.md", "tutorial/first-adapter.md"]
 
 
@@ -70,7 +70,7 @@ def test_commands_of_pages_run(tmp_path, monkeypatch):
     write_rows(tmp_path)
     for name in ("more", "test", "prompts"):
         write_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": str(i)} for i in range(4)])
-    for name in ("first", "second", "third"):
+    for name in ("first", "second", "third", "sums"):
         (tmp_path / name).symlink_to("my-adapter")
     monkeypatch.chdir(tmp_path)
     ran = []
@@ -112,7 +112,7 @@ def test_programs_are_in_pages_whose_programs_are_run():
     """Other tests: daemon/test_integrations.py for integrations.md and learn-from-feedback.md, test_monitor.py."""
     with_programs = {name for name, text in PAGES.items() if "```python" in text}
     assert with_programs == {"README.md", "reference/python.md", "reference/methods.md", "how-to/integrations.md",
-                             "how-to/monitor.md", "how-to/learn-from-feedback.md", "tutorial/python.md"}
+                             "how-to/manage-runs.md", "how-to/learn-from-feedback.md", "tutorial/python.md"}
 
 
 def shell_lines(text):

@@ -24,8 +24,7 @@ from edgetune.training.length import batch_of, total_steps
 
 ROWS = 500
 TOKENS = 60  # of a row
-BOARDS = ("Raspberry Pi Zero 2 W", "Raspberry Pi 3 Model B+", "Raspberry Pi 4 Model B", "Raspberry Pi 5",
-          "NVIDIA Jetson Nano", "NVIDIA Jetson Orin Nano")
+BOARDS = ("Raspberry Pi Zero 2 W", "Raspberry Pi 4 Model B", "Raspberry Pi 5", "NVIDIA Jetson Orin Nano")
 
 
 @dataclass(frozen=True)
