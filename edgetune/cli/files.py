@@ -249,7 +249,7 @@ def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
 def info_command(file: Path, as_json: bool) -> None:
     """Describe a model, a bundle or an adapter.
 
-    Of a model it says the formats and the size, and whether it can be trained here.
+    For a model it says the formats and the size, and whether it can be trained here.
     """
     from ..console import Copied
     from .info import describe
@@ -262,8 +262,8 @@ def info_command(file: Path, as_json: bool) -> None:
 def device_command(root: Path, watch: bool, as_json: bool) -> None:
     """Show what is known of this device.
 
-    It shows what was detected, the profile with its reason, what overrides it, and the temperature. With --watch: the
-    sensors alone.
+    It shows what was detected, the profile with its reason, what overrides it, and the temperature. With --watch:
+    only the sensors.
     """
     from .info import describe_device, sensor_reader
     if watch:

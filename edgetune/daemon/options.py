@@ -52,7 +52,7 @@ class DaemonOptions:
     socket: str = option("", "Listen on this Unix socket instead.", common=True)
     key_file: str = option("", "File with the hashes of keys that clients must show; edgetune service key adds one.",
                            common=True)
-    trusted_proxy: str = option("", "IP address of a proxy that lets in the right people alone, such as Home "
+    trusted_proxy: str = option("", "IP address of a proxy that lets in only the right people, such as Home "
                                 "Assistant's ingress, 172.30.32.2: its requests need no key, and its pages may show "
                                 "the daemon's in a frame [none].")
     # data that it keeps
@@ -82,8 +82,8 @@ class DaemonOptions:
     passages: int = option(3, "Passages of a question at most.", low=1, high=50)
     first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
                         "[the model answers all].", common=True, local=True)
-    first_share: float = option(0.9, "Share of those answers that is right at least, of JSON in the fields of few "
-                                "values, with a certainty of 95 % over the draw of the encoder's held-out questions.",
+    first_share: float = option(0.9, "Least share of those answers that is right, in JSON that of the fields of few "
+                                "values, with a certainty of 95 % over the draw of the encoder's held-out rows.",
                                 low=0.5, high=0.999)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
@@ -116,7 +116,7 @@ class DaemonOptions:
                                "kto: which were good and which bad; grpo, rloo, rest and others: what --learn-grader "
                                "rewards.")
     learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1; of an encoder also of "
-                                "training, such as steps=1: the heads alone.")
+                                "training, such as steps=1: only the heads.")
     learn_grader: str = option("", "File of a grader, which rewards answers to the questions of feedback, and to the "
                               "tutor's prompts.", local=True)
     learn_rows: int = option(20, "New pieces of feedback that start a training, held-out ones included.",
