@@ -189,7 +189,7 @@ def test_the_messages_of_the_page_of_symptoms_are_those_of_the_program():
     said = {text for path in (ROOT / "edgetune").rglob("*.py") for text in spoken(path.read_text("utf-8"))}
     cells = re.findall(r"^\| (`.*?) \|", PAGES["how-to/troubleshooting.md"], re.M)
     quoted = [quote for cell in cells for quote in re.findall(r"`(.*?)`", cell)]
-    assert len(quoted) > 25
+    assert len(quoted) > 10
     for quote in quoted:
         assert any(holds(text, quote.split("…")) for text in said), f"nothing says {quote!r}"
 
