@@ -175,7 +175,7 @@ def test_commands_and_jobs_take_it(name, bundle, tmp_path):
     assert TrainConfig.read_json(options, "run.json").family == small(name)
     assert command("plan", bundle.path, rows, *asked, "--json")
     if name in PAIRS:
-        command("export", tmp_path / "out", "-o", tmp_path / "peft", "--base-name", "x")
+        command("adapters", "export", tmp_path / "out", "-o", tmp_path / "peft", "--base-name", "x")
         assert recipe.options(TrainConfig(), {"family": name, **given}).family == small(name)
 
 
@@ -211,9 +211,9 @@ def test_an_encoder_learns_labels_with_it(name, tmp_path):
         graded = served.graded([(row["prompt"], row["completion"]) for row in rows])
     losses = [float(np.sum(found)) for _, found in graded if found is not None]
     assert np.mean(losses) == pytest.approx(trainer.evaluate(rows), rel=1e-4)
-    assert name in command("info", tmp_path / "out").split()
+    assert name in command("models", "info", tmp_path / "out").split()
     if name == "dylora":
-        command("export", tmp_path / "out", "--rank", 1, "-o", tmp_path / "cut")
+        command("adapters", "export", tmp_path / "out", "--rank", 1, "-o", tmp_path / "cut")
         with Classifier(encoder, tmp_path / "cut", threads=1) as served:
             assert served.labels == ("on", "off")
 
