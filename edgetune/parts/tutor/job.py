@@ -38,14 +38,12 @@ from ...objectives.base import Objective
 from ...objectives.sft import Sft
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
-from .options import own
 from .prompts import take
 from .rounds.files import BEGUN
 from .rounds.folder import published_rounds
-from .rounds.options import of_earlier
 from .rounds.teach import TutorFiles, teach
 from .running import prompts_of
-from .task import TutorTask, tutor_task
+from .task import TASK, TutorTask, own, task_of, tutor_task
 
 if TYPE_CHECKING:
     from ...daemon.jobs.worker import Worker
@@ -53,7 +51,6 @@ if TYPE_CHECKING:
 
 PROMPTS = "prompts"  # the name by which a person begins one
 SUFFIX = "tutored"  # of the adapters
-TASK = "task.json"  # in the folder of a job: options and grader
 LABELLED = "labelled.jsonl"  # rows whose right answer people gave
 START = "start"  # the adapter that was active when the job was made
 KEEP = "keep.jsonl"  # the canary
@@ -84,23 +81,13 @@ class TutorJob(JobKind):
         return super().has_begun(folder) or (folder / ROUNDS / BEGUN).exists()
 
     def objective(self, folder: Path, method: Mapping[str, Any]) -> Objective:
-        return _task(folder, method).objective
+        return task_of(folder, method).objective
 
     def work(self, worker: Worker) -> dict[str, Any]:
         """Does a job. If its rounds published nothing, it makes no adapter."""
         if not worker.is_trained and (why := _Rounds(worker).work()):
             return {"passed": False, "reason": why}
         return worker.evaluate()
-
-
-def _task(folder: Path, method: Mapping[str, Any]) -> TutorTask:
-    """Returns a job's task; a job of an earlier version has its options in its method."""
-    if (folder / TASK).exists():
-        found = json.loads((folder / TASK).read_text())
-    else:
-        part = method[method["type"]]
-        found = {"given": part["tutor"], "grader": part.get("grader")}
-    return TutorTask(of_earlier(found["given"]), found["grader"])
 
 
 # ---- in the daemon ---------------------------------------------------------------------------------------------------
@@ -228,7 +215,7 @@ def _copy_adapter(source: Path, target: Path) -> None:
 class _Rounds:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.task = _task(worker.folder, worker.method)
+        self.task = task_of(worker.folder, worker.method)
         self.folder = worker.folder / ROUNDS
         if self.task.grader:
             worker.make_room_for_graders(self._grader().process_bytes)

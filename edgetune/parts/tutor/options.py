@@ -30,8 +30,3 @@ class KeptPromptOptions(PartOptions):
         if self.tutor_options or config.learn.startswith("tutor"):
             from .task import tutor_task
             tutor_task(config)
-
-
-def own(config: DaemonConfig) -> KeptPromptOptions:
-    """Returns a daemon's options as those of this part."""
-    return cast(KeptPromptOptions, config)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from ...daemon.options import DaemonConfig
 from ...daemon.running import RunningPart
 from ...serving.question import Question
-from .options import own
 from .prompts import KeptPrompts
+from .task import own
 
 if TYPE_CHECKING:
     from ...daemon.service import Service

@@ -1,4 +1,4 @@
-"""The task of a daemon's tutor, by the daemon's options."""
+"""What a daemon's tutor is asked to do, by the daemon's options or in the folder of a job."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ...daemon.jobs.rewarded import with_rewards
 from ...daemon.learning.method import read_options
+from ...daemon.options import DaemonConfig
 from ...errors import DataError, UsageError
 from ...evaluation.graders.base import load_grader
 from ...objectives.base import Objective
 from ...objectives.grpo import Grpo
 from ...objectives.sft import Sft
 from ...options import make_options
-from .rounds.options import TutorOptions
+from .rounds.options import TutorOptions, of_earlier
 
 if TYPE_CHECKING:
-    from ...daemon.options import DaemonConfig
     from .options import KeptPromptOptions
 
+TASK = "task.json"  # in the folder of a job: options and grader
 DEFAULT_ROUNDS = 3  # unless another number is given
 
 
@@ -46,8 +47,8 @@ class TutorTask:
 
 def tutor_task(config: DaemonConfig) -> TutorTask | None:
     """Returns the task of a daemon's tutor; None where --learn names none. Raises UsageError for wrong options."""
-    given = cast("KeptPromptOptions", config)
-    if not tutors(config):
+    given = own(config)
+    if not config.learn.startswith("tutor"):
         if given.tutor_options:
             raise UsageError(f"tutor-options is given, and learn is {config.learn}",
                              "leave it out, or choose --learn tutor")
@@ -71,6 +72,16 @@ def tutor_task(config: DaemonConfig) -> TutorTask | None:
     return task
 
 
-def tutors(config: DaemonConfig) -> bool:
-    """Returns whether a daemon learns from prompts."""
-    return config.learn.startswith("tutor")
+def task_of(folder: Path, method: Mapping[str, Any]) -> TutorTask:
+    """Returns a job's task; a job of an earlier version has its options in its method."""
+    if (folder / TASK).exists():
+        found = json.loads((folder / TASK).read_text())
+    else:
+        part = method[method["type"]]
+        found = {"given": part["tutor"], "grader": part.get("grader")}
+    return TutorTask(of_earlier(found["given"]), found["grader"])
+
+
+def own(config: DaemonConfig) -> KeptPromptOptions:
+    """Returns a daemon's options as those of this part."""
+    return cast("KeptPromptOptions", config)
