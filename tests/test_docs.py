@@ -57,7 +57,7 @@ def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.glob("*/adapter.gguf"))
 
 
-RUN_HERE = ["how-to/train.md", "how-to/stop-resume-continue.md", "how-to/read-the-result.md", "how-to/many-answers.md",
+RUN_HERE = ["how-to/train.md", "how-to/manage-runs.md", "how-to/read-the-result.md", "how-to/generate.md",
             "how-to/fit-into-memory.md", "tutorial/first-adapter.md"]
 
 
@@ -70,7 +70,7 @@ def test_commands_of_pages_run(tmp_path, monkeypatch):
     write_rows(tmp_path)
     for name in ("more", "test", "prompts"):
         write_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": str(i)} for i in range(4)])
-    for name in ("first", "second", "third"):
+    for name in ("first", "second", "third", "sums"):
         (tmp_path / name).symlink_to("my-adapter")
     monkeypatch.chdir(tmp_path)
     ran = []
@@ -112,7 +112,7 @@ def test_programs_are_in_pages_whose_programs_are_run():
     """Other tests: daemon/test_integrations.py for integrations.md and learn-from-feedback.md, test_monitor.py."""
     with_programs = {name for name, text in PAGES.items() if "```python" in text}
     assert with_programs == {"README.md", "reference/python.md", "reference/methods.md", "how-to/integrations.md",
-                             "how-to/monitor.md", "how-to/learn-from-feedback.md", "tutorial/python.md"}
+                             "how-to/manage-runs.md", "how-to/learn-from-feedback.md", "tutorial/python.md"}
 
 
 def shell_lines(text):
@@ -190,7 +190,7 @@ def test_the_messages_of_the_page_of_symptoms_are_those_of_the_program():
     said = {text for path in (ROOT / "edgetune").rglob("*.py") for text in spoken(path.read_text("utf-8"))}
     cells = re.findall(r"^\| (`.*?) \|", PAGES["how-to/troubleshooting.md"], re.M)
     quoted = [quote for cell in cells for quote in re.findall(r"`(.*?)`", cell)]
-    assert len(quoted) > 25
+    assert len(quoted) > 10
     for quote in quoted:
         assert any(holds(text, quote.split("…")) for text in said), f"nothing says {quote!r}"
 
@@ -242,7 +242,7 @@ def test_no_empty_line_divides_a_table(page):
 def test_results_name_machine_date_and_command():
     tables = re.findall(r"machine, date \| command \|\n\|[-|]*\|\n((?:\|.*\n)+)", PAGES["results/benchmarks.md"])
     rows = [row.strip("| ").split(" | ")[-2:] for table in tables for row in table.splitlines()]
-    assert len(rows) > 40
+    assert len(rows) > 30
     for where, command in rows:
         assert re.search(r"2026-\d\d-\d\d|every CPU", where), where
         assert re.search(r"`|script of its day|code in turn|the same", command), command

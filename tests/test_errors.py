@@ -31,7 +31,7 @@ def test_what_is_quoted_is_escaped_and_cut():
 
 def test_a_templates_message():
     with pytest.raises(DataError, match="refuses the conversation") as caught:
-        fill("{{ raise_exception('" + STEERING.replace("\n", " ") + "' + 'x' * 5000000) }}")
+        fill("{{ raise_exception('" + STEERING.replace("\n", " ") + "' + 'x' * 100000) }}")
     assert is_plain(str(caught.value))
 
 

@@ -34,7 +34,7 @@ class Full(BitFit):
     name: ClassVar[str] = "full"
     adapts: ClassVar[tuple[str, ...]] = (PROJECTIONS, NORMS, BIASES)
     libraries: ClassVar[int] = 5 << 20  # ggml's, which encodes
-    rate: ClassVar[float] = 0.25  # each of many weights moves: docs/results/weights.md
+    rate: ClassVar[float] = 0.25  # each of many weights moves: docs/results/training.md
     weight_format: str = option("Q8_0", "Format of trained matrices that were quantized; keep: the one that each had.",
                                 choices=("Q8_0", "F16", KEEP))
 

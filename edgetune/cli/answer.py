@@ -184,7 +184,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
                  backend: str, **options: Any) -> None:
     """Measure the loss and the exact answers on DATA.
 
-    JSON is compared as JSON. Of pairs it says how many of the chosen answers the model prefers (preference accuracy),
+    JSON is compared as JSON. With pairs it says how many of the chosen answers the model prefers (preference accuracy),
     and by how much in natural log p (margin), with an adapter also relative to the base.
 
     In brackets: Wilson's 95 % interval. With --url a daemon answers, and the loss is not measured. With --samples one

@@ -54,8 +54,8 @@ adapter_option = click.option("--adapter", type=click.Path(path_type=Path), mult
 threads_option = click.option("--threads", type=click.IntRange(0, 1024), default=0,
                               help="Threads; 0: one a core that this process may use.")
 backend_option = click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
-                              help="Of edgetune's own engine: cpu, cuda (an NVIDIA GPU), or auto: the GPU where one "
-                              "can be used.")
+                              help="Device of edgetune's own engine: cpu, cuda (an NVIDIA GPU), or auto: the GPU if "
+                              "one can be used.")
 system_option = click.option("--system", default="",
                              help="System message [with an adapter: the one that it was trained with].")
 

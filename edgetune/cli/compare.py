@@ -42,7 +42,8 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
                     system: str, prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
     """Say which of two adapters answers DATA better.
 
-    The rows that are right with one alone count: an exact sign test says how often chance makes a difference as large.
+    Only rows that are right with one of the two count: an exact sign test says how often chance makes a difference as
+    large.
     --prompt and --index are for both. In brackets: Wilson's 95 % interval of a share.
     """
     from ..data.formats import Columns

@@ -42,7 +42,7 @@ def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **optio
 
     MODEL is a GGUF or a bundle. Training has OpenAI's calls too, and a page is shown at /.
 
-    It listens on this machine alone until --host says otherwise, which needs keys. Training yields to answers; a new
+    It listens only on this machine until --host says otherwise, which needs keys. Training yields to answers; a new
     adapter takes over only if it answers held-out rows no worse. SIGTERM, Ctrl-C and a closed terminal finish the
     answers in progress, save what is trained and end with 0; started again, the daemon continues.
 

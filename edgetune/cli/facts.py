@@ -25,7 +25,7 @@ COUNTED = ("formats", "targets")  # by names that a file has, which stay as they
 def info_command(file: Path, as_json: bool) -> None:
     """Describe a model, a bundle or an adapter.
 
-    Of a model it says the formats and the size, and whether it can be trained here.
+    For a model it says the formats and the size, and whether it can be trained here.
     """
     from ..console import Copied
     from .info import describe
@@ -39,8 +39,8 @@ def info_command(file: Path, as_json: bool) -> None:
 def device_command(root: Path, watch: bool, as_json: bool) -> None:
     """Show what is known of this device.
 
-    It shows what was detected, the profile with its reason, what overrides it, and the temperature. With --watch: the
-    sensors alone.
+    It shows what was detected, the profile with its reason, what overrides it, and the temperature. With --watch:
+    only the sensors.
     """
     from .info import describe_device, sensor_reader
     if watch:

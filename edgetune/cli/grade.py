@@ -43,8 +43,8 @@ OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory
                       "answers]."),
          adapter_option,
          click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Answers to each row."),
-         click.option("--temperature", type=float, help="Of answers, drawn from all tokens; 0: always the likeliest "
-                      "one. [0; 1 with several samples]"),
+         click.option("--temperature", type=float, help="Temperature of answers, drawn from all tokens; 0: always the "
+                      "likeliest one. [0; 1 with several samples]"),
          click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True,
                       help="Tokens of an answer at most."),
          click.option("--seed", type=int, default=0, show_default=True, help="Seed of sampling."), system_option,

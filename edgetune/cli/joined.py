@@ -29,7 +29,7 @@ def merge_adapters_command(adapters: Sequence[Path], folder: Path, rank: int | N
                            base: Path | None, as_json: bool) -> None:
     """Write the weighted sum of LoRAs as one LoRA.
 
-    Without --rank the sum is exact, and `edgetune train --start OUT` trains the weights alone: the family fusion. With
+    Without --rank the sum is exact, and `edgetune train --start OUT` trains only the weights: the family fusion. With
     --rank it is the nearest sum of that rank, as small as one of them.
     """
     from ..adapters.joined import cut, similarity, stacked

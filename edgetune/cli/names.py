@@ -31,7 +31,7 @@ def groups() -> dict[str, dict[str, list[str]]]:
             for name, modules in names.items():
                 made_by = found.setdefault(title, {}).setdefault(name, [])
                 made_by += [manifest.module(module) for module in modules.split()]
-    return found
+    return {title: names for title, names in found.items() if names}
 
 
 GROUPS = groups()

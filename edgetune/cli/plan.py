@@ -34,7 +34,8 @@ if TYPE_CHECKING:
          click.option("--measure/--no-measure", default=True, show_default=True, cls=GroupedOption,
                       help="Measure two steps where no speed is known."),
          click.option("--speed", type=click.Path(path_type=Path),
-                      help="What edgetune lab bench train --save FILE wrote [what --save alone left for this device]."),
+                      help="What edgetune lab bench train --save FILE wrote [what --save without a name left for "
+                           "this device]."),
          click.option("--device", metavar="NAME", help="Plan for such a board, the one with the least memory, as "
                       "edgetune lab device lists them [this machine]."),
          click.option("--buffers", is_flag=True, help="Also list every buffer, and what the memory is made of."),
@@ -45,7 +46,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
 
     It also says how many steps it takes, and what is traded for the memory.
 
-    Without DATA, rows are taken to be max-length long. Where no speed is known for this device and these options, two
+    Without DATA, rows are taken to be max-length long. If no speed is known for this device and these options, two
     steps are measured, within --memory.
 
     --buffers: a buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the

@@ -38,7 +38,7 @@ def rebase_command(model: Path, state: Path, folder: Path, policy_file: Path | N
     """Move what a daemon has learned to another MODEL.
 
     All feedback in STATE, which does not change, is learned again on MODEL. The same questions are held out, and
-    compared with MODEL alone; the verdict is in OUT's run.json. Ctrl-C stops; the same command continues.
+    compared with only MODEL; the verdict is in OUT's run.json. Ctrl-C stops; the same command continues.
     """
     from ..daemon.rebase import rebase
     policy = policy_of(policy_file, options)

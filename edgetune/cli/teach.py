@@ -31,7 +31,7 @@ from .data import data
          click.option("--top", type=click.IntRange(1, 256), default=32, show_default=True,
                       help="The likeliest tokens that are told apart at each token; all others are one."),
          click.option("--temperature", type=click.FloatRange(0.1, 20), default=1.0, show_default=True,
-                      help="Of the teacher's distribution, and of the student's that is compared with it."),
+                      help="Temperature of the teacher's distribution, and of the student's that is compared with it."),
          config_options(*READING, *FILE_OPTIONS), threads_option, group=data)
 def teach_command(model: Path, data: Path, path: Path, adapter: Path | None, top: int, temperature: float,
                   threads: int, as_json: bool, **reading: Any) -> None:

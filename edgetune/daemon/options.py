@@ -54,7 +54,7 @@ class DaemonOptions:
     socket: str = option("", "Listen on this Unix socket instead.", common=True)
     key_file: str = option("", "File with the hashes of keys that clients must show; edgetune service key adds one.",
                            common=True)
-    trusted_proxy: str = option("", "IP address of a proxy that lets in the right people alone, such as Home "
+    trusted_proxy: str = option("", "IP address of a proxy that lets in only the right people, such as Home "
                                 "Assistant's ingress, 172.30.32.2: its requests need no key, and its pages may show "
                                 "the daemon's in a frame [none].")
     # data that it keeps
@@ -103,7 +103,7 @@ class DaemonOptions:
                                "kto: which were good and which bad; grpo, rloo, rest and others: what --learn-grader "
                                "rewards.")
     learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1; of an encoder also of "
-                                "training, such as steps=1: the heads alone.")
+                                "training, such as steps=1: only the heads.")
     learn_grader: str = option("", "File of a grader, which rewards answers to questions that people asked.",
                                local=True)
     learn_rows: int = option(20, "New pieces of feedback that start a training, held-out ones included.",

@@ -1,7 +1,7 @@
 """Remarks with which people correct an answer in the chat itself: "no, I meant ...", "that's wrong, it is ...".
 
 They are found by patterns over consecutive turns, in English, German and French. A pattern only proposes: whether it is
-a correction, and which answer is right, a person says. Measured in docs/results/rows.md.
+a correction, and which answer is right, a person says. Measured in docs/results/prompts.md.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .neighbours import Floats, Neighbours, limit_of_learned, mean_of_greatest
 
-NEAREST = 3  # questions; docs/results/library.md compares them with means, as likeness.py has them of labels
+NEAREST = 3  # questions; docs/results/retrieval.md compares them with means, as likeness.py has them of labels
 RIDGE = 1.0  # added to the squares of the vectors, of which there is one a question
 
 

@@ -86,7 +86,7 @@ class CommonOptions:
                          "makes tokens of them, so that a message can forge a turn.",
                          choices=("escape", "parse"))
     thinking: str = option("keep", "Thoughts before an answer, as <think> marks them: keep: they are learned; drop: "
-                           "they are left out of the rows; mask: the model reads them, and learns the answer alone.",
+                           "they are left out of the rows; mask: the model reads them, and learns only the answer.",
                            choices=("keep", "drop", "mask"))
     # the run
     memory: str = option("", "Memory of the whole process at most, such as 300M, 1.5G, or 25% of what is available "

@@ -102,7 +102,7 @@ def test_a_prefix_is_prefix_tuning_in_peft(architecture, name, tmp_path):
     path, model = make_family(architecture, tmp_path)
     trainer = trained(path, small(name), lr=0.1, max_length=64)
     trainer.save(tmp_path / "prefix")
-    command("export", tmp_path / "prefix", "--base", path, "-o", tmp_path / "peft")
+    command("adapters", "export", tmp_path / "prefix", "--base", path, "-o", tmp_path / "peft")
     ours = trainer.decoder.logits(collate([Example(np.array(TOKENS, np.int32), np.ones(len(TOKENS), np.float32))]))
     tuned = peft.PeftModel.from_pretrained(model, tmp_path / "peft")
     truth = hf_logits(tuned, TOKENS)

@@ -292,7 +292,7 @@ def test_a_table_of_this_machine_is_sent_as_json_lines(place, http):
 
 def test_without_the_extra_it_says_what_to_install(place):
     code = ("import sys; sys.modules['uvicorn'] = None; from edgetune.cli import cli; "
-            f"cli(['daemon', {str(place / 'model.gguf')!r}])")
+            f"cli(['serve', {str(place / 'model.gguf')!r}])")
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "edgetune: the daemon needs uvicorn; " + install_hint("daemon")
@@ -300,7 +300,7 @@ def test_without_the_extra_it_says_what_to_install(place):
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_ends_the_line(place):
-    with screen("daemon", place / "Tiny.gguf", "--state", place / "typed", "--threads", 1, "--port", 0) as seen:
+    with screen("serve", place / "Tiny.gguf", "--state", place / "typed", "--threads", 1, "--port", 0) as seen:
         seen.wait("answers at")
         seen.type("\003")
         assert seen.end() == 0

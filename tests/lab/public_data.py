@@ -27,7 +27,7 @@ SNIPS_HELD_OUT = 300  # rows
 INTENTS = 20  # of CLINC150 and of BANKING77
 INTENTS_SEED = 1234  # chooses them
 PER_INTENT = {"labelled": 3, "prompts": 15, "unseen": 15}  # rows
-SEEDS = (0, 1, 2, 10, 11, 12)  # of docs/results/tutor.md
+SEEDS = (0, 1, 2, 10, 11, 12)  # of docs/results/prompts.md
 Files = dict[str, bytes]
 
 

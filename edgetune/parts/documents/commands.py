@@ -82,7 +82,7 @@ def _reported(report: Report) -> list[Any]:
 def search_command(index: Path, query: str, limit: int, least: float | None, threads: int, as_json: bool) -> None:
     """Find the passages of INDEX that answer QUERY.
 
-    Words (BM25) and meaning (vectors) decide together. Where the index does not answer the query, it says so.
+    Words (BM25) and meaning (vectors) decide together. If the index does not answer the query, it says so.
     """
     from .searching import Index
     with Index(index, threads) as opened:

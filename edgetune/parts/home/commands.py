@@ -102,7 +102,7 @@ def home_rows(entities: Path, to: Path, version: str, as_json: bool, **options: 
 @command("train", ENTITIES, OUT, config_options(*DRAWN, "with_", "encoder", "decoder", of=Recipe, grouped=False),
          MEMORY, threads_option, group=home)
 def home_train(entities: Path, to: Path, memory: str, threads: int, as_json: bool, **options: Any) -> None:
-    """Train a house from its ENTITIES alone.
+    """Train a house from only its ENTITIES.
 
     It draws sentences, learns them, and says how many of other drawn sentences give the right calls.
     """
@@ -201,7 +201,7 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
          click.option("--model", type=ModelPath(), default="smollm2", show_default=True,
                       help="Model that answers what the house leaves to it."),
          click.option("--key-file", type=click.Path(path_type=Path),
-                      help="File of keys (edgetune service key): other computers may ask then [this device alone]."),
+                      help="File of keys (edgetune service key): other computers may ask then [only this device]."),
          click.option("--memory", default="", help="Memory of the service at most, such as 400M."),
          click.option("--print", "print_only", is_flag=True, help="Print the unit and change nothing."), group=home)
 def home_install(house: Path, model: Path, key_file: Path | None, memory: str, print_only: bool, as_json: bool) -> None:

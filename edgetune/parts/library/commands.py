@@ -18,7 +18,7 @@ def adapters_route(client: Any, adapter: str, data: Path | None, prompt_column: 
     """Let NAME:auto choose ADAPTER by questions of its task.
 
     DATA has them: a file of this machine, or the id (file-...) of one that the daemon has [what ADAPTER was trained
-    on]. The daemon needs --embeddings. It keeps vectors of the questions alone.
+    on]. The daemon needs --embeddings. It keeps only vectors of the questions.
     """
     from ...data.formats import Columns
     path = url_path(ADAPTERS, adapter, "questions")

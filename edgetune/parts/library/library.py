@@ -1,7 +1,7 @@
 """A library of adapters, of which NAME:auto chooses one for each question; the base answers what is unlike all tasks.
 
 An adapter is part of it once it has questions of its task. Only their vectors are stored, by the encoder of
---embeddings, in its folder. Why an encoder, and not the base's own vectors: docs/results/library.md.
+--embeddings, in its folder. Why an encoder, and not the base's own vectors: docs/results/retrieval.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Questions by rules, without a model: gaps in sentences, cells of tables, and headings of a Markdown text.
 
 Their answers stand in the text to the letter. Their wordings are not those of people, so rows by a good model are
-better; a small model writes worse ones than these rules (docs/results/rows.md).
+better; a small model writes worse ones than these rules (docs/results/prompts.md).
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def mix_command(spec: Path, to: Path, seed: int, as_json: bool) -> None:
     """Mix rows of several tasks into one file.
 
-    SPEC is a YAML file with sources, their templates and shares: docs/how-to/mix-tasks.md. Rows that nearly repeat
+    SPEC is a YAML file with sources, their templates and shares: docs/how-to/data-files.md. Rows that nearly repeat
     another, or overlap held-out ones, are left out. The same SPEC, files and seed give the same bytes.
     """
     from ...disk import json_lines, refuse_existing, replaced

@@ -48,7 +48,7 @@ class DocumentOptions:
     words: int = option(160, "Words of a chunk at most.", low=30, high=1000, common=True)
     check: bool = option(True, "Keep a question only if the model finds its answer again in the chunk.", common=True)
     near: float = option(0.9, "Similarity from which two questions are the same; 1: only equal words.", low=0.5, high=1)
-    seed: int = option(0, "Of the model's answers.", low=0)
+    seed: int = option(0, "Seed of the model's answers.", low=0)
 
 
 @dataclass(frozen=True)

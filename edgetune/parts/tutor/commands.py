@@ -12,7 +12,6 @@ from rich.text import Text
 
 from ...cli.app import (
     MODEL,
-    cli,
     command,
     config_options,
     explicit,
@@ -25,6 +24,7 @@ from ...cli.app import (
     training_options,
 )
 from ...cli.configured import config_option
+from ...cli.lab import lab
 from ...errors import WORSE, printable, shell_word
 from ...training.config import FILE_OPTIONS, TrainConfig
 from .rounds.options import STEPS, TutorOptions
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from .rounds.inspect import PromptReport
 
 SHOWN_LETTERS = 300  # of a text
-RUN = "run"  # the name of the command that `edgetune tutor MODEL ...` is
+RUN = "run"  # the name of the command that `edgetune lab tutor MODEL ...` is
 NOT_HERE = (*FILE_OPTIONS, "eval_every", "patience", "steps", "packing", "overflow", "shuffle")
 
 
 class TutorGroup(click.Group):
-    """`edgetune tutor MODEL PROMPTS` runs rounds; a first word that names a command is that command."""
+    """`edgetune lab tutor MODEL PROMPTS` runs rounds; a first word that names a command is that command."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, args if not args or args[0] in ctx.help_option_names else self._named(args))
@@ -59,13 +59,13 @@ class TutorGroup(click.Group):
         return [RUN, "inspect", "rollback"]
 
 
-@cli.group("tutor", cls=TutorGroup)
+@lab.group("tutor", cls=TutorGroup)
 def tutor() -> None:
     """Learn from few labelled rows and many prompts.
 
     The model answers the prompts itself, and learns the answers that agree.
 
-    `edgetune tutor MODEL PROMPTS -o OUT` is short for `edgetune tutor run`, whose help has the options.
+    `edgetune lab tutor MODEL PROMPTS -o OUT` is short for `edgetune lab tutor run`, whose help has the options.
     """
 
 
@@ -98,7 +98,7 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
     PROMPTS are rows as --method grpo takes them; a completion in one is its right answer. The adapter is published to
     OUT only if it answers held-out questions better through llama.cpp; the exit code is 3 if none is. Ctrl-C stops; the
     same command continues.
-    `edgetune tutor inspect OUT` shows what happened.
+    `edgetune lab tutor inspect OUT` shows what happened.
     """
     from ...adapters.store import recorded_size
     from ...evaluation.graders.base import load_grader
@@ -119,10 +119,10 @@ def tutor_command(model: Path, prompts: Path, folder: Path, labelled: Path | Non
                       callbacks=RunCallbacks(progress.event, should_stop, governor))
     from .rounds.inspect import summary
     found = summary(folder)
+    came = f"adapter in {folder}" if state.published else "nothing was published"
     show(as_json, {"out": str(folder), "stopped": state.stopped, **found}, _headline(found["rounds"]),
          *_rounds(found["rounds"]), f"stopped: {state.stopped}",
-         f"adapter in {folder}; edgetune tutor inspect {shell_word(folder)} shows the rounds" if state.published else
-         f"nothing was published; edgetune tutor inspect {shell_word(folder)} shows the rounds")
+         f"{came}; edgetune lab tutor inspect {shell_word(folder)} shows the rounds")
     if not state.published and not until:
         click.get_current_context().exit(WORSE)
 

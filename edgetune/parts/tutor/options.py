@@ -21,7 +21,7 @@ class KeptPromptOptions(PartOptions):
                                group="What it keeps")
     tutor_prompts: int = option(64, "Kept prompts, not asked yet, that start the tutor's rounds.", low=1,
                                 group="How it learns")
-    tutor_options: str = option("", "Options of the tutor, such as rounds=5,per_round=32 [edgetune tutor's, but 3 "
+    tutor_options: str = option("", "Options of the tutor, such as rounds=5,per_round=32 [edgetune lab tutor's, but 3 "
                                 "rounds and the limits on the canary].", group="How it learns")
 
     def check_own(self) -> None:

@@ -4,7 +4,8 @@ from ...manifest import Manifest
 
 MANIFEST = Manifest(
     name="tutor",
-    commands={"Serve": {"prompts": "prompt_commands"}, "Lab": {"tutor": "commands"}},
+    commands={"Serve": {"feedback": "prompt_commands"}, "Lab": {"lab": "commands"}},
+    renamed={"tutor": "lab tutor", "prompts": "feedback prompts"},
     options="options:KeptPromptOptions",
     learn={"tutor": "from kept prompts, by answering them"},
     running="running:RunningTutor",

@@ -8,7 +8,8 @@ from typing import Any
 import click
 from rich.text import Text
 
-from ...cli.app import cli, show
+from ...cli.app import show
+from ...cli.feedback import feedback
 from ...cli.grouped import Listing
 from ...cli.remote import begun_lines, format_time, latest, request, show_latest, url_path
 from ...disk import json_text
@@ -18,7 +19,7 @@ PROMPTS = "/v1/prompts"
 ID = click.argument("prompt_id", metavar="ID")
 
 
-@cli.group("prompts", cls=Listing)
+@feedback.group("prompts", cls=Listing)
 def prompts() -> None:
     """List and learn the prompts that a daemon stores.
 
@@ -60,7 +61,7 @@ def prompts_delete(client: Any, prompt_id: str | None, everything: bool, as_json
     """Delete a prompt, or all, for good."""
     if (prompt_id is None) != everything:
         raise UsageError("an ID and --all are both given" if prompt_id else "no prompt is named",
-                         "give an ID, which edgetune prompts lists, or --all")
+                         "give an ID, which edgetune feedback prompts lists, or --all")
     found = client.delete(url_path(PROMPTS, prompt_id) if prompt_id else PROMPTS)
     said = f"{prompt_id} is deleted" if prompt_id else f"{found['count']} prompts are deleted"
     show(as_json, found, "; ".join(filter(None, [said, found["remains"]])))

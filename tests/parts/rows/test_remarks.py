@@ -10,7 +10,7 @@ from edgetune.data.remarks import remark_of, stated_answer
 
 def read_chats():
     """Made up: some were written before the patterns, some before their revision, and some after it."""
-    path = Path(__file__).parents[1] / "lab" / "data" / "remarks.tsv"
+    path = Path(__file__).parents[2] / "lab" / "data" / "remarks.tsv"
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 

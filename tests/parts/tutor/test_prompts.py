@@ -105,7 +105,7 @@ def test_they_are_listed_shown_and_deleted_by_the_api_and_by_the_command(http, r
     for path in (state / NAME, state / f"{NAME}-wal"):
         assert b"lamp number" not in path.read_bytes()
     def run(*args):
-        done = CliRunner().invoke(cli, ["prompts", *args, "--url", running.url], catch_exceptions=False)
+        done = CliRunner().invoke(cli, ["feedback", "prompts", *args, "--url", running.url], catch_exceptions=False)
         assert done.exit_code == 0, done.output
         return done.output
 

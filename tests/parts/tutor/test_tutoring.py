@@ -168,7 +168,7 @@ def test_it_continues_from_the_active_adapter_takes_no_feedback_and_takes_over(s
 def test_from_a_compiled_prompt_it_takes_the_system_message_alone(service, model, tmp_path):
     """Nothing is trained there, so that a LoRA begins."""
     (tmp_path / "system.txt").write_text("Be brief.")
-    command("compile-prompt", model, tmp_path / "system.txt", "-o", tmp_path / "brief")
+    command("lab", "compile-prompt", model, tmp_path / "system.txt", "-o", tmp_path / "brief")
     service.adapters.promote(service.add_adapter(tmp_path / "brief").id, "for the test")
     correct(service, range(20))
     ask(service, range(100))
@@ -340,7 +340,7 @@ def test_the_api_and_the_commands(model, tmp_path):
 
         service = running.service
         ask(service, range(60))
-        job = run("prompts", "learn")
+        job = run("feedback", "prompts", "learn")
         assert job["origin"] == "tutor"
         task = json.loads((service.jobs.folder / job["id"] / TASK).read_text())
         assert task == {"given": {"rounds": 1, "per_round": 8, "samples": 4, "max_tokens": 6, "questions": 12,
@@ -348,7 +348,7 @@ def test_the_api_and_the_commands(model, tmp_path):
         off = run("feedback", "learn", "--off")
         assert off["on"] is False
         until(lambda: run("jobs", "show", job["id"])["state"] == "paused")
-        remains = run("prompts", "delete", "--all")["remains"]
+        remains = run("feedback", "prompts", "delete", "--all")["remains"]
         assert remains == f"{job['id']} is not finished and may ask them yet; cancel it to be rid of them at once"
         assert run("status", "--once")["learning"]["tutor"]["prompts"]["kept"] == 0
         shown = CliRunner().invoke(cli, ["status", "--once", "--url", running.url])

@@ -27,7 +27,7 @@ def fleet_privacy(noise: float | None, epsilon: float | None, devices: int, roun
     """Say what noise hides, by differential privacy.
 
     Epsilon compares what a device sends with an answer that changes nothing; between any two answers it is that of half
-    the noise. Whoever sees the sums alone sees the noise of all devices.
+    the noise. Whoever sees only the sums sees the noise of all devices.
     """
     from ....errors import UsageError
     from ..privacy import multiplier_for, sampled_epsilon

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def fleet_status(path: Path, delta: float, as_json: bool) -> None:
     """Show the rounds and the roll-out in FOLDER.
 
-    It may be that of a task, of rounds, of roll-outs, or of both. Of rounds it shows the losses, also by kind of
+    It may be that of a task, of rounds, of roll-outs, or of both. For rounds it shows the losses, also by kind of
     device, what was left out and why, and whose answers have arrived.
     """
     from ..rounds.spent import spent

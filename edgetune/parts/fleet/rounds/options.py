@@ -23,7 +23,7 @@ class RoundOptions:
     """The rules by which updates of devices become the next adapter. A task carries them from round to round."""
 
     aggregation: str = option(SVD, "What devices train and how it is summed: svd: A and B, their products summed, the "
-                              "best of the rank kept; frozen-a: B alone, summed exactly; rolora: B and A in turn, "
+                              "best of the rank kept; frozen-a: only B, summed exactly; rolora: B and A in turn, "
                               "summed exactly.", choices=tuple(WAYS), common=True, group="The fleet")
     average: str = option(MEAN, "Average over devices: mean, by supervised tokens; trimmed-mean or median, of each "
                           "value, which a few wrong devices do not move.", choices=(MEAN, TRIMMED, MEDIAN), common=True)
