@@ -50,22 +50,33 @@ class Manifest:
     """The modules of a part by their use, each below the part's folder; they are imported when they are used.
 
     name: of the folder. commands: {title in the help: {command: modules that make it}}; to a command that exists
-    already the modules add their own. options: "module:class" of a PartOptions. running: "module:function" that takes
-    the daemon's options and returns a RunningPart, or None if they leave the part out. device: "module:class" of what
-    the part adds to the answer of /v1/device. routes: modules with a `router`. kinds: modules that register kinds of
-    jobs. panel: whether the folder has a panel.html and panel.js for the daemon's page. extras: of pyproject.toml.
-    packages: further packages that its modules import. face: modules that other parts may import.
+    already the modules add their own. renamed: {old name of a command: its present words}. options: "module:class" of a
+    PartOptions. running: "module:function" that takes the daemon's options and returns a RunningPart, or None if they
+    leave the part out. device: "module:class" of what the part adds to the answer of /v1/device. adapter: {a number
+    that it adds to the facts of an adapter: what that says}. routes: modules with a `router`. errors: {the beginning of
+    paths: "module:function" that takes an error in OpenAI's shape and returns it in that of their clients}. kinds:
+    modules that register kinds of jobs. panel: whether the folder has a panel.html and panel.js for the daemon's page.
+    extras: of pyproject.toml. around: "module:name" of an AroundOptions (cli/around.py). purposes: {a purpose of
+    uploaded files that are kept as they are: "module:function" that takes a file's name, and raises UsageError for one
+    of no use}. library: {a name that `edgetune` has: "module:name"}. packages: further packages that its modules
+    import. face: modules that other parts may import.
     """
 
     name: str
     commands: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
     options: str = ""
     running: str = ""
     device: str = ""
+    adapter: Mapping[str, str] = field(default_factory=dict)
     routes: tuple[str, ...] = ()
+    errors: Mapping[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ()
     panel: bool = False
     extras: tuple[Extra, ...] = ()
+    around: str = ""
+    purposes: Mapping[str, str] = field(default_factory=dict)
+    library: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
     face: tuple[str, ...] = ()
 

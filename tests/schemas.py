@@ -77,13 +77,10 @@ def say_anything(tokenizer: Tokenizer, grammar: str, seed: int, budget: int = LO
 
 
 def lets_through(tokenizer: Tokenizer, grammar: str, text: str) -> bool:
-    """Whether llama.cpp can follow the text to an end."""
-    followed = Grammar(library.load(), tokenizer, grammar)
-    try:
-        for token in tokenizer.encode(text, special=False):
-            if not followed.allows(token):
-                return False
-            followed.accept(token)
-        return followed.allows(tokenizer.eot)
-    finally:
-        followed.close()
+    """Whether the grammar can be followed along the text to an end."""
+    followed = Grammar(tokenizer, grammar)
+    for token in tokenizer.encode(text, special=False):
+        if not followed.allows(token):
+            return False
+        followed.accept(token)
+    return followed.allows(tokenizer.eot)

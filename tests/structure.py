@@ -20,12 +20,12 @@ FLOORS = [
     ["formats", "python_child"],
     ["hub", "llamacpp"],
     ["data", "adapters"],
-    ["models", "objectives", "mixing"],
+    ["models", "objectives"],
     ["serving"],
-    ["training", "retrieval"],
+    ["training"],
     ["evaluation"],
-    ["bench", "runs", "making"],
-    ["tutor", "fleet"],
+    ["bench", "runs"],
+    ["tutor"],
     ["compress", "daemon", "demo"],
     ["cli"],
     ["parts"],
@@ -114,7 +114,7 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
     def visit(module: str) -> None:
         index[module] = low[module] = len(index)
         stack.append(module)
-        for target in edges[module]:
+        for target in edges.get(module, ()):
             if target not in index:
                 visit(target)
                 low[module] = min(low[module], low[target])

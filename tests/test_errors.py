@@ -31,7 +31,7 @@ def test_what_is_quoted_is_escaped_and_cut():
 
 def test_a_templates_message():
     with pytest.raises(DataError, match="refuses the conversation") as caught:
-        fill("{{ raise_exception('" + STEERING.replace("\n", " ") + "' + 'x' * 5000000) }}")
+        fill("{{ raise_exception('" + STEERING.replace("\n", " ") + "' + 'x' * 100000) }}")
     assert is_plain(str(caught.value))
 
 
@@ -55,7 +55,7 @@ def test_names_of_foreign_files_on_the_terminal(tmp_path, finished):
         said = run(*command)
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said)
     assert "\\x1b[2J" in run("report", tmp_path / "run")
-    assert "\\x1b[2J" in run("info", tmp_path / "model.gguf")
+    assert "\\x1b[2J" in run("models", "info", tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize(("nbytes", "text"), [

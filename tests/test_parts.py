@@ -40,7 +40,7 @@ def test_nothing_outside_imports_a_part(edges):
 
 def test_a_part_uses_of_another_what_its_manifest_shows(edges):
     hidden = [(module, target) for module, targets in edges.items() for target in targets
-              if part_of(target) and part_of(module) != part_of(target)
+              if part_of(target) in PARTS and part_of(module) != part_of(target)
               and target.split(".", 2)[2] not in PARTS[part_of(target)].face]
     assert hidden == []
 
@@ -59,7 +59,8 @@ def test_a_manifest_names_what_exists(name):
     part = PARTS[name]
     assert part.name == name
     modules = [module for names in part.commands.values() for modules in names.values() for module in modules.split()]
-    for place in (*modules, *part.routes, *part.kinds, *part.face, part.options, part.running, part.device):
+    for place in (*modules, *part.routes, *part.kinds, *part.face, part.options, part.running, part.device,
+                  *part.errors.values(), part.around, *part.purposes.values(), *part.library.values()):
         if place:
             assert part.module(place.partition(":")[0]).removeprefix("edgetune.") in MODULES, place
     for file in ("panel.html", "panel.js"):
@@ -87,18 +88,47 @@ def test_a_new_part_has_an_option_of_the_daemon(said):
     assert "--toy" in group
     assert said["refused"] == "toy is a/, a folder"
     assert "toy" in said["files"]
-    assert said["off"] == [None, []]
+    assert said["off"] == [None, False]
 
 
 def test_a_new_part_has_a_route_and_facts_of_the_device(said):
     assert said["route"] == {"time": "late"}
+    assert said["error"]["toy"].startswith("there is no GET")
     assert said["device"] == "late"
     assert said["schema"]["description"] == "The time that it tells."
 
 
+def test_a_new_part_admits_requests_without_a_key(said):
+    assert said["admitted"] == [200, 403, 401]
+
+
 def test_a_new_part_answers(said):
     assert said["time"] == "late"
-    assert said["source"] == {"toy": 1}
+    assert said["source"]["toy"] == 1
+
+
+def test_a_new_part_is_put_around_questions(said):
+    assert said["chat"]["sources"][0]["source"] == "clock 1"
+    assert said["tool"] == "It is late."
+    assert re.search(r"--told TEXT +Time that the model is told", said["generate_help"])
+
+
+def test_a_new_part_chooses_who_answers(said):
+    assert "any-time" in said["models"]
+    assert said["chosen"]["model"] == "tiny"
+    assert said["ticks"]["description"] == "What it has heard of the toy."
+    assert said["needed"]
+
+
+def test_a_new_part_has_a_purpose_of_files(said):
+    assert (said["clock"]["purpose"], said["clock"]["filename"]) == ("clocks", "a.clock")
+    assert "a.watch is no clock" in said["watch"]["error"]["message"]
+    assert said["forgotten"] == [said["clock"]["id"]]
+
+
+def test_a_new_part_has_a_name_of_the_library(said):
+    assert said["clocks"] == "toy"
+    assert said["dir"]
 
 
 def test_a_new_part_has_a_kind_of_job(said):
@@ -113,6 +143,6 @@ def test_a_new_part_has_a_thread_health_and_a_metric(said):
 
 
 def test_a_new_part_has_a_panel_of_the_page(said):
-    assert '<section id="toy" hidden>' in said["page"]
+    assert '<section id="toy" data-tab="Toy" hidden>' in said["page"]
     assert "panels.push(({ toy })" in said["page"]
     assert said["page"].index("const panels") < said["page"].index("panels.push") < said["page"].index("watch();")

@@ -22,7 +22,7 @@ COMMANDS = {
     "texts to keep": ["tutor", "run", "{model}", "{prompts}", "--labelled", "{rows}", "-o", "{out}",
                       "--keep", "{file}"],
     "speed": ["plan", "{model}", "--speed", "{file}"],
-    "schema": ["info", "{adapter}"],
+    "schema": ["models", "info", "{adapter}"],
     "key": ["status", "--url", "http://127.0.0.1:9", "--key-file", "{file}"],
 }
 

@@ -2,7 +2,8 @@
 
 Masters in float32 begin at the values of the base's quantized weights. A step computes with the masters; whatever
 measures, or answers, computes with the bytes that are written: the masters, encoded again. So a held-out loss is that
-of the model which `edgetune merge` makes. While nothing is learned a gradient's memory is free, and holds these bytes.
+of the model which `edgetune adapters merge` makes. While nothing is learned a gradient's memory is free, and holds
+these bytes.
 N outputs and K inputs of a projection, T tokens.
 """
 

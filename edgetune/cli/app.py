@@ -23,12 +23,12 @@ from ..disk import refusals
 from ..errors import EdgetuneError, UsageError, install_hint, lacking
 from ..machine.policy import Policy, read_policy
 from ..machine.signals import stop_requests
-from ..manifest import manifests
 from ..options import AUTO, declared, groups_of, kind_of, seconds_of, share_of, takes_auto
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of
 from .grouped import Deferred, GroupedCommand, GroupedOption, family_flags
+from .names import GROUPS, renamed
 from .output import refusal, to_the_end
 
 if TYPE_CHECKING:
@@ -36,37 +36,7 @@ if TYPE_CHECKING:
 
 out = Terminal()
 GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
-# Each command, with the modules of this package that make it: only those of the command that is run are imported.
-OWN = {
-    "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "plan": "plan", "train": "learn",
-              "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
-              "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
-    "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
-    "Documents": {"index": "index", "search": "index"},
-    "Serve": {"daemon": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
-              "adapters": "remote evaluated", "feedback": "feedback proposed checked", "prompts": "kept",
-              "rebase": "rebase"},
-    "Share": {"export": "files", "import": "files", "merge": "files", "merge-adapters": "joined",
-              "compile-prompt": "compiled", "compress": "compress"},
-    "This machine": {"pull": "models", "models": "models", "info": "files", "device": "files", "doctor": "files",
-                     "bench": "bench"},
-}
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def groups() -> dict[str, dict[str, list[str]]]:
-    """Returns {title: {command: whole names of the modules that make it}}, with the commands of the parts."""
-    found = {title: {name: [f"{__package__}.{module}" for module in modules.split()]
-                     for name, modules in names.items()} for title, names in OWN.items()}
-    for manifest in manifests():
-        for title, names in manifest.commands.items():
-            for name, modules in names.items():
-                made_by = found.setdefault(title, {}).setdefault(name, [])
-                made_by += [manifest.module(module) for module in modules.split()]
-    return found
-
-
-GROUPS = groups()
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else. Progress, "
                            "where there is any, is JSON lines on stderr.")
@@ -135,6 +105,14 @@ DATA = click.argument("data", type=RowsPath())
 
 class Commands(click.Group):
     """Commands in groups, in the order in which people need them; errors are one sentence on stderr."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Understands old names too, and says what they are now."""
+        if new := renamed().get(args[0]):
+            if "--json" not in args:
+                click.echo(f"edgetune {args[0]} is called edgetune {new} now", err=True)
+            args = [*new.split(), *args[1:]]
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return [name for names in GROUPS.values() for name in names]
@@ -338,7 +316,8 @@ train_options = training_options()
 job_options = training_options(*FILE_OPTIONS)
 column_options = config_options(*FILE_OPTIONS, grouped=False)
 policy_options = config_options(*(spec.name for spec in fields(Policy)), of=Policy)
-policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path),
+policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path), cls=GroupedOption,
+                                  common=False,
                                   help="File of yielding options, a line each, such as max-temp = 75; flags win.")
 
 

@@ -16,7 +16,6 @@ from .app import (
     TRAIN_OPTIONS,
     adapter_option,
     backend_option,
-    cli,
     command,
     engine_option,
     out,
@@ -25,6 +24,7 @@ from .app import (
     threads_option,
     training_options,
 )
+from .lab import lab
 
 
 def in_a_folder(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
@@ -52,7 +52,7 @@ save_option = click.option("--save", type=click.Path(path_type=Path), callback=i
                            help="Also write the JSON object to this file.")
 
 
-@cli.group("bench")
+@lab.group("bench")
 def bench() -> None:
     """Measure the speed of this machine.
 

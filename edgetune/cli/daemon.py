@@ -1,4 +1,4 @@
-"""daemon, and service install, uninstall and key."""
+"""serve, and service install, uninstall and key."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def options_of(policy_file: Path | None, options: dict[str, Any]) -> tuple[Daemo
     return DaemonConfig(**options).check(), policy
 
 
-@command("daemon", from_environment("EDGETUNE_DAEMON"), MODEL, daemon_options())
+@command("serve", from_environment("EDGETUNE_DAEMON"), MODEL, daemon_options())
 def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Serve MODEL with OpenAI's API, and train it.
 
@@ -131,4 +131,4 @@ def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
     key = add_key(path, name)
     show(as_json, {"key": key, "name": name, "key_file": str(path)}, Copied(key),
          f"that is the key of {name}, shown this once; the file keeps its hash:",
-         Copied(f"edgetune daemon MODEL --key-file {shell_word(path)}"))
+         Copied(f"edgetune serve MODEL --key-file {shell_word(path)}"))

@@ -10,7 +10,8 @@ from rich.text import Text
 from ..disk import json_text
 from ..errors import UsageError, printable
 from .app import cli, show
-from .remote import Listing, begun_lines, format_time, latest, request, show_latest, url_path
+from .grouped import Listing
+from .remote import begun_lines, format_time, latest, request, show_latest, url_path
 
 PROMPTS = "/v1/prompts"
 ID = click.argument("prompt_id", metavar="ID")

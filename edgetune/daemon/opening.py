@@ -19,7 +19,7 @@ from .jobs.room import small_job_bytes
 from .options import OFF, DaemonConfig, part_options
 
 CONTEXT = 4096  # tokens, unless another number is given or the model was trained for fewer,
-NEED_TEXT = ("first", "prompt", "index")  # options of which a model that writes text alone makes use
+NEED_TEXT = ("prompt",)  # options of which a model that writes text alone makes use
 LEAST_CONTEXT = 1024  # or for this many or more, where memory has no room for more with a small job
 
 log = logging.getLogger("edgetune.daemon")

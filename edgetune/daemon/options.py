@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import UsageError
 from ..evaluation.graders import landlock
-from ..formats.signature import private_key
 from ..machine.policy import read_hours
 from ..manifest import PartOptions, manifests
 from ..options import AUTO, check_options, option, share_of
@@ -58,10 +57,6 @@ class DaemonOptions:
     # data that it keeps
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
-    fleet: str = option("", "Folder of a fleet: devices fetch its rounds and roll-outs from this daemon, and send "
-                        "their answers.")
-    fleet_sign: str = option("", "Private Ed25519 key that signs orders of a roll-out: those by which rings begin by "
-                             "themselves, and what is decided on the page.")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
     keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
                                "first; 0: none, and those that were kept leave.", low=0, high=100_000)
@@ -71,20 +66,11 @@ class DaemonOptions:
                            "somebody accepts them.")
     keep: int = option(3, "Adapters kept with the active one: the previous one, and the latest.",
                        low=2, high=100)
-    library_size: int = option(0, "MiB of the adapters among which NAME:auto chooses at most; 0: any.", low=0)
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF or name of an encoder or another model for /v1/embeddings [the model's own "
                              "hidden states].", group="What it answers with", local=True)
     prompt: str = option("", "Prompt file, put around chats that have no system message.",
                          common=True)
-    index: str = option("", "Index of documents (edgetune index), whose passages are put before questions of chats.",
-                        common=True)
-    passages: int = option(3, "Passages of a question at most.", low=1, high=50)
-    first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
-                        "[the model answers all].", common=True, local=True)
-    first_share: float = option(0.9, "Least share of those answers that is right, in JSON that of the fields of few "
-                                "values, with a certainty of 95 % over the draw of the encoder's held-out rows.",
-                                low=0.5, high=0.999)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")
@@ -165,8 +151,6 @@ class DaemonOptions:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
                              "make a key with edgetune service key and give its file, or listen on 127.0.0.1")
         self._check_proxy()
-        if self.fleet_sign:
-            private_key(Path(self.fleet_sign).expanduser())  # a wrong file must be known before a roll-out is stopped
         return self
 
     def _check_proxy(self) -> None:

@@ -7,18 +7,23 @@ all start, and in reverse order they stop and close.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+from ..data.around import Instruction
 from ..manifest import manifests
 from .options import DaemonConfig
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
+    from starlette.types import Scope
 
     from .service import Service
     from .sources import AnswerSource
+
+
+Chooser = Callable[[Mapping[str, Any]], str]
 
 
 class RunningPart:
@@ -30,6 +35,31 @@ class RunningPart:
     def busy_bytes(self) -> int:
         """Returns the bytes that its answers take in addition to what it takes at rest."""
         return 0
+
+    @property
+    def around(self) -> Instruction:
+        """Returns what it puts around every chat."""
+        return None
+
+    def tool(self, given: Mapping[str, Any]) -> Instruction:  # noqa: ARG002
+        """Returns what a tool of a request puts around its question, if the part runs this tool; else None. given: the
+        tool, with its `type`. Raises errors for a tool that asks for what there is not.
+        """
+        return None
+
+    def models(self) -> Sequence[str]:
+        """Returns names for requests by which it chooses a model for each question."""
+        return ()
+
+    def chooser(self, model: str) -> Chooser | None:  # noqa: ARG002
+        """Returns what chooses a name of `Service.models` for a question's content, as of AskedQuestion, where `model`
+        is a name by which it chooses; else None. The chooser may raise NotFoundError.
+        """
+        return None
+
+    def adapter(self, id: str) -> Mapping[str, int]:  # noqa: ARG002
+        """Returns what it adds to the facts of an adapter: the numbers of the manifest's `adapter`."""
+        return {}
 
     def join(self, service: Service) -> None:
         """Takes what it needs of a service whose model and state are open, and that answers nobody yet."""
@@ -58,6 +88,13 @@ class RunningPart:
     def device(self) -> dict[str, Any]:
         """Returns what it adds to the answer of /v1/device: the fields of the manifest's `device`."""
         return {}
+
+    def admit(self, scope: Scope) -> str | None:  # noqa: ARG002
+        """Admits a request that the keys of the daemon need not cover: by who signed it, say, which it may note in the
+        scope. Returns the SHA-256 that the body must have, "": any; None: the keys decide. Raises HTTPException for a
+        request that must not reach the app. For the event loop.
+        """
+        return None
 
     def metrics(self) -> Iterator[Metric]:
         """Yields what it adds to /metrics."""

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from .. import disk
-from ..data.around import instructed, together
+from ..data.around import Instruction, instructed, sourced, together
 from ..errors import UsageError, size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model, name_of
@@ -32,19 +32,15 @@ from ..machine.policy import Policy
 from ..machine.sensors import Sensors
 from ..models.networks import network_of
 from ..objectives.base import objectives
-from ..serving.around import opened_around
 from ..serving.completion import MODEL, Completion, OnPiece
 from ..serving.llama import LlamaModel
+from ..serving.prompt_file import opened_around
 from ..serving.question import Question
 from ..serving.served import Served
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
-from .advancing import Advancing
-from .contest import Contest
-from .documents import Documents
 from .embeddings import Embedded, Embeddings, Text
-from .first import First, FirstEncoder
 from .grading import Grading
 from .jobs.jobs import FOLDER as RUNS
 from .jobs.jobs import NAMES as RUN_NAMES
@@ -63,12 +59,10 @@ from .learning.prompts import Prompts
 from .learning.proposals import Proposals
 from .learning.recall import Recall
 from .learning.traffic import Traffic
-from .library import Library
 from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
-from .running import running_parts
-from .slots import arrival, slot_facts
+from .running import Chooser, RunningPart, running_parts
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST, Adapter, Adapters
 from .state.database import Store
@@ -107,6 +101,7 @@ class Service:
         self.path = opened_side(find_model(model))
         self.name = model_name(self.slot.path if self.slot else self.path)
         self.stopping = threading.Event()
+        self.running: dict[str, RunningPart] = {}
         self.answered = Counter[str]()  # answers by their source
         self._counting = threading.Lock()
         self._reading = memory.Reading()
@@ -126,10 +121,7 @@ class Service:
             self.method = learn_method(self.config, self.objective.name)
             self.store = Store(folder)
             opened.callback(self.store.close)
-            self.first = FirstEncoder(self.config) if self.config.first else None  # what it takes the model must leave
             self.running = running_parts(self.config, opened)
-            self.documents = Documents(self.config)
-            opened.callback(self.documents.close)
             self._open_model()
             opened.callback(self.served.close)
             self._put_around(opened)
@@ -139,10 +131,8 @@ class Service:
             self._known = {name_of(file): model_name(file) for file in (given, self.embeddings.file) if file}
             self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders, self._left)
             self.files = Files(self.store, folder, self.config)
-            opened.callback(self.documents.open_stores(folder, self.files, self.config).close)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name, self._left,
                                      self.bundle.fingerprint, may_differ=self.slot is not None)
-            self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
             self.traffic = Traffic(self.store, self.holdout, self.config.drawn_days,
@@ -156,7 +146,7 @@ class Service:
             self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
             for running in self.running.values():
                 running.join(self)
-            self.sources = self._sources(names)
+            self.sources = self._sources()
             self.jobs = self._jobs(folder)
             starters = [starter for kind in kinds().values() for starter in kind.starters(self)]
             self.learner = Learner(starters, self.jobs, self.batcher, Governor(self.policy, read_device().profile),
@@ -164,38 +154,25 @@ class Service:
             self._used_at_start = memory.in_use(self.bundle.gguf.path.resolve())[0]
             self.probations = Probations(self.adapters, self.store)
             self.feedback.on_added.append(self.probations.look)
-            self.advancing = Advancing(self.config, self.stopping)
-            for part in (self.batcher, self.adapters, self.jobs, self.learner, self.advancing):
+            for part in (self.batcher, self.adapters, self.jobs, self.learner):
                 part.start()
                 if not isinstance(part, Adapters):
                     opened.callback(part.stop)
-            self.came = arrival(self.path, self.adapters) if self.slot else None
-            self.probations.look()  # the daemon may have ended before it could
-            self.library.start()
-            if self.first:
-                self.contest.start()
-                opened.callback(self.contest.stop)
             for running in self.running.values():
                 running.start()
                 opened.callback(running.stop)
-            self.parts: Sequence[Threaded] = (self.batcher, self.jobs, self.learner, self.advancing,
-                                              self.documents.stores, *([self.contest] if self.first else []),
-                                              *self.running.values())
+            self.probations.look()  # the daemon may have ended before it could
+            self.parts: Sequence[Threaded] = (self.batcher, self.jobs, self.learner, *self.running.values())
             self._opened = opened.pop_all()
         return self
 
-    def _sources(self, names: Sequence[str]) -> list[AnswerSource]:
-        """Returns the sources of answers in order; an app may insert others. names: of the models that it serves now.
-        """
+    def _sources(self) -> list[AnswerSource]:
+        """Returns the sources of answers in order; an app may insert others."""
         has_likes = self.config.recall and self.config.recall_like != "off" and self.embeddings.encoder
         self.likes = LikeRecall(self.recall, self.embeddings) if has_likes else None
         found: list[AnswerSource] = [self.recall] if self.config.recall else []
         if self.likes:
             found.append(self.likes)
-        if self.first:
-            self.contest = Contest(self.first, self.model, self.stopping)
-            found.append(First(self.first, self.served, self.adapters, names, self.recall.is_disputed,
-                               self.contest.is_better))
         found += [source for running in self.running.values() for source in running.sources()]
         return [*sorted(found, key=lambda source: source.place), self.model]
 
@@ -229,8 +206,22 @@ class Service:
         """Puts around every chat what the options say."""
         prompt = Path(self.config.prompt).expanduser() if self.config.prompt else None
         around = opened.enter_context(opened_around(prompt, self.config.threads))
-        if found := together(around, self.documents.passages):
+        if found := together(around, *(running.around for running in self.running.values())):
             cast(LlamaModel, self.served).around = found
+
+    def sources_of(self, question: Question) -> Sequence[dict[str, Any]] | None:
+        """Returns the sources of what is put around a question: none if nothing was found, None if nothing has any."""
+        found = sourced(question.around) or sourced(getattr(self.served, "around", None))
+        return found.sources(question.messages or ()) if found else None
+
+    def tool(self, given: Mapping[str, Any]) -> Instruction:
+        """Returns what a tool that the daemon itself runs puts around a question. Raises UsageError if no part knows
+        the tool, and the part's errors.
+        """
+        for running in self.running.values():
+            if found := running.tool(given):
+                return found
+        raise UsageError(f"this daemon has no tool of type {given['type']}", "leave it out")
 
     def stop(self) -> None:
         """Finishes the answers in progress, saves the training, closes. A second call does nothing."""
@@ -247,8 +238,15 @@ class Service:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[str]:
-        """Returns names for requests: the base, the base with the active adapter, every adapter, and the library."""
-        return [*self.adapters.models(), *([self.library.name] if self.library.members() else [])]
+        """Returns names for requests: the base, the base with the active adapter, every adapter, and `choosing`."""
+        return [*self.adapters.models(), *self.choosing()]
+
+    def choosing(self) -> Sequence[str]:
+        """Returns names by which a part chooses a model for each question."""
+        return [name for running in self.running.values() for name in running.models()]
+
+    def _chooser(self, model: str) -> Chooser | None:
+        return next((found for running in self.running.values() if (found := running.chooser(model))), None)
 
     def spelled(self, model: str) -> str:
         """Returns the name in `models` of a model that a request calls as commands do: "smollm2:latest", say."""
@@ -256,11 +254,11 @@ class Service:
         return self._known.get(known, known) + colon + rest
 
     def adapter_for(self, model: str) -> str | None:
-        """Returns the adapter that answers for a model's name now; None: the base alone, or whatever the library
-        chooses. Raises NotFoundError.
+        """Returns the adapter that answers for a model's name now; None: the base alone, or whatever a part chooses.
+        Raises NotFoundError.
         """
         model = self.spelled(model)
-        return None if model == self.library.name else self.adapters.named(model)
+        return None if self._chooser(model) else self.adapters.named(model)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
              model: str = "", **options: Any) -> Completion:
@@ -305,12 +303,12 @@ class Service:
         return self._answer(AskedQuestion(content, prompt, model, is_free, options, question.may_be_kept))
 
     def chosen(self, model: str, content: Mapping[str, Any]) -> str:
-        """Returns the model that answers: of the library the one that it chooses for this question."""
+        """Returns the model that answers a question; that which a part chooses, if the name is one of `choosing`."""
         model = self.spelled(model)
-        if model != self.library.name:
+        if not (choose := self._chooser(model)):
             return model
-        found = self.library.choose(content)
-        return self.name + LATEST if found == self.adapters.serving else found  # corrections and --first count for it
+        found = choose(content)
+        return self.name + LATEST if found == self.adapters.serving else found  # its sources count for it
 
     def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str,
                   thinks: bool | None = None) -> str:
@@ -390,7 +388,7 @@ class Service:
         that the daemon stays within its own, and the job can resume when the daemon is larger.
         """
         used, weights = memory.in_use(self.bundle.gguf.path.resolve())
-        busy = self.served.busy_bytes + sum(one.busy_bytes for one in (self.first, *self.running.values()) if one)
+        busy = self.served.busy_bytes + sum(running.busy_bytes for running in self.running.values())
         least = self._used_at_start + (0 if has_begun else memory.OBJECTS + busy)
         later = max(used - least, 0) if self.batcher.busy else 0
         left = self.budget - max(used, least)
@@ -403,10 +401,9 @@ class Service:
         job = self.jobs.running
         return {"model": self.name, "fingerprint": self.bundle.fingerprint, "adapter": self.adapters.serving,
                 "device": {**asdict(here), "kind": here.kind, "profile": here.profile.name if here.profile else None},
-                "fleet": bool(self.config.fleet), "slot": slot_facts(self),
                 "memory": {"budget": self.budget, "used": self._reading.bytes(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
-                "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,
+                "answered": dict(self.answered),
                 "learning": self.learner.state(),
                 "keep_prompts": self.config.keep_prompts, "drawn": self.traffic.facts(),
                 "proposals": self.proposals.count(),

@@ -24,7 +24,6 @@ from ..machine.device import devices_folder, read_device
 from ..machine.policy import Policy
 from ..manifest import PartOptions
 from ..options import declared
-from ..serving.learned import encoder_of
 from ..training.config import TrainConfig
 from .keys import read_keys
 from .options import LOOPBACK, DaemonConfig, part_options
@@ -68,7 +67,7 @@ def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
 def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> list[str]:
     """Returns the arguments that start the daemon with these options and `budget` MiB, without the key file."""
     python = Path(sys.executable)  # in a virtual environment a link that must be called by its own name
-    return [str(python.parent.resolve() / python.name), "-m", "edgetune", "daemon", str(model.absolute()),
+    return [str(python.parent.resolve() / python.name), "-m", "edgetune", "serve", str(model.absolute()),
             "--memory", f"{budget}M", *_flags(config, "memory", "key_file", *FILES), *_flags(policy, "nice"),
             *(word for name, path in _files(config) for word in (f"--{name.replace('_', '-')}", str(path.absolute())))]
 
@@ -90,7 +89,7 @@ def _flags(options: Any, *left_out: str) -> Iterator[str]:
 def _needed(model: Path, config: DaemonConfig) -> list[Path]:
     """Returns the paths that the service reads (Python, edgetune, model, keys) by name, and where links lead."""
     named = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], devices_folder(), model,
-             *(path for _, path in _files(config)), *([encoder_of(Path(config.first))] if config.first else []),
+             *(path for _, path in _files(config)),
              *(path for own in part_options() for path in own.files(cast(PartOptions, config))),
              *([] if trusted_keys() is None else [trusted_folder()])]
     paths = {at for path in named for at in (path.absolute(), path.resolve())}
@@ -155,7 +154,7 @@ def _word(text: str) -> str:
 
 def install(text: str, folder: Path = UNITS) -> Path:
     """Writes, enables and restarts the unit. Raises EdgetuneError if it does not start, UsageError without systemd."""
-    _require_root(folder, "start edgetune daemon in its own way; edgetune service install --print shows the unit")
+    _require_root(folder, "start edgetune serve in its own way; edgetune service install --print shows the unit")
     path = folder / f"{NAME}.service"
     with disk.replaced(path) as beside:
         beside.write_text(text)

@@ -1,43 +1,32 @@
-"""Chat templates, which are jinja2 programs, under the rules that transformers sets for them and within `sandbox`."""
+"""Chat templates, which are jinja2 programs of whoever made a model's file: another process fills them, within limits.
+
+It is started for the first template, and ends with this process. See `template_child` for what it may take.
+"""
 
 from __future__ import annotations
 
+import atexit
 import functools
-import re
-import string
-from datetime import datetime
+import json
+import signal
+import subprocess
+import threading
+from contextlib import suppress
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-
 from ..errors import DataError, UnsupportedError
-from .meter import Excess, Meter
-from .sandbox import Sandbox
+from ..python_child import child, how_it_ended
 
 LIMIT = 100_000  # characters of a template; the largest in use have 30 thousand
-_REWRITING = ("e", "escape", "forceescape", "urlencode")
 _SHOWN = "what the system says"
 _HINT = "use the model's file from another source"
 
 
 def fill(template: str, **variables: Any) -> str:
-    """The text that it makes of its variables. UnsupportedError if it does not compile, DataError if it fails or asks
-    for more steps or memory than `sandbox` gives."""
-    if len(template) > LIMIT:
-        raise UnsupportedError(f"the model's chat template has {len(template)} characters, the limit is {LIMIT}", _HINT)
-    try:
-        with Meter(variables):
-            return _compile(template).render(**variables)
-    except jinja2.TemplateSyntaxError as error:
-        raise UnsupportedError(f"the model's chat template does not compile ({error})") from None
-    except Excess as error:
-        raise DataError(f"the model's chat template {error}", _HINT) from None
-    except MemoryError:  # of this process: see python_child.limit_memory
-        raise
-    except Exception as error:  # a template is somebody's program: it can fail in any way
-        reason = str(error) or type(error).__name__
-        raise DataError(f"the model's chat template refuses the conversation ({reason})") from None
+    """The text that it makes of its variables, which are values of JSON. UnsupportedError if it does not compile,
+    DataError if it fails or takes more time or memory than `template_child` gives.
+    """
+    return str(_PROCESS.ask({"template": template, "variables": variables}))
 
 
 @functools.lru_cache(maxsize=16)
@@ -53,33 +42,67 @@ def takes_system(template: str) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def literals(template: str) -> frozenset[str]:
-    """The texts that a template's expressions name: what it may look for in messages, or write.
+    """The texts that a template's expressions name: what it may look for in messages, or write. Errors as `fill`.
 
-    Where a filter rewrites characters such as <, each of them alone is among them. UnsupportedError as `fill`.
+    If a filter rewrites characters such as <, each of them is among them.
     """
-    try:
-        tree = Sandbox().parse(template)
-        found = {str(node.value) for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-        if any(node.name in _REWRITING for node in tree.find_all(nodes.Filter)):
-            found.update(string.punctuation)
-        return frozenset(found)
-    except (jinja2.TemplateSyntaxError, RecursionError) as error:
-        raise UnsupportedError(f"the model's chat template does not compile ({error})") from None
+    return frozenset(_PROCESS.ask({"template": template}))
 
 
-@functools.lru_cache(maxsize=16)
-def _compile(template: str) -> jinja2.Template:
-    environment = Sandbox()
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.load(template)
+class _Process:
+    """The process that fills templates, for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: subprocess.Popen[str] | None = None
+
+    def ask(self, question: dict[str, Any]) -> Any:
+        """Its answer. Errors as `fill`."""
+        if (length := len(question["template"])) > LIMIT:
+            raise UnsupportedError(f"the model's chat template has {length} characters, the limit is {LIMIT}", _HINT)
+        line = json.dumps(question) + "\n"
+        with self._lock:
+            if self._open and self._open.poll() is not None:
+                self.close()
+            self._open = process = self._open or subprocess.Popen(
+                **child("edgetune.llamacpp.template_child"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                start_new_session=True)
+            answer = {}
+            try:
+                answer = _exchange(process, line)
+            finally:
+                if not answer or "memory" in answer:  # it is over, or its next answer would be the one to this question
+                    self.close()
+        if "value" in answer:
+            return answer["value"]
+        if "syntax" in answer:
+            raise UnsupportedError(f"the model's chat template does not compile ({answer['syntax']})")
+        if "reason" in answer:
+            raise DataError(f"the model's chat template refuses the conversation ({answer['reason']})")
+        if "memory" in answer or process.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
+            what = "memory" if "memory" in answer else "time"
+            raise DataError(f"the model's chat template takes too much {what} for a conversation of this size", _HINT)
+        raise DataError(f"the model's chat template ended its process ({how_it_ended(process.returncode)})", _HINT)
+
+    def close(self) -> None:
+        process = self._open
+        self._open = None
+        if process:
+            with suppress(BrokenPipeError), process:  # what it did not read
+                process.terminate()
 
 
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
+def _exchange(process: subprocess.Popen[str], line: str) -> dict[str, Any]:
+    """The answer to a question, which is {} if the process ends instead."""
+    assert process.stdin
+    assert process.stdout
+    with suppress(BrokenPipeError):
+        process.stdin.write(line)
+        process.stdin.flush()
+        answer: dict[str, Any] = json.loads(process.stdout.readline() or "{}")
+        return answer
+    return {}
 
 
-def _strftime_now(form: str) -> str:
-    if len(form) > 256 or re.search(r"%[-_0^#]*\d", form):
-        raise Excess("asks for a date in a format that is too long or has a width")
-    return datetime.now().strftime(form)
+_PROCESS = _Process()
+atexit.register(_PROCESS.close)

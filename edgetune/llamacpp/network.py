@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 import heapq
 import math
 from collections import defaultdict
@@ -14,17 +13,12 @@ from .gbnf import Ranges
 END = 0  # the node with which each rule ends
 
 
-@functools.lru_cache(4)
-def network_of(text: str) -> Network:
-    """The network of a grammar, for any number of answers. Raises UsageError for one that `gbnf.check` refuses."""
-    return Network(gbnf.check(text))
-
-
 class Network:
     """A node is one of four kinds: END; a character of a set; a call of a rule; a choice among the nodes that follow.
 
     Lists by node: sets of characters, the nodes with which called rules begin, the nodes that follow, and needs, the
-    least bytes to the end of the node's rule (Knuth's generalization of Dijkstra's algorithm).
+    least bytes to the end of the node's rule (Knuth's generalization of Dijkstra's algorithm). root, starts: the nodes
+    with which the grammar and its rules begin. bounds: characters between two of them are in the same sets.
     """
 
     def __init__(self, rules: gbnf.Rules) -> None:
@@ -35,6 +29,8 @@ class Network:
         for name, sequences in rules.items():
             self.nexts[self._starts[name]] = tuple(map(self._sequence, sequences))
         self.root = self._starts["root"]
+        self.starts = tuple(self._starts.values())
+        self.bounds = sorted({bound for ranges in self.sets for low, high in ranges for bound in (low, high + 1)})
         self.needs = self._shortest_needs()
 
     def _node(self, nexts: tuple[int, ...], ranges: Ranges | None = None, call: int = END) -> int:

@@ -102,11 +102,11 @@ class Sampler:
         if sampling.grammar:
             from .grammar import Grammar  # only now, as numpy
 
-            self._grammar = Grammar(llama, tokenizer, sampling.grammar, budget)
+            self._grammar = Grammar(tokenizer, sampling.grammar, budget)
         changes = sampling.penalizes or sampling.logit_bias
         self._changes = self._chain(self._of_logits(tokenizer.n_vocab)) if changes else None
         self._choice = self._chain(self._of_choice()) if sampling.temperature else None
-        self._free = weakref.finalize(self, _free, llama, [self._changes, self._choice], self._grammar)
+        self._free = weakref.finalize(self, _free, llama, [self._changes, self._choice])
         if sampling.penalizes:
             for token in before[-MOST_LAST if sampling.repeat_last_n < 0 else -sampling.repeat_last_n :]:
                 llama.llama_sampler_accept(self._changes, token)
@@ -194,7 +194,7 @@ class Sampler:
 
     @property
     def whole(self) -> bool:
-        """Whether the answer has a grammar, and a budget, and is whole by that grammar."""
+        """Whether the answer has a grammar, and is whole by it."""
         return self._grammar is not None and self._grammar.whole
 
     def close(self) -> None:
@@ -209,12 +209,10 @@ class Sampler:
         self.close()
 
 
-def _free(llama: ModuleType, chains: list[Any], grammar: Grammar | None) -> None:
+def _free(llama: ModuleType, chains: list[Any]) -> None:
     for chain in chains:
         if chain is not None:
             llama.llama_sampler_free(chain)
-    if grammar is not None:
-        grammar.close()
 
 
 class TextStream:

@@ -41,13 +41,13 @@ _UNMERGED = "\x02"  # no vocabulary merges this control character with its neigh
 
 @dataclass(frozen=True)
 class TokenTable:
-    """The byte that each token begins with, 256 for those that end an answer; whether readers do not see it, and
-    whether it holds parts of characters, [V]. Of each byte the token that is this byte alone, -1 without, [256].
+    """What tokens begin with: bytes, two of each token, none of those that end an answer; and which one by token, [V].
+    hidden: whether readers do not see a token, [V]. alone: the token that is a byte, -1 without, [256].
     """
 
-    firsts: NDArray[np.intp]
+    begins: list[bytes]
+    begin_of: NDArray[np.intp]
     hidden: NDArray[np.bool_]
-    partial: NDArray[np.bool_]
     alone: NDArray[np.intp]
 
 
@@ -132,10 +132,10 @@ class Tokenizer:
         for token, piece in enumerate(pieces):
             if len(piece) == 1:
                 alone[piece[0]] = token
+        begins = {begin: i for i, begin in enumerate(dict.fromkeys(piece[:2] for piece in pieces))}
         return TokenTable(
-            firsts=np.array([piece[0] if piece else 256 for piece in pieces], np.intp), alone=alone,
-            hidden=np.array([bool(piece) and self.is_control(token) for token, piece in enumerate(pieces)]),
-            partial=np.array([not _is_utf8(piece) for piece in pieces]))
+            begins=[*begins], begin_of=np.array([begins[piece[:2]] for piece in pieces], np.intp), alone=alone,
+            hidden=np.array([bool(piece) and self.is_control(token) for token, piece in enumerate(pieces)]))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the tokens, special tokens spelled out, bytes that are not UTF-8 replaced."""
@@ -178,7 +178,7 @@ class Tokenizer:
         template = self.tool_template if tools and self.tool_template else self.chat_template
         if template is None:
             raise UnsupportedError("the model has no chat template", "give it plain text, or use a chat model")
-        from .chat_template import fill, literals, takes_system  # only now: jinja2 takes 6 MiB
+        from .chat_template import fill, literals, takes_system
 
         bos, eos = ("" if token is None else self.decode([token]) for token in (self.bos, self.eos))
         tools = [in_order(tool) for tool in tools] if tools else None
@@ -300,14 +300,6 @@ def piece_of(llama: ModuleType, vocabulary: Any, token: int) -> bytes:
         if length >= 0:
             return text.raw[:length]
         room = -length
-
-
-def _is_utf8(piece: bytes) -> bool:
-    try:
-        piece.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:

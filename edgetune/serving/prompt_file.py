@@ -19,14 +19,15 @@ import importlib.util
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..adapters.store import PROMPT
-from ..data.around import Message, is_row, last_question, unlearned
+from ..data.around import Instruction, Message, is_row, last_question, unlearned
 from ..data.asking import asking_rows
 from ..data.hub_rows import is_name
 from ..data.parts import STDIN, names_of
@@ -45,7 +46,7 @@ WAY_OUT = "write system, examples or nearest, as docs/reference/files.md shows"
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestExamples:
     """Examples by nearness. rows: their file, as DATA of edgetune train."""
 
     rows: str = option("", "File of rows, relative to the prompt file.")
@@ -60,7 +61,7 @@ class Prompt:
 
     system: str = ""
     examples: Sequence[Mapping[str, Any]] = ()
-    nearest: Nearest | None = None
+    nearest: NearestExamples | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of a prompt file."""
@@ -132,6 +133,16 @@ def open_prompt(path: Path, threads: int = 0) -> OpenPrompt:
         return OpenPrompt(prompt)
     find_model(prompt.nearest.encoder)
     return OpenPrompt(prompt, asking_rows(Path(prompt.nearest.rows)), threads)
+
+
+@contextmanager
+def opened_around(prompt: Path | None = None, threads: int = 0) -> Iterator[Instruction]:
+    """The prompt of a file, opened; None without one. Raises the errors of open_prompt."""
+    if prompt is None:
+        yield None
+        return
+    with closing(open_prompt(prompt, threads)) as found:
+        yield found
 
 
 def kept_prompt(path: str) -> OpenPrompt:
@@ -261,15 +272,15 @@ def _example(number: int, row: Any) -> Mapping[str, Any]:
     return row
 
 
-def _nearest(found: Any, folder: Path) -> Nearest:
+def _nearest(found: Any, folder: Path) -> NearestExamples:
     if not isinstance(found, Mapping):
         raise FormatError(f"nearest is {found!r:.60}, no keys", "write rows, k and encoder below it")
-    made = make_options(Nearest, {str(key): value for key, value in found.items()})
+    made = make_options(NearestExamples, {str(key): value for key, value in found.items()})
     check_options(made)
     if made.rows in ("", STDIN):
         raise FormatError("nearest has no file of rows", "name one, relative to the prompt file")
     encoder = str((folder / made.encoder).absolute()) if (folder / made.encoder).is_file() else made.encoder
-    return Nearest(_beside(made.rows, folder), made.k, encoder)
+    return NearestExamples(_beside(made.rows, folder), made.k, encoder)
 
 
 def _beside(rows: str, folder: Path) -> str:

@@ -18,29 +18,29 @@ from . import length
 from .answered import Expectation
 from .batches import Batches
 from .config import TrainConfig
-from .passes import Measurement
+from .passes import LossMeasurement
 from .rollouts import Known, Roller, answer_plan, keep
-from .source import Learned, Parts, Room, Source
+from .source import ExampleSource, Learned, SourceParts, SourceRoom
 
 
-class Answers(Source):
+class AnswerExamples(ExampleSource):
     """Answers of the model; those that have a signal are learned."""
 
     keeps_tokenizer: ClassVar[bool] = True
     refers: ClassVar[bool] = True
 
     @classmethod
-    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> Room:
+    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> SourceRoom:
         assert isinstance(objective, Drawn)
         if structure.cache is None:
             raise UsageError(f"{objective.name} needs a model that answers", "choose another method")
         units = len(lengths.units)
         steps = objective.steps_per_generation
         at_once = (steps * length.batch_of(config, units) if steps else units) or 1  # prompts answered together
-        return Room(answer_plan(objective, at_once, lengths, config.row_limit, structure.n_tokens),
-                    objective.keeps_start)
+        return SourceRoom(answer_plan(objective, at_once, lengths, config.row_limit, structure.n_tokens),
+                          objective.keeps_start)
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: SourceParts) -> None:
         objective = parts.objective
         assert isinstance(objective, Drawn)
         self.is_rewarded = isinstance(objective, Rewarded)
@@ -76,7 +76,7 @@ class Answers(Source):
     def after_step(self, step: int, batches: Batches) -> None:
         self.roller.learned(step, batches.steps_per_epoch, self._known)
 
-    def measure(self, examples: Sequence[Example]) -> Measurement:
+    def measure(self, examples: Sequence[Example]) -> LossMeasurement:
         self.parts.micros.computing = True
         return self.roller.measure(examples)
 

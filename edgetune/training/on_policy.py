@@ -22,27 +22,28 @@ from ..models.stream import sizes
 from ..objectives.base import Objective
 from ..objectives.gkd import Gkd
 from ..serving.rollouts.forward import forward_run, network_buffers, open_passes
-from .answers import Answers
+from .answers import AnswerExamples
 from .batches import Batches
 from .config import TrainConfig
-from .passes import Measurement, measure
+from .passes import LossMeasurement, measure
 from .reference import likeliest, with_choices
-from .source import Learned, Parts, Room
+from .source import Learned, SourceParts, SourceRoom
 
 GROWTH = 8 << 20  # bytes that Python takes for a second network
 
 
-class OnPolicy(Answers):
+class OnPolicy(AnswerExamples):
     """Answers of the student or of the rows, a step each. The teacher reads them one by one."""
 
     @classmethod
-    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> Room:
+    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> SourceRoom:
         assert isinstance(objective, Gkd)
         found = super().room(objective, config, lengths, structure)
         longest = lengths.longest or config.row_limit
-        return Room(found.answers, found.keeps_start, found.buffers, teacher_bytes(opened(objective), config, longest))
+        teacher = teacher_bytes(opened(objective), config, longest)
+        return SourceRoom(found.answers, found.keeps_start, found.buffers, teacher)
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: SourceParts) -> None:
         super().__init__(parts)
         assert isinstance(parts.objective, Gkd)
         assert isinstance(parts.decoder, Decoder)
@@ -76,7 +77,7 @@ class OnPolicy(Answers):
         return Learned(telling, self.gkd.count(telling) or 1.0, {**metrics, "student_step": float(is_drawn)},
                        batches.anchors_of_step(step))
 
-    def measure(self, examples: Sequence[Example]) -> Measurement:
+    def measure(self, examples: Sequence[Example]) -> LossMeasurement:
         """Measures the student's greedy answers."""
         micros = self.parts.micros
         micros.computing = True

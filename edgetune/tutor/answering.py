@@ -11,7 +11,7 @@ from ..evaluation.graders.base import Grade
 from ..evaluation.graders.sample import Sample
 from ..llamacpp.sampling import Sampling
 from ..serving.rollouts.scoring import open_scorer
-from ..serving.rollouts.texts import Asked, answers
+from ..serving.rollouts.texts import TokenPrompts, answers
 from ..training.judge import EngineJudge
 from .questions import Question
 from .setting import Setting
@@ -37,7 +37,7 @@ def draw(setting: Setting, number: int, questions: Sequence[Question], pairs: Lo
     sampling = Sampling(temperature=options.temperature, top_k=0, top_p=1.0, min_p=0.0,
                         seed=setting.seed(number, "draw"))
     prompts = [question.prompt_tokens(setting.tokenizer, setting.system) for question in questions]
-    asked = Asked(prompts, [options.max_tokens] * len(prompts), options.samples, sampling)
+    asked = TokenPrompts(prompts, [options.max_tokens] * len(prompts), options.samples, sampling)
     found: list[list[Any]] = [[None] * options.samples for _ in prompts]
     for answered in answers(setting.bundle.gguf, setting.tokenizer, pairs, asked, setting.engine):
         setting.look()

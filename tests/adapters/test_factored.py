@@ -34,10 +34,10 @@ from small_families import OPTIONS, data, small, trained
 from tiny import write_tiny
 
 from edgetune.adapters.base import Family, families
-from edgetune.adapters.lora import TARGETS
 from edgetune.adapters.store import open_adapter, read_run, save_schema
 from edgetune.data.packing import collate
 from edgetune.errors import UnsupportedError, UsageError
+from edgetune.formats.targets import TARGETS
 from edgetune.runs.train import train
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.config import TrainConfig
@@ -225,7 +225,7 @@ def test_dylora_is_cut_to_any_rank(bundle, tmp_path):
     trainer.save(out)
     carved: Any = trainer.decoder.adapter
     for rank in (1, 2, 4):
-        command("export", out, "--rank", rank, "-o", tmp_path / f"cut{rank}")
+        command("adapters", "export", out, "--rank", rank, "-o", tmp_path / f"cut{rank}")
         cut = open_adapter(tmp_path / f"cut{rank}", bundle.gguf)
         assert {pair.rank for pair in cut.pairs.values()} == {rank}
         again = Trainer(bundle, family=replace(small("dylora"), rank=rank), **OPTIONS)
@@ -236,11 +236,12 @@ def test_dylora_is_cut_to_any_rank(bundle, tmp_path):
         np.testing.assert_allclose(again.decoder.score(batch), trainer.decoder.score(batch), atol=1e-5)
     sizes = [(tmp_path / f"cut{rank}" / "adapter.gguf").stat().st_size for rank in (1, 2, 4)]
     assert sizes[0] < sizes[1] < sizes[2] == (out / "adapter.gguf").stat().st_size
-    assert "rank 2" in command("export", tmp_path / "cut4", "--rank", 2)
-    assert command("info", tmp_path / "cut4-rank2", "--json")
+    assert "rank 2" in command("adapters", "export", tmp_path / "cut4", "--rank", 2)
+    assert command("models", "info", tmp_path / "cut4-rank2", "--json")
     assert read_run(tmp_path / "cut4-rank2")["options"]["rank"] == 2
     for refused, why in (((8,), "rank 8 is not between 1 and 4"), ((2, "--to", "peft"), "--rank is given with --to")):
-        assert why in command("export", out, "-o", tmp_path / "more", "--rank", *refused, code=UsageError.exit_code)
+        assert why in command("adapters", "export", out, "-o", tmp_path / "more", "--rank", *refused,
+                              code=UsageError.exit_code)
 
 
 def test_a_cut_is_there_with_its_schema_or_not_at_all(bundle, tmp_path):
@@ -253,7 +254,7 @@ def test_a_cut_is_there_with_its_schema_or_not_at_all(bundle, tmp_path):
         folder, copy = (tmp_path / f"{name}{number}" for name in ("made", "killed"))
         folder.mkdir()
         with killed(folder, copy, number) as kill:
-            command("export", tmp_path / "whole", "--rank", 2, "-o", folder / "cut")
+            command("adapters", "export", tmp_path / "whole", "--rank", 2, "-o", folder / "cut")
             has_ended = not kill.is_done
         if (copy / "cut").exists():
             assert open_adapter(copy / "cut", bundle.gguf).schema == schema
@@ -264,7 +265,8 @@ def test_a_cut_is_there_with_its_schema_or_not_at_all(bundle, tmp_path):
 
 def test_others_cannot_be_cut(bundle, tmp_path):
     trained(bundle, small("sora")).save(tmp_path / "out")
-    said = command("export", tmp_path / "out", "--rank", 2, "-o", tmp_path / "cut", code=UnsupportedError.exit_code)
+    said = command("adapters", "export", tmp_path / "out", "--rank", 2, "-o", tmp_path / "cut",
+                   code=UnsupportedError.exit_code)
     assert re.search("family sora cannot be cut.*dylora", said)
 
 

@@ -69,7 +69,7 @@ def test_the_folder(model, tmp_path):
     write_adapter(adapter / "adapter.gguf", pairs, 4.0)
     record = {"options": {"system": "Be a lamp."}, "origin": {"data": "/secret"}, "base": {"path": str(model)}}
     (adapter / "run.json").write_text(json.dumps(record))
-    assert "ollama create out" in run("export", adapter, "--to", "ollama", "-o", tmp_path / "out")
+    assert "ollama create out" in run("adapters", "export", adapter, "--to", "ollama", "-o", tmp_path / "out")
     text = (tmp_path / "out/Modelfile").read_text()
     assert text.startswith(f"FROM {model}\nADAPTER ./adapter.gguf\nTEMPLATE \"\"\"{{{{ if .System")
     assert not re.search("^(RENDERER|PARSER)", text, re.MULTILINE)
@@ -85,7 +85,7 @@ def test_the_folder(model, tmp_path):
     assert "SYSTEM \"" not in text
     with pytest.raises(UsageError, match="ends a text in a Modelfile"):
         export_ollama(adapter, base, tmp_path / "no", system='a """ b')
-    assert "has no place" in run("export", adapter, "--system", "x", code=2)
+    assert "has no place" in run("adapters", "export", adapter, "--system", "x", code=2)
 
 
 @pytest.mark.parametrize(("template", "is_written"), [(templates.QWEN, True), ("{{ messages | length }}", False)])
@@ -95,9 +95,9 @@ def test_a_template_that_is_left_out_is_said(tmp_path, template, is_written):
     adapter.mkdir()
     write_adapter(adapter / "adapter.gguf", random_pairs(model, dict.fromkeys(SEVEN, 2), 0), 4.0)
     (adapter / "run.json").write_text(json.dumps({"base": {"path": str(model)}}))
-    said = run("export", adapter, "--to", "ollama", "-o", tmp_path / "out").replace("\n", " ")
+    said = run("adapters", "export", adapter, "--to", "ollama", "-o", tmp_path / "out").replace("\n", " ")
     assert ("the Modelfile has no TEMPLATE" in said) != is_written
-    told = json.loads(run("export", adapter, "--to", "ollama", "-o", tmp_path / "again", "--json"))
+    told = json.loads(run("adapters", "export", adapter, "--to", "ollama", "-o", tmp_path / "again", "--json"))
     assert told["template"] == is_written
     assert ("TEMPLATE" in (tmp_path / "out/Modelfile").read_text()) == is_written
 

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from nights import A_THIRD, CONTRADICTING, EVERYBODY, ONLY_CORRECTIONS, SHAPES, passes, publications, share
+from nights import A_THIRD, CHECKING, CONTRADICTING, EVERYBODY, ONLY_CORRECTIONS, SHAPES, passes, publications, share
 from people import CORRECTED, Pair, Sample, as_world, counts
+from sometimes import mostly_slow
 
 from edgetune.daemon.jobs.exam import Asked, Exam, Score
 from edgetune.daemon.jobs.examiner import Examiner
@@ -29,7 +30,7 @@ def test_an_adapter_that_is_no_better_is_seldom_published_in_ten_nights(people, 
             assert share(Pair(accuracy, **shape), people, 10, runs) <= ALPHA + slack(runs)
 
 
-@pytest.mark.parametrize("people", EVERYBODY)
+@pytest.mark.parametrize("people", mostly_slow(EVERYBODY, [ONLY_CORRECTIONS, CHECKING]))
 def test_nor_is_one_in_a_year(people):
     runs = 40
     for shape in ({"shared": 0.5}, {"nested": 0.1}, {"likes": True}):
@@ -54,8 +55,8 @@ def test_a_much_better_adapter_is_published_where_all_errors_are_corrected():
     assert share(Pair(0.5, 0.4), ONLY_CORRECTIONS, 5, 200) >= 0.6
 
 
-@pytest.mark.parametrize("people", EVERYBODY)
-@pytest.mark.parametrize("shape", [{}, {"shared": 0.5}, {"nested": 0.05}])
+@pytest.mark.parametrize("people", mostly_slow(EVERYBODY, [ONLY_CORRECTIONS, CHECKING]))
+@pytest.mark.parametrize("shape", mostly_slow([{}, {"shared": 0.5}, {"nested": 0.05}], [{"shared": 0.5}]))
 def test_nor_is_one_after_an_adapter_that_was_better(people, shape):
     """The questions that published the first one are in the test of the next ones."""
     dice = np.random.default_rng(0)

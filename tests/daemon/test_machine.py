@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 import time_machine
 from books import Books, Made, differences, seen, sides, verdicts
 from full_disks import full_disk
@@ -247,7 +250,7 @@ class Daemon(RuleBasedStateMachine):
     def check_health(self) -> None:
         """It is ok only if all threads live and all queues move; and it is, but for jobs that wait for a person."""
         health = self.service.health()
-        stores = self.service.documents.stores
+        stores = self.service.running["documents"].stores
         if health["status"] == "ok":
             assert all(thread.is_alive() for part in self.service.parts for thread in part.threads() if thread.ident)
             assert not [store.id for store in stores.list() if store.status == "in_progress"]

@@ -36,8 +36,7 @@ def said(text):
 
 
 def ask(http, text, path=CHAT, **options):
-    body = {CHAT: {"messages": said(text), "max_tokens": 2}, "/v1/completions": {"prompt": text, "max_tokens": 2},
-            "/v1/responses": {"input": text, "max_output_tokens": 2}}[path]
+    body = {CHAT: {"messages": said(text), "max_tokens": 2}, "/v1/completions": {"prompt": text, "max_tokens": 2}}[path]
     answer = http.post(path, json={**body, **options})
     assert answer.status_code == 200, answer.text
     assert answer.read()
@@ -64,7 +63,7 @@ def test_what_is_kept_is_the_question_alone(http):
     ask(http, "lamp on")
     ask(http, "lamp off", "/v1/completions")
     ask(http, "lamp dim", stream=True)
-    ask(http, "lamp up", "/v1/responses")
+    ask(http, "lamp up")
     page = http.get("/v1/prompts").json()
     assert [prompt["question"] for prompt in page["data"]] == ["lamp up", "lamp dim", "lamp off", "lamp on"]
     assert page["counts"] == {"kept": 4, "new": 4, "most": 5}
@@ -77,8 +76,8 @@ def test_what_is_kept_is_the_question_alone(http):
 
 @pytest.mark.parametrize(("path", "body"), [
     (CHAT, {"store": False}), (CHAT, {"tools": [TOOL]}), (CHAT, {"logprobs": True}),
-    ("/v1/completions", {"store": False}), ("/v1/completions", {"echo": True}), ("/v1/completions", {"prompt": [3, 4]}),
-    ("/v1/responses", {"store": False})])
+    ("/v1/completions", {"store": False}), ("/v1/completions", {"echo": True}),
+    ("/v1/completions", {"prompt": [3, 4]})])
 def test_what_is_not_kept(http, path, body):
     ask(http, "my lamp", path, **body)
     assert kept(http) == []

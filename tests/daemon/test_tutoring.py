@@ -166,7 +166,7 @@ def test_it_continues_from_the_active_adapter_takes_no_feedback_and_takes_over(s
 def test_from_a_compiled_prompt_it_takes_the_system_message_alone(service, model, tmp_path):
     """Nothing is trained there, so that a LoRA begins."""
     (tmp_path / "system.txt").write_text("Be brief.")
-    command("compile-prompt", model, tmp_path / "system.txt", "-o", tmp_path / "brief")
+    command("lab", "compile-prompt", model, tmp_path / "system.txt", "-o", tmp_path / "brief")
     service.adapters.promote(service.add_adapter(tmp_path / "brief").id, "for the test")
     correct(service, range(20))
     ask(service, range(100))

@@ -11,8 +11,8 @@ import jsonschema_rs
 from own_sets import SETS
 
 from edgetune.data.answer_schema import derive
-from edgetune.llamacpp.gbnf import check
 from edgetune.llamacpp.json_schema import ANY_ORDER, grammar_of
+from edgetune.llamacpp.states import network_of
 
 
 def row(answer, prompt="a"):
@@ -81,7 +81,7 @@ def test_keys_come_in_the_order_that_all_rows_have():
     assert found is not None
     assert list(found["properties"]) == ["a", "b", "c", "d"]  # no row has all of them
     assert found["required"] == []
-    assert check(grammar_of(found))
+    assert network_of(grammar_of(found))
 
 
 def test_keys_that_rows_have_in_different_orders_come_in_any():
@@ -116,4 +116,4 @@ def check_all(schema, rows):
     validator = jsonschema_rs.validator_for(schema)
     for each in rows:
         validator.validate(json.loads(each["completion"] if "completion" in each else each["messages"][-1]["content"]))
-    assert check(grammar_of(schema))
+    assert network_of(grammar_of(schema))

@@ -22,6 +22,8 @@ from edgetune.tutor.gate import (
 )
 from edgetune.tutor.options import TutorOptions
 
+pytestmark = pytest.mark.smoke
+
 OPTIONS = TutorOptions()
 RUNS = 300
 

@@ -25,7 +25,7 @@ from ...llamacpp.tokenizer import Tokenizer
 from ...serving.completion import MODEL, Completion, TokenLogprob
 from ...serving.question import Question
 from ...serving.thoughts import ThoughtReader
-from ...serving.tool_calls import Call, CallPiece, join
+from ...serving.tool_calls import CallPiece, WholeCall, join
 from ..service import Service
 from .logprobs import spelling
 from .pools import Pools
@@ -78,7 +78,7 @@ class Said:
 
     text: str = ""
     thinking: str = ""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[WholeCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
 
@@ -121,7 +121,7 @@ class Asked:
         self.id = id
         self.created = int(time.time())
         self.completions: list[Completion] = []
-        self.sources: list[dict[str, Any]] | None = None  # of passages; None: no documents are asked
+        self.sources: Sequence[dict[str, Any]] | None = None  # of passages; None: no documents are asked
         self._recent = recent
         self._pools = pools
         self._given = asyncio.Queue[_Given]()
@@ -153,7 +153,7 @@ class Asked:
         if (count := sum(question.n for question in self.questions)) > most:
             raise UsageError(f"{count} answers are requested at once", f"ask for at most {most}, as --queue allows")
         measured = 0
-        self.sources = self.service.documents.cited(self.questions[0])
+        self.sources = self.service.sources_of(self.questions[0])
         try:
             for question in self.questions:
                 asked = replace(question, model=self.service.chosen(question.model, question.content))

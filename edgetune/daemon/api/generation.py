@@ -358,7 +358,8 @@ class Origin(Answer):
 
     model_config = ConfigDict(extra="allow")  # a source may name more
 
-    source: str = Field(description="recall: a correction of the same question; encoder: that of --first.")
+    source: str = Field(description="recall: a correction of the same question; others, such as encoder, are of the "
+                                    "daemon's parts.")
     recalled: str | None = Field(None, description="The feedback that the answer is from, where recall answered.")
     likeness: float | None = Field(None, description="Of the corrected question, which asked in other words: 1: the "
                                    "same, 0: unrelated; null: word for word.")

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...fleet.rollout.rings import STATUSES
-from ...fleet.rounds.spent import spent
-from ...fleet.status import FleetStatus, status_of
 from ...version import __version__
 from ..service import Service
 
@@ -79,8 +75,6 @@ class Metrics:
         yield gauge("training_judging_rows", "Rows that evaluate the job that runs.",
                      progress.get("judging"))
         yield gauge("training_judged_rows", "Of these, rows that were answered.", progress.get("judged"))
-        if service.config.fleet:
-            yield from _of_a_fleet(status_of(Path(service.config.fleet).expanduser(), outcomes=0))
         for running in service.running.values():
             yield from running.metrics()
         speed = progress.get("tokens_per_s") if progress.get("phase") == "training" else None
@@ -93,29 +87,6 @@ class Metrics:
             yield counter
         for name, help in _NOW.items():
             yield gauge(name, help, facts[name])
-
-
-def _of_a_fleet(found: FleetStatus) -> Iterator[Any]:
-    rollout, rounds = found.rollout, found.rounds
-    last = rounds.records[-1] if rounds and rounds.records else None
-    yield family("fleet_devices", "Devices by their outcome in the newest roll-out.", "outcome", found.counts())
-    yield family("fleet_rollout", "1: the status of the newest roll-out.", "status",
-                  {status: int(status == rollout.status) for status in STATUSES} if rollout else {})
-    yield gauge("fleet_ring", "The newest ring that has begun, from 1 on.", rollout and rollout.ring)
-    yield gauge("fleet_rings", "Rings of the newest roll-out.", rollout and len(rollout.rings))
-    yield gauge("fleet_round", "The round that runs.", rounds and rounds.number)
-    yield gauge("fleet_answers", "Answers to it that have arrived.", rounds and len(rounds.arrived or []))
-    yield gauge("fleet_counted", "Answers that counted in the round before.", last and last.devices)
-    yield gauge("fleet_left_out", "Answers to it that were left out.", last and last.left_out)
-    for name in ("before", "after"):
-        yield gauge(f"fleet_loss_{name}", f"Mean loss on the devices' held-out rows {name} that round.",
-                     last and getattr(last, f"loss_{name}"))
-    noise = spent(rounds.records) if rounds else None
-    totals = {"answer": noise.answer.total, "sum": noise.sum.total} if noise else {}
-    yield family("fleet_epsilon", "Of the noise of all rounds, against whoever sees answers, or the sums alone.",
-                  "against", {whom: epsilon for whom, epsilon in totals.items() if epsilon is not None})
-    yield family("fleet_members", "Devices that asked to join, by state.", "state", found.members or {})
-    yield gauge("fleet_unreadable", "Parts of the folder that cannot be read.", len(found.unreadable))
 
 
 class Counted:

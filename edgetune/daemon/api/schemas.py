@@ -356,13 +356,7 @@ class Evaluation(Body):
     bad_ratings: Whole = Field(3, description="The number of bad ratings that roll it back, if good ones are fewer.")
 
 
-class TaskQuestions(Body):
-    """Rows of which an adapter gets its questions."""
-
-    file: str | None = Field(None, description="The id of a file of rows [that of the job that made the adapter].")
-
-
-class AdapterObject(Answer):
+class CommonAdapter(Answer):
     """An adapter that a job made, or a client added."""
 
     id: Id
@@ -375,12 +369,16 @@ class AdapterObject(Answer):
                     "was active before.")
     structured: bool = Field(description="Whether its answers obey the JSON schema of its training rows.")
     job: str = Field(description="The job that made it; empty: a client added it.")
-    questions: int = Field(description="Questions of its task, by which NAME:auto chooses it; 0: it does not.")
     verdict: dict[str, Any] = Field(description="The gate's decision: passed, reason, old and new (right, rows, ...), "
                                                 "wins, losses, p, alpha, tests, canary, corrected.")
     probation: dict[str, Any] | None = Field(
         description="Its time after an evaluation activated it: since, until, bad_ratings (that it may have), bad and "
                     "good (that it has), state: running, passed, rolled back, or replaced by another adapter.")
+
+
+_OF_PARTS: dict[str, Any] = {name: (int, Field(0, description=text)) for manifest in manifests()
+                             for name, text in manifest.adapter.items()}
+AdapterObject = create_model("AdapterObject", __doc__=CommonAdapter.__doc__, __base__=CommonAdapter, **_OF_PARTS)
 
 
 class Switch(Answer):
@@ -395,7 +393,8 @@ class AdapterList(Answer):
     """All adapters, and which of them was active when."""
 
     object: Literal["list"] = "list"
-    data: list[AdapterObject] = Field(description="The adapters, the newest first; verdicts without scores of rows.")
+    data: list[AdapterObject] = Field(  # type: ignore[valid-type]
+        description="The adapters, the newest first; verdicts without scores of rows.")
     serving: str | None = Field(description="The adapter that answers for NAME:latest; null: the base.")
     history: list[Switch] = Field(description="Changes of the active adapter, the newest first.")
 
@@ -427,20 +426,14 @@ class CommonDevice(Answer):
     model: str = Field(description="The model's name.")
     fingerprint: str = Field(description="sha256 of the model, which adapters name.")
     adapter: str | None = Field(description="The active adapter's id; null: the base answers alone.")
-    fleet: bool = Field(description="Whether it serves a fleet, by --fleet.")
-    slot: dict[str, Any] | None = Field(description="Of a slot: path, rollout (that brought its base), since "
-                                        "(seconds), bad and good (ratings since); null: it serves none.")
-    device: dict[str, Any] = Field(description="model, machine, kind (what the reports of a fleet say), cpu, cores, "
+    device: dict[str, Any] = Field(description="model, machine, kind, cpu, cores, "
                                    "processors, memory_installed, memory_total and memory_available (bytes), "
                                    "power_mode, profile, matched.")
     memory: dict[str, Any] = Field(description="budget of the whole daemon, used by it, available here, in bytes.")
     temperature: float | None = Field(description="The hottest zone that counts, in degrees Celsius.")
     serving: dict[str, Any] = Field(description="Since the start: requests, prompt_tokens, cached_tokens, "
                                     "completion_tokens. Now: waiting, working, tokens_per_s, cells_used, cells.")
-    answered: dict[str, int] = Field(description="Answers since the start, by who gave them: model, recall, encoder.")
-    first: dict[str, Any] | None = Field(
-        description="Of --first: compared, held-out questions of a sure kind with an unsure answer that both answered; "
-                    "encoder, model: how many that one alone has right; unsure: who gives such answers.")
+    answered: dict[str, int] = Field(description="Answers since the start, by who gave them, such as model and recall.")
     learning: dict[str, Any] = Field(description="on, mode, state (a sentence), needed, and counts of feedback; tutor: "
                                                  "the same for prompts.")
     keep_prompts: int = Field(description="Prompts that are kept at most; 0: none.")

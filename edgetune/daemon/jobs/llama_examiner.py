@@ -20,9 +20,9 @@ from ...evaluation.canary import Drift, drift
 from ...evaluation.graders.llama_judge import LlamaJudge
 from ...evaluation.judge import is_json
 from ...evaluation.pairs import margins_of, served_logp
-from ...evaluation.served import Answer, exact_match, served_loss
+from ...evaluation.served import GradedAnswer, exact_match, served_loss
 from ...serving.llama import LlamaModel
-from ...training.answered import Answer as RewardedAnswer
+from ...training.answered import RewardedAnswer
 from ...training.judge import EngineJudge
 from .exam import Exam, Score
 from .examiner import Examiner
@@ -154,7 +154,7 @@ class LlamaExaminer(Examiner):
         return Score(float(np.logaddexp(0, -margin)), margin > 0, pair=True)
 
 
-def _reach(answer: Answer) -> float:
+def _reach(answer: GradedAnswer) -> float:
     expected = answer.expected.strip()
     given = answer.answer.strip()
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(expected, given, strict=False)))

@@ -23,7 +23,7 @@ from ...evaluation.graders.rewards import GraderRewards, rewards_of
 from ...objectives.base import Objective
 from ...objectives.rewarded import Rewarded
 from ...options import AUTO
-from ...training.answered import Answer
+from ...training.answered import RewardedAnswer
 from ...training.judge import EngineJudge
 from ..options import AllowedPython
 from .table import Job
@@ -193,7 +193,7 @@ class Rewarding:
         return digest({"row": row, "grader": objective.grader or objective.reward,
                        "tokens": [objective.max_completion_length, objective.overlong_tokens]})
 
-    def earned(self, answers: Sequence[Answer]) -> list[float]:
+    def earned(self, answers: Sequence[RewardedAnswer]) -> list[float]:
         """Returns the reward of each answer, less the penalty for its length."""
         values = np.array([reward.value for reward in self.rewards(answers)], np.float32)
         tokens = np.array([len(answer.tokens) for answer in answers])

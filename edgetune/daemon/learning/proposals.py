@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...data.question import content_text, digest
+from ...data.remarks import Remark, remark_of
 from ...errors import DataError, FormatError, NotFoundError, UsageError
 from ...evaluation.judge import is_json
-from ...making.remarks import Remark, remark_of
 from ...persisted import from_json
 from ...serving.question import Question
 from ..state.database import Store, dump, now

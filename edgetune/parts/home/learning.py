@@ -17,9 +17,8 @@ from ...data.loader import NONE
 from ...disk import json_lines, new_folder, refuse_existing
 from ...errors import DataError, Interrupted
 from ...runs.train import train
-from ...serving.encoder import UNLIMITED
+from ...serving.encoder import UNLIMITED, vectors
 from ...serving.sureness import Sureness
-from ...serving.vectors import vectors
 from ...training.callbacks import RunCallbacks
 from ...training.config import TrainConfig
 from .answering import SURE, Understanding, calls_of

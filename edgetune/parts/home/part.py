@@ -4,7 +4,7 @@ from ...manifest import Extra, Manifest
 
 MANIFEST = Manifest(
     name="home",
-    commands={"Train": {"home": "commands"}},
+    commands={"Home": {"home": "commands"}},
     options="options:HomeOptions",
     running="source:running",
     extras=(Extra("home", "edgetune home", ("hassil", "home_assistant_intents", "yaml", "websockets")),),
