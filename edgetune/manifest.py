@@ -52,8 +52,10 @@ class Manifest:
     name: of the folder. commands: {title in the help: {command: modules that make it}}; to a command that exists
     already the modules add their own. renamed: {old name of a command: its present words}. options: "module:class" of a
     PartOptions. running: "module:function" that takes the daemon's options and returns a RunningPart, or None if they
-    leave the part out. device: "module:class" of what the part adds to the answer of /v1/device. adapter: {a number
-    that it adds to the facts of an adapter: what that says}. routes: modules with a `router`. errors: {the beginning of
+    leave the part out. learn: {a value of --learn, to which -nightly can be added: the words after "also" that say from
+    what the daemon learns then}. device: "module:class" of what the part adds to the answer of /v1/device. status:
+    "module:function" that takes this answer and yields (name, text) rows of `edgetune status`. adapter: {a number that
+    it adds to the facts of an adapter: what that says}. routes: modules with a `router`. errors: {the beginning of
     paths: "module:function" that takes an error in OpenAI's shape and returns it in that of their clients}. kinds:
     modules that register kinds of jobs. panel: whether the folder has a panel.html and panel.js for the daemon's page.
     extras: of pyproject.toml. around: "module:name" of an AroundOptions (cli/around.py). purposes: {a purpose of
@@ -67,7 +69,9 @@ class Manifest:
     renamed: Mapping[str, str] = field(default_factory=dict)
     options: str = ""
     running: str = ""
+    learn: Mapping[str, str] = field(default_factory=dict)
     device: str = ""
+    status: str = ""
     adapter: Mapping[str, str] = field(default_factory=dict)
     routes: tuple[str, ...] = ()
     errors: Mapping[str, str] = field(default_factory=dict)

@@ -11,7 +11,6 @@ from part_tables import of_parts
 
 ANSWER = "chatcmpl-5f0c"  # ids in the examples; a test replaces them by those of things that exist
 FEEDBACK = "fb-7c1e"
-PROMPT = "prompt-e02a"
 JOB = "ftjob-21b5"
 FILE = "file-7a31"
 ADAPTER = "ft:model:home:1ad45f30"
@@ -158,11 +157,6 @@ def _of_feedback() -> Iterator[Example]:
     yield Example("POST /v1/learn", "Train now on what was given since the last training.", body={})
     yield Example("PATCH /v1/learn", "Learn nothing by itself.", body={"on": False}, answer={
         "object": "learning", "on": False, "state": "is switched off: nothing is learned by itself"})
-    yield Example("GET /v1/prompts", "See the newest kept prompt.", "/v1/prompts?limit=1", answer={
-        "object": "list", "data": [{"id": PROMPT, "object": "prompt", "created_at": AT,
-                                    "question": "switch the lamp off", "job": None}],
-        "has_more": False, "counts": {"kept": 1, "new": 1, "most": 100}})
-    yield Example("DELETE /v1/prompts", "Delete them.", answer={"object": "list", "count": 1, "remains": ""})
 
 
 def _of_the_daemon() -> Iterator[Example]:
@@ -174,7 +168,7 @@ def _of_the_daemon() -> Iterator[Example]:
         "serving": {"requests": 40, "waiting": 0, "working": 1, "tokens_per_s": 21.5},
         "answered": {},
         "learning": {"on": True, "mode": "auto", "state": "waits for 17 more pieces of feedback", "needed": 20},
-        "keep_prompts": 0, "job": None, "governor": []})
+        "job": None, "governor": []})
     yield Example("GET /metrics", "Read the metrics.")
 
 

@@ -25,7 +25,6 @@ FLOORS = [
     ["training"],
     ["evaluation"],
     ["bench", "runs"],
-    ["tutor"],
     ["compress", "daemon", "demo"],
     ["cli"],
     ["parts"],

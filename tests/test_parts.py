@@ -60,7 +60,7 @@ def test_a_manifest_names_what_exists(name):
     assert part.name == name
     modules = [module for names in part.commands.values() for modules in names.values() for module in modules.split()]
     for place in (*modules, *part.routes, *part.kinds, *part.face, part.options, part.running, part.device,
-                  *part.errors.values(), part.around, *part.purposes.values(), *part.library.values()):
+                  part.status, *part.errors.values(), part.around, *part.purposes.values(), *part.library.values()):
         if place:
             assert part.module(place.partition(":")[0]).removeprefix("edgetune.") in MODULES, place
     for file in ("panel.html", "panel.js"):
@@ -129,6 +129,24 @@ def test_a_new_part_has_a_purpose_of_files(said):
 def test_a_new_part_has_a_name_of_the_library(said):
     assert said["clocks"] == "toy"
     assert said["dir"]
+
+
+def test_a_new_part_takes_note_of_what_the_model_answers(said):
+    """Not of what another source has answered."""
+    assert "on" in said["seen"]
+    assert "what time is it" not in said["seen"]
+    assert said["stores"]
+
+
+def test_a_new_part_adds_something_to_learn_from(said):
+    assert said["learn"][0] == ""
+    assert said["learn"][1].startswith("learn is 'toys'")
+    assert "toy and toy-nightly also from toys" in " ".join(said["daemon_help"].split())
+    assert said["begin"] == "learn is off, and no toys are learned from; there are none"
+
+
+def test_a_new_part_has_a_row_of_the_status(said):
+    assert re.search(r"time +late", said["status"])
 
 
 def test_a_new_part_has_a_kind_of_job(said):

@@ -50,13 +50,15 @@ def main(model, folder):
             "daemon_help": CliRunner().invoke(cli, ["serve", "--help-all"]).output,
             "clocks": edgetune.Clock.name, "dir": "Clock" in dir(edgetune),
             "generate_help": CliRunner().invoke(cli, ["generate", "--help"]).output, "kinds": [*kinds()],
-            "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES}
+            "work": kind_of("toy").work(None), "refused": refused(toy="a/"), "files": FILES,
+            "learn": [refused(learn="toy-nightly"), refused(learn="toys")]}
     with daemon(model, folder / "state", toy=str(late)) as running:
         get = lambda path: httpx.get(running.url + path, timeout=PATIENCE)  # noqa: E731
         service = running.service
         said |= {"route": get("/v1/toy").json(), "error": get("/v1/toy/no").json(),
                  "device": get("/v1/device").json()["toy"],
                  "schema": get("/openapi.json").json()["components"]["schemas"]["DeviceObject"]["properties"]["toy"],
+                 "status": CliRunner().invoke(cli, ["status", "--url", running.url]).output,
                  "health": get("/healthz").json()["reasons"], "metrics": get("/metrics").text, "page": get("/").text,
                  "time": asked(running.url, "what time is it")["choices"][0]["message"]["content"],
                  "threads": [running.service.running["toy"].thread.is_alive()], "source": running.service.answered}
@@ -67,6 +69,9 @@ def main(model, folder):
                  "ticks": get("/openapi.json").json()["components"]["schemas"]["AdapterObject"]["properties"]["ticks"],
                  "needed": any(is_needed("late") for is_needed in service.adapters.needed)}
         said["forgotten"] = service.running["toy"].forgotten
+        said["seen"] = [question.messages[-1]["content"] for question in service.running["toy"].seen]
+        begun = httpx.post(running.url + "/v1/learn", json={"toys": True}, timeout=PATIENCE).json()
+        said |= {"stores": service.proposals.stores, "begin": begun["error"]["message"]}
         thread = running.service.running["toy"].thread
     said["threads"].append(thread.is_alive())
     with daemon(model, folder / "other") as running:

@@ -93,12 +93,9 @@ def install_command(model: Path, print_only: bool, policy_file: Path | None, as_
     """
     from ..console import Copied
     from ..daemon import unit
-    from ..daemon.kinds.registry import kinds
     from ..daemon.learning.method import learn_method
     config, policy = options_of(policy_file, options)
     learn_method(config)
-    for kind in kinds().values():
-        kind.check(config)
     text = unit.unit(model, config, policy)
     if print_only:
         show(as_json, {"unit": text}, Copied(text))

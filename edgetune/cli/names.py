@@ -11,11 +11,11 @@ OWN = {
     "Train": {"plan": "plan", "train": "learn", "resume": "learn", "report": "report"},
     "Try": {"chat": "chat", "generate": "generate", "eval": "answer", "grade": "grade", "compare": "compare"},
     "Serve": {"serve": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
-              "adapters": "remote evaluated files joined", "feedback": "feedback proposed checked", "prompts": "kept"},
+              "adapters": "remote evaluated files joined", "feedback": "feedback proposed checked"},
     "Compress": {"compress": "compress"},
     "Home": {},
     "Fleet": {},
-    "Lab": {"lab": "lab facts bench compiled rebase", "tutor": "tutor"},
+    "Lab": {"lab": "lab facts bench compiled rebase"},
 }
 OLD_NAMES = {"daemon": "serve", "info": "models info", "teach": "data teach", "device": "lab device",
              "bench": "lab bench", "export": "adapters export", "import": "adapters import", "merge": "adapters merge",

@@ -51,9 +51,6 @@ def least_memory(gguf: Gguf, config: DaemonConfig, process: int) -> int:
 
 
 def _open_encoder(gguf: Gguf, name: str, config: DaemonConfig) -> Classifying:
-    if config.tutors:
-        raise UsageError(f"learn is {config.learn}, and {name} is an encoder, which cannot answer prompts that it has "
-                         "not learned", "choose idle or nightly, or a model that writes text")
     for option in (*NEED_TEXT, *(name for own in part_options() for name in own.needs_text)):
         if given := getattr(config, option):
             raise UsageError(f"{option} is {given}, and {name} is an encoder itself", "leave it out, or serve a model "

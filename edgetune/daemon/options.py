@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, make_dataclass
+from dataclasses import dataclass, make_dataclass, replace
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,11 +14,14 @@ from ..errors import UsageError
 from ..evaluation.graders import landlock
 from ..machine.policy import read_hours
 from ..manifest import PartOptions, manifests
-from ..options import AUTO, check_options, option, share_of
+from ..options import AUTO, check_options, declared, option, share_of
 from ..training.config import TrainConfig
 
 OFF = "off"
 NUMBER = r"\d{1,4}(?:\.\d{1,4})?"
+NIGHTLY = "-nightly"  # after a value of --learn that parts add
+WHEN = ("", NIGHTLY)
+MORE = tuple((name, source) for manifest in manifests() for name, source in manifest.learn.items())
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 C = TypeVar("C", bound="DaemonOptions")
 
@@ -58,8 +61,6 @@ class DaemonOptions:
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
-    keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
-                               "first; 0: none, and those that were kept leave.", low=0, high=100_000)
     drawn_days: int = option(90, "Days for which one in five questions is kept, without its answer, to test new "
                              "adapters by; 0: none, and the test promises less.", low=0, high=3650)
     propose: bool = option(True, "Propose corrections that people made in the chat itself; they are learned only if "
@@ -93,8 +94,8 @@ class DaemonOptions:
                           "process that trains [none].", local=True)
     # how it learns
     learn: str = option("off", "Learn from feedback by itself: idle (ten minutes after the last answer), nightly (in "
-                        "--learn-hours), or off; tutor and tutor-nightly also from kept prompts, by answering them.",
-                        choices=("off", "idle", "nightly", "tutor", "tutor-nightly"),
+                        "--learn-hours), or off" + "".join(f"; {one} and {one}{NIGHTLY} also {of}" for one, of in MORE)
+                        + ".", choices=("off", "idle", "nightly", *(one + when for one, _ in MORE for when in WHEN)),
                         common=True, group="How it learns")
     learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.", common=True)
     learn_method: str = option(AUTO, "How feedback is learned, by a method of edgetune train: auto (sft, or classify "
@@ -103,13 +104,10 @@ class DaemonOptions:
                                "rewards.")
     learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1; of an encoder also of "
                                 "training, such as steps=1: only the heads.")
-    learn_grader: str = option("", "File of a grader, which rewards answers to the questions of feedback, and to the "
-                              "tutor's prompts.", local=True)
+    learn_grader: str = option("", "File of a grader, which rewards answers to questions that people asked.",
+                               local=True)
     learn_rows: int = option(20, "New pieces of feedback that start a training, held-out ones included.",
                              low=1)
-    tutor_prompts: int = option(64, "Kept prompts, not asked yet, that start the tutor's rounds.", low=1)
-    tutor_options: str = option("", "Options of the tutor, such as rounds=5,per_round=32 [edgetune tutor's, but 3 "
-                                "rounds and the limits on the canary below].")
     compact_every: int = option(0, "Activated feedback jobs after which all feedback is learned again, when --learn "
                                 "allows it; 0: only when told.", low=0)
     recall: bool = option(True, "Answer an exact repeat of a corrected question as corrected, until a training has "
@@ -130,9 +128,9 @@ class DaemonOptions:
                          "base's (KL); off: any.")
 
     @property
-    def tutors(self) -> bool:
-        """Returns whether it learns from prompts, too."""
-        return self.learn.startswith("tutor")
+    def learns_more(self) -> bool:
+        """Returns whether it learns from something in addition to feedback."""
+        return self.learn.removesuffix(NIGHTLY) in dict(MORE)
 
     def check(self: C) -> C:
         """Returns self; raises UsageError for the first option out of its range."""
@@ -212,6 +210,12 @@ else:
         "DaemonConfig", (), bases=(*reversed(part_options()), DaemonOptions), frozen=True, namespace={
             "__module__": __name__,
             "__doc__": "Options of a daemon, or of a service within an app, with those of all parts. Immutable."})
+
+
+def without_parts(config: DaemonConfig) -> DaemonConfig:
+    """Returns a daemon's options without those of its parts."""
+    plain: dict[str, Any] = {spec.name: spec.default for own in part_options() for spec in declared(own)}
+    return replace(config, **plain)
 
 
 def model_name(path: Path) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prometheus_client import Metric
     from starlette.types import Scope
 
+    from ..serving.question import Question
     from .service import Service
     from .sources import AnswerSource
 
@@ -35,6 +36,18 @@ class RunningPart:
     def busy_bytes(self) -> int:
         """Returns the bytes that its answers take in addition to what it takes at rest."""
         return 0
+
+    @property
+    def keeps_questions(self) -> bool:
+        """Returns whether the operator lets it keep what people ask. Then proposed corrections are stored as well."""
+        return False
+
+    @property
+    def note(self) -> Callable[[Question], object] | None:
+        """Returns what takes note of each question over HTTP that the model answered, on any thread; None: nothing
+        does. Its EdgetuneErrors go into the log.
+        """
+        return None
 
     @property
     def around(self) -> Instruction:

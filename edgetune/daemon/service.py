@@ -55,7 +55,6 @@ from .learning.feedback import Feedback
 from .learning.learner import Learner
 from .learning.like import LikeRecall
 from .learning.method import learn_method
-from .learning.prompts import Prompts
 from .learning.proposals import Proposals
 from .learning.recall import Recall
 from .learning.traffic import Traffic
@@ -81,7 +80,7 @@ class Service:
     policy: rules by which training yields. train: options of a job that its request leaves open. start_process: starts
     the process of a job.
 
-    The app may use its parts from any thread: files, jobs, adapters, feedback, prompts, batcher, embeddings, grading.
+    The app may use its parts from any thread: files, jobs, adapters, feedback, batcher, embeddings, grading.
     Raises UsageError for options out of their range and where another process has the state folder.
     """
 
@@ -95,8 +94,6 @@ class Service:
         self.train.check()
         learn_method(self.config)  # raises for options that are wrong
         self.start_process = start_process
-        for kind in kinds().values():
-            kind.check(self.config)
         self.slot = slot_of(Path(model))
         self.path = opened_side(find_model(model))
         self.name = model_name(self.slot.path if self.slot else self.path)
@@ -137,10 +134,9 @@ class Service:
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
             self.traffic = Traffic(self.store, self.holdout, self.config.drawn_days,
                                    lambda: self.adapters.serving or self.adapters.base)
-            self.prompts = Prompts(self.store, self.config.keep_prompts)
-            for asked in (self.feedback, self.prompts):
-                asked.on_deleted.append(self.traffic.forget)
-            self.proposals = Proposals(self.store, self.feedback, self.config.keep_prompts > 0)
+            self.feedback.on_deleted.append(self.traffic.forget)
+            self.proposals = Proposals(self.store, self.feedback,
+                                       any(running.keeps_questions for running in self.running.values()))
             names = ("", self.name + LATEST)
             self.model = ModelSource(self.batcher, self.adapters, self.served, self.config)
             self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
@@ -405,8 +401,7 @@ class Service:
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
                 "answered": dict(self.answered),
                 "learning": self.learner.state(),
-                "keep_prompts": self.config.keep_prompts, "drawn": self.traffic.facts(),
-                "proposals": self.proposals.count(),
+                "drawn": self.traffic.facts(), "proposals": self.proposals.count(),
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
                 "governor": self.jobs.governor,
                 **{name: value for running in self.running.values() for name, value in running.device().items()}}

@@ -168,7 +168,6 @@ def test_forms_that_an_encoder_cannot_have_are_refused(service):
 
 
 @pytest.mark.parametrize(("options", "what"), [
-    ({"learn": "tutor", "keep_prompts": 9}, "learn is tutor, and enc is an encoder"),
     ({"context": 512}, "context is 512, and enc is an encoder"),
     ({"learn_method": "dpo"}, "learn-method is dpo, by which this model cannot learn; choose classify")])
 def test_options_that_an_encoder_cannot_follow_are_refused(model, tmp_path, options, what):

@@ -21,8 +21,8 @@ from edgetune.adapters.store import read_run
 from edgetune.data.question import question_key
 from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.judge import same
-from edgetune.tutor.files import Round
-from edgetune.tutor.results import Chosen, Published
+from edgetune.parts.tutor.rounds.files import Round
+from edgetune.parts.tutor.rounds.results import Chosen, Published
 
 
 def measured(args: Namespace, seed: int) -> Result:

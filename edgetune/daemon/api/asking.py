@@ -254,8 +254,8 @@ class Asked:
                 if said or thinking or calls or logprobs or finish:
                     yield Piece(i, said, thinking, calls, logprobs, finish)
             self._keep()
-            if self.service.prompts.most:
-                await self._pools.take(self._keep_prompts)
+            if noting := [note for running in self.service.running.values() if (note := running.note)]:
+                await self._pools.take(lambda: self._note(noting))
             if self.service.config.propose and len(self.questions[0].messages or ()) > 2:
                 await self._pools.take(self._propose)
         finally:
@@ -319,13 +319,14 @@ class Asked:
                 line = {**self._readable(self._question(i)), "answer": answer}
                 log.info("%s: %s", self.id, json.dumps(line, ensure_ascii=False))
 
-    def _keep_prompts(self) -> None:
-        """Keeps the prompts that the model answered, if the daemon keeps any. No other code keeps prompts."""
+    def _note(self, noting: Sequence[Callable[[Question], object]]) -> None:
+        """Lets parts take note of the questions that the model answered. No other code does."""
         try:
             for question in self.questions if not self.origin else ():
-                self.service.prompts.keep(question)
+                for note in noting:
+                    note(question)
         except EdgetuneError as error:  # of the disk; the answer is whole all the same
-            log.warning("a prompt is not kept: %s", error)
+            log.warning("no note is taken of a question: %s", error)
 
     def _propose(self) -> None:
         """Proposes a correction, where the question is one. No other code does."""

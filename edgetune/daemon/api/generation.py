@@ -96,8 +96,7 @@ class Generation(Sampled):
     grammar: str | None = Field(None, description="A grammar in GBNF that answers obey.")
     stream: bool | None = Field(None, description="true: server-sent events of the answer's pieces, while it is made.")
     stream_options: StreamOptions | None = Field(None, description="Options of a stream.")
-    store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some "
-                               "(--keep-prompts).")
+    store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some.")
     # taken, without effect
     user: str | None = Field(None, description=NOT_USED)
     metadata: dict[str, Any] | None = Field(None, description=NOT_USED)

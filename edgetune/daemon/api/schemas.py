@@ -216,8 +216,8 @@ class Job(Answer):
     state: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"] = Field(
         description="The same, but of a job that is set aside: pausing (its status is running) until it is saved, then "
         "paused (its status is queued).")
-    origin: str = Field(description="api: a client began it; learn: the daemon, from feedback; tutor: the daemon, from "
-                                    "kept prompts; evaluate, base: a client, to evaluate an adapter or a base.")
+    origin: str = Field(description="api: a client began it; learn: the daemon, from feedback; evaluate, base: a "
+                                    "client, to evaluate an adapter or a base; else the part that began it.")
     model: str = Field(description="The model or adapter that it began from.")
     fine_tuned_model: str | None = Field(description="The id of the adapter that it made, or evaluated.")
     training_file: str | None = Field(description="The file of rows. Of a job from feedback: the file that "
@@ -232,8 +232,9 @@ class Job(Answer):
     error: JobError | None = Field(description="Why it failed.")
     progress: dict[str, Any] | None = Field(description="While it runs, as far as known: phase, step, steps, loss, "
                                                         "held_out_loss, reward, held_out_reward, tokens_per_s, eta_s, "
-                                                        "counts of rows that the gate asks, round, rounds.")
-    rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of the tutor: round, held_out (the share "
+                                                        "counts of rows that the gate asks; of work in rounds: round, "
+                                                        "rounds, says (a sentence).")
+    rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of work in rounds: round, held_out (share "
                                          "of held-out questions that are right, or their score), held_out_before, "
                                          "questions, published, reason.")
     organization_id: str = Field("", description="Always empty.")
@@ -434,9 +435,8 @@ class CommonDevice(Answer):
     serving: dict[str, Any] = Field(description="Since the start: requests, prompt_tokens, cached_tokens, "
                                     "completion_tokens. Now: waiting, working, tokens_per_s, cells_used, cells.")
     answered: dict[str, int] = Field(description="Answers since the start, by who gave them, such as model and recall.")
-    learning: dict[str, Any] = Field(description="on, mode, state (a sentence), needed, and counts of feedback; tutor: "
-                                                 "the same for prompts.")
-    keep_prompts: int = Field(description="Prompts that are kept at most; 0: none.")
+    learning: dict[str, Any] = Field(description="on, mode, state (a sentence), needed, and counts of feedback; "
+                                                 "by the origin of other jobs that it begins, the same.")
     drawn: dict[str, int] = Field(description="Questions drawn to test new adapters: days for which one is kept, kept, "
                                               "unrated.")
     proposals: int = Field(description="Corrections in chats that wait to be accepted or dismissed.")

@@ -15,7 +15,7 @@ from ...objectives.sft import Sft
 from ...options import AUTO, declared, share_of
 from ...training.config import TrainConfig, train_options
 from ..jobs import recipe, rewarded
-from ..options import DaemonConfig
+from ..options import MORE, DaemonConfig
 from .kinds import ANSWERS, HAS_ANSWER, LABELLED, RowKind, kind_of
 from .rows import Row
 
@@ -74,9 +74,10 @@ def learn_method(config: DaemonConfig, supervised: str = "") -> LearnMethod:
         objective, rewards = rewarded.with_rewards(objective, config.python())
         assert rewards
         kind = _gradable(kind, rewards)
-    elif config.learn_grader and not config.tutors:
+    elif config.learn_grader and not config.learns_more:
+        ways = ["choose a learn-method such as grpo", *(f"--learn {value}" for value, _ in MORE)]
         raise UsageError(f"learn-grader is given, and {name} learns from {kind.says}",
-                         "leave it out, choose a learn-method such as grpo, or --learn tutor")
+                         f"leave it out, {', or '.join(ways)}")
     return LearnMethod(objective, kind, _asked(objective), training)
 
 

@@ -1,6 +1,6 @@
 """Corrections that people made in the chat itself, such as "no, I meant the kitchen". None is learned unasked.
 
-They are found by patterns (`making.remarks`) in a request whose last messages are a question, an answer and a remark.
+They are found by patterns (`data.remarks`) in a request whose last messages are a question, an answer and a remark.
 A person confirms a proposal, perhaps with other words, and it becomes feedback; or dismisses it. A proposal holds a
 conversation. It is stored where the daemon may keep prompts, and else in memory, until the daemon ends.
 """

@@ -23,7 +23,6 @@ async function lookNow() {
     showAdapters(adapters);
     await showJobs(jobs.data, adapters.data);
     await showFeedback();
-    await showPrompts(device.keep_prompts);
     await showProposals(device.proposals);
     await showChecks(device.drawn, device.adapter);
     for (const show of panels) await show(device);
@@ -74,10 +73,6 @@ $("proposed").addEventListener("toggle", () => $("proposed").open && look());
 $("checks").addEventListener("toggle", () => $("checks").open && look());
 $("more-checks").addEventListener("click", () => { wantedChecks += FEW; act($("more-checks"), () => {}); });
 $("forget-drawn").addEventListener("click", forgetDrawn);
-$("kept").addEventListener("toggle", () => $("kept").open && look());
-$("more-prompts").addEventListener("click", () => { wantedPrompts += MORE; act($("more-prompts"), () => {}); });
-$("forget").addEventListener("click", forgetPrompts);
-$("ask").addEventListener("click", () => act($("ask"), () => post("v1/learn", { prompts: true })));
 $("switch").addEventListener("change", () => act($("switch"),
   () => call("v1/learn", { method: "PATCH", json: { on: $("switch").checked } })));
 $("more").addEventListener("click", () => { wanted += MORE; act($("more"), () => {}); });

@@ -133,8 +133,8 @@ class ResponseRequest(Sampled):
     safety_identifier: str | None = Field(None, description=NOT_USED + "nor kept.")
     prompt_cache_key: str | None = Field(None, description=NOT_USED + "what begins alike is found by its tokens.")
     prompt_cache_retention: str | None = Field(None, description=NOT_USED + "what is used last is kept longest.")
-    store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some "
-                               "(--keep-prompts). Responses are not stored.")
+    store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some. "
+                               "Responses are not stored.")
     service_tier: Literal["auto", "default"] | None = Field(None, description="auto or default alone.")
     truncation: Literal["disabled"] | None = Field(None, description="What does not fit the context is refused.")
     parallel_tool_calls: Literal[True] | None = Field(None, description="true alone.")

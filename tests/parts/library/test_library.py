@@ -55,7 +55,7 @@ def trained(model, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(model, encoder, tmp_path_factory):
-    with daemon(model, tmp_path_factory.mktemp("daemon") / "state", embeddings=str(encoder), keep_prompts=9,
+    with daemon(model, tmp_path_factory.mktemp("daemon") / "state", embeddings=str(encoder),
                 start_process=ThreadWorker) as made:
         yield made
 
