@@ -19,7 +19,7 @@ COMMANDS = {
     "policy": ["train", "{model}", "{rows}", "-o", "{out}", "--policy", "{file}"],
     "training's grader": ["train", "{model}", "{rows}", "-o", "{out}", "--method", "grpo", "--grader", "{file}"],
     "grader": ["grade", "{file}", "{rows}"],
-    "texts to keep": ["tutor", "run", "{model}", "{prompts}", "--labelled", "{rows}", "-o", "{out}",
+    "texts to keep": ["lab", "tutor", "run", "{model}", "{prompts}", "--labelled", "{rows}", "-o", "{out}",
                       "--keep", "{file}"],
     "speed": ["plan", "{model}", "--speed", "{file}"],
     "schema": ["models", "info", "{adapter}"],
