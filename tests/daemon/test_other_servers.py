@@ -19,7 +19,8 @@ COMMANDS = {  # what follows the words of a command, in the order of its argumen
     "feedback list": [], "feedback add": ["--prompt", "x", "--correction", "y"], "feedback edit": ["x", "y"],
     "feedback learn": [], "feedback check": [], "feedback proposed": [],
     "home corrections": ["-o", "{new}"],
-    "jobs list": [], "jobs create": ["{rows}"], "feedback prompts list": [], "feedback prompts learn": [], "status": ["--once"],
+    "jobs list": [], "jobs create": ["{rows}"], "feedback prompts list": [], "feedback prompts learn": [],
+    "status": ["--once"],
     "generate": ["m", "hello"], "eval": ["m", "{rows}"], "chat": ["m"], **dict(of_parts("ARGUMENTS"))}
 
 
