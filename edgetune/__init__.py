@@ -12,16 +12,14 @@ The library an app embeds:
     RunCallbacks   what such a run asks and tells its caller
     Served         llama.cpp with adapters that are loaded, switched and unloaded at run time
     Classifier     an encoder that answers with the labels, or the JSON, that it learned
-    find_prompt    the prompt with which a model answers rows best: what `edgetune prompt` does
     vectors        an encoder's vectors of texts, with or without an adapter
-    Index          an index of documents, opened for searches
     EdgetuneError  what a user can cause; edgetune.errors has its kinds
 
 >>> import edgetune
 >>> result = edgetune.train("model.gguf", "rows.jsonl", "my-adapter", progress=True)
 >>> print(result)  # the verdict; loss and exact answers on held-out rows before and after
 
-Names are imported when first used, so that `import edgetune` costs little on a small board.
+Parts add names to these. Names are imported when first used, so that `import edgetune` costs little on a small board.
 """
 
 from __future__ import annotations
@@ -38,12 +36,11 @@ _HOME = {
     "StepResult": "training.trainer", "run": "training.run", "open_adapter": "adapters.store",
     "RunCallbacks": "training.callbacks", "Served": "serving.llama:LlamaModel", "train": "runs.train",
     "resume": "runs.train", "Result": "runs.result", "pull": "hub", "Classifier": "serving.classifier",
-    "vectors": "serving.vectors", "Index": "retrieval.searching", "teach": "runs.teaching",
-    "find_prompt": "prompting.find", "PromptOptions": "prompting.options",
+    "vectors": "serving.encoder", "teach": "runs.teaching",
 }
 __all__ = [
-    "Bundle", "Classifier", "EdgetuneError", "Index", "PromptOptions", "Result", "RunCallbacks", "Served",
-    "StepResult", "Tokenizer", "TrainConfig", "Trainer", "__version__", "find_prompt", "load", "load_rows",
+    "Bundle", "Classifier", "EdgetuneError", "Result", "RunCallbacks", "Served",
+    "StepResult", "Tokenizer", "TrainConfig", "Trainer", "__version__", "load", "load_rows",
     "open_adapter", "open_bundle", "open_gguf", "pull", "resume", "run", "teach", "train", "vectors",
 ]
 
@@ -57,16 +54,13 @@ if TYPE_CHECKING:
     from .formats.gguf import open_gguf as open_gguf
     from .hub import pull as pull
     from .llamacpp.tokenizer import Tokenizer as Tokenizer
-    from .prompting.find import find_prompt as find_prompt
-    from .prompting.options import PromptOptions as PromptOptions
-    from .retrieval.searching import Index as Index
     from .runs.result import Result as Result
     from .runs.teaching import teach as teach
     from .runs.train import resume as resume
     from .runs.train import train as train
     from .serving.classifier import Classifier as Classifier
+    from .serving.encoder import vectors as vectors
     from .serving.llama import LlamaModel as Served
-    from .serving.vectors import vectors as vectors
     from .training.callbacks import RunCallbacks as RunCallbacks
     from .training.config import TrainConfig as TrainConfig
     from .training.run import run as run
@@ -82,7 +76,13 @@ if not TYPE_CHECKING:  # a checker takes the names above
             return getattr(import_module(f".{module}", __name__), renamed or name)
         if name == "errors":
             return import_module(".errors", __name__)
+        if not name.startswith("_"):
+            from .manifest import manifests
+            for manifest in manifests():
+                if name in manifest.library:
+                    return manifest.load(manifest.library[name])
         raise AttributeError(f"module 'edgetune' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted([*__all__, "errors"])
+        from .manifest import manifests
+        return sorted([*__all__, "errors", *(name for manifest in manifests() for name in manifest.library)])

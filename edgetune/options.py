@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, field, fields, replace
+from dataclasses import MISSING, Field, field, fields
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from .errors import UsageError
 
@@ -69,12 +69,6 @@ def default_text(value: Any, zero: str = "") -> str:
 def declared(options: Any) -> list[Field[Any]]:
     """The fields of a dataclass of options, or of its instance, that were made by `option`."""
     return [spec for spec in fields(options) if "help" in spec.metadata]
-
-
-def without_local(options: T) -> T:
-    """A dataclass of options whose local ones are at their defaults."""
-    plain = {spec.name: spec.default for spec in declared(options) if spec.metadata["local"]}
-    return cast(T, replace(cast(Any, options), **plain))
 
 
 def groups_of(options: Any) -> dict[str, str]:

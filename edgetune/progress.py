@@ -84,14 +84,16 @@ class TrainProgress:
     def event(self, e: dict[str, Any]) -> None:
         handlers = {"sweep": self._sweep, "rows": self._rows, "start": self._start, "resume": self._resume,
                     "anchors": self._anchors, "anchors_missing": self._no_anchors, "expect": self._expect,
-                    "eval": self._eval, "governor": self._governor, "step": self._step,
-                    "tutor": self._tutor}
+                    "eval": self._eval, "governor": self._governor, "step": self._step}
         if e["event"] in handlers:
             handlers[e["event"]](e)
         elif e["event"] == "done":
             self._say_hindered()
             self._stop()
-        elif e["event"] == "round":  # of the tutor
+        elif "says" in e:  # of a part
+            self._stop()
+            say(self.console, e["says"])
+        elif e["event"] == "round":
             say(self.console, Text(f"\nround {e['round']} of {e['rounds']}", style="bold"))
         elif e["event"] == "answers":
             say(self.console, f"{e['rows']} held-out questions are answered, as before training and with the adapter")
@@ -123,18 +125,6 @@ class TrainProgress:
     def _sweep(self, e: dict[str, Any]) -> None:
         named = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in e["options"].items())
         say(self.console, Text(f"\nrun {e['number']} of {e['of']}: {named}", style="bold"))
-
-    def _tutor(self, e: dict[str, Any]) -> None:
-        """One of its steps is done, now or when the rounds were begun."""
-        said = {"labels": "{rows} labelled rows learned",
-                "draw": "{answers} answers to {prompts} prompts, of which {unseen} were never asked before",
-                "choose": "{chosen} answers to learn", "train": "{rows} rows learned, {verified} of them verified",
-                "gate": "{reason}"}
-        step = e["step"].removeprefix("refit ")
-        if step in said:
-            self._stop()
-            part = "with the held-out rows: " if step != e["step"] else ""
-            say(self.console, f"  {part}{said[step].format(**e)}")
 
     def _rows(self, e: dict[str, Any]) -> None:
         if e["truncated"] or e["skipped"]:

@@ -38,8 +38,12 @@ static void adamw_task(void *arg, int task, int thread) {
 /* Decoupled AdamW (Loshchilov & Hutter 2019), as torch.optim.AdamW; step counts from 1. */
 static void adamw(et_context *ctx, float *param, const float *grad, float *m, float *v, float lr, float beta1,
                   float beta2, float eps, float weight_decay, int64_t step, int64_t n) {
-    struct adamw_args a = {.rates = adamw_rates_of(lr, beta1, beta2, eps, weight_decay, step), .param = param,
-                           .grad = grad, .m = m, .v = v, .n = n};
+    struct adamw_args a = {.rates = adamw_rates_of(lr, beta1, beta2, eps, weight_decay, step),
+                           .param = param,
+                           .grad = grad,
+                           .m = m,
+                           .v = v,
+                           .n = n};
     et_parallel(ctx, adamw_task, &a, value_tasks(n));
 }
 
@@ -132,7 +136,11 @@ static void adamw8_task(void *arg, int task, int thread) {
  * Theirs are looked up; ours are roots, which every row has an instruction for. */
 static void adamw8(et_context *ctx, float *param, const float *grad, struct et_moments *moments, float lr, float beta1,
                    float beta2, float eps, float weight_decay, int64_t step, uint64_t seed, int64_t n) {
-    struct adamw_args a = {.rates = adamw_rates_of(lr, beta1, beta2, eps, weight_decay, step), .param = param,
-                           .grad = grad, .moments = moments, .seed = seed, .n = n};
+    struct adamw_args a = {.rates = adamw_rates_of(lr, beta1, beta2, eps, weight_decay, step),
+                           .param = param,
+                           .grad = grad,
+                           .moments = moments,
+                           .seed = seed,
+                           .n = n};
     et_parallel(ctx, adamw8_task, &a, value_tasks(n));
 }

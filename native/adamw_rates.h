@@ -17,7 +17,9 @@ struct adamw_rates {
 static inline struct adamw_rates adamw_rates_of(float lr, float beta1, float beta2, float eps, float weight_decay,
                                                 int64_t step) {
     return (struct adamw_rates){
-        .beta1 = beta1, .beta2 = beta2, .eps = eps,
+        .beta1 = beta1,
+        .beta2 = beta2,
+        .eps = eps,
         .shrink = (float)(1.0 - (double)lr * weight_decay),
         .rate = (float)(lr / (1.0 - pow(beta1, (double)step))),
         .unbias = (float)(1.0 / sqrt(1.0 - pow(beta2, (double)step))),

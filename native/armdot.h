@@ -26,7 +26,8 @@ static inline void store_bytes(int8_t out[32], const ivec codes[8]) {
 static inline __attribute__((always_inline)) void dot_step(ivec s[INT8_GROUP][INT8_VECTORS], const int8_t *a,
                                                            const int8_t *b, const int nv) {
     int8x16_t rows[INT8_GROUP / 2];
-    UNROLL for (int i = 0; i < INT8_GROUP / 2; i++) rows[i] = vld1q_s8(a + i * 16);
+    UNROLL for (int i = 0; i < INT8_GROUP / 2; i++)
+        rows[i] = vld1q_s8(a + i * 16);
     UNROLL for (int j = 0; j < 2 * nv; j++) {
         int8x16_t columns = vld1q_s8(b + j * 16);
         UNROLL for (int i = 0; i < INT8_GROUP / 2; i++)

@@ -147,20 +147,54 @@ static void attention_delta(const struct attention *a, et_array dout, ptrdiff_t 
 static void attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
                               const int32_t *begin, const int32_t *end, const int32_t *position, float scale,
                               int window, int Q, int T, int H, int G, int C) {
-    struct attention a = {.ctx = ctx, .out = out, .lse = lse, .q = q, .k = k, .v = v, .begin = begin, .end = end,
-                          .position = position, .scale = scale, .window = window, .first = T - Q, .T = T, .H = H,
-                          .G = G, .C = C, .ahead = tokens_ahead(begin, window), .block = tokens_of_block(C)};
+    struct attention a = {.ctx = ctx,
+                          .out = out,
+                          .lse = lse,
+                          .q = q,
+                          .k = k,
+                          .v = v,
+                          .begin = begin,
+                          .end = end,
+                          .position = position,
+                          .scale = scale,
+                          .window = window,
+                          .first = T - Q,
+                          .T = T,
+                          .H = H,
+                          .G = G,
+                          .C = C,
+                          .ahead = tokens_ahead(begin, window),
+                          .block = tokens_of_block(C)};
     ATTENTION(forward, &a);
 }
 
 /* dq [Q, H, C], dk, dv [T, G, C]; delta [H, Q] is work space. */
 static void attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
-                               et_array out, const float *lse, et_array q, et_array k, et_array v,
-                               const int32_t *begin, const int32_t *end, const int32_t *position, float scale,
-                               int window, int Q, int T, int H, int G, int C) {
-    struct attention a = {.ctx = ctx, .dq = dq, .dk = dk, .dv = dv, .delta = delta, .dout = dout, .out = out,
-                          .lse = (float *)lse, .q = q, .k = k, .v = v, .begin = begin, .end = end,
-                          .position = position, .scale = scale, .window = window, .first = T - Q, .T = T, .H = H,
-                          .G = G, .C = C, .ahead = tokens_ahead(begin, window), .block = tokens_of_block(C)};
+                               et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *begin,
+                               const int32_t *end, const int32_t *position, float scale, int window, int Q, int T,
+                               int H, int G, int C) {
+    struct attention a = {.ctx = ctx,
+                          .dq = dq,
+                          .dk = dk,
+                          .dv = dv,
+                          .delta = delta,
+                          .dout = dout,
+                          .out = out,
+                          .lse = (float *)lse,
+                          .q = q,
+                          .k = k,
+                          .v = v,
+                          .begin = begin,
+                          .end = end,
+                          .position = position,
+                          .scale = scale,
+                          .window = window,
+                          .first = T - Q,
+                          .T = T,
+                          .H = H,
+                          .G = G,
+                          .C = C,
+                          .ahead = tokens_ahead(begin, window),
+                          .block = tokens_of_block(C)};
     ATTENTION(backward, &a);
 }

@@ -37,8 +37,11 @@ static struct work new_work(const struct attention *a, int thread) {
 /* Strip i of those that pass by between two packings. */
 static struct strip new_strip(const struct attention *a, const struct work *w, int i) {
     float *s = w->strips + i % 2 * 2 * STRIP_FLOATS;
-    return (struct strip){.s = s, .dp = s + STRIP_FLOATS, .rounded = (bf16 *)(w->strips + 4 * STRIP_FLOATS),
-                          .ld = w->ld, .exponent = a->scale * LOG2_E,
+    return (struct strip){.s = s,
+                          .dp = s + STRIP_FLOATS,
+                          .rounded = (bf16 *)(w->strips + 4 * STRIP_FLOATS),
+                          .ld = w->ld,
+                          .exponent = a->scale * LOG2_E,
                           .span = a->window > 0 ? (uint32_t)(a->window + a->ahead) : INT32_MAX};
 }
 
@@ -74,8 +77,8 @@ struct queries {
 
 /* What is kept of one of them while blocks of keys pass by. */
 struct head {
-    bf16 *q;                   /* [block, ld] */
-    float *out, *sums, *base;  /* [block, ld], [block, VL], [block] */
+    bf16 *q;                  /* [block, ld] */
+    float *out, *sums, *base; /* [block, ld], [block, VL], [block] */
 };
 
 static struct head head_at(const struct work *w, int i) {

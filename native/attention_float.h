@@ -15,8 +15,12 @@ struct block {
 static struct block new_block(const struct attention *a, int thread) {
     float *s = et_scratch(a->ctx, thread);
     float *wide = s + 2 * BQ * BK;
-    return (struct block){.s = s, .ds = s + BQ * BK, .wide_a = wide, .wide_b = wide + BLOCK_FLOATS,
-                          .sums = {wide + 2 * BLOCK_FLOATS, wide + 3 * BLOCK_FLOATS}, .pack = wide + 4 * BLOCK_FLOATS};
+    return (struct block){.s = s,
+                          .ds = s + BQ * BK,
+                          .wide_a = wide,
+                          .wide_b = wide + BLOCK_FLOATS,
+                          .sums = {wide + 2 * BLOCK_FLOATS, wide + 3 * BLOCK_FLOATS},
+                          .pack = wide + 4 * BLOCK_FLOATS};
 }
 
 /* Rows of floats, `stride` apart. */

@@ -28,10 +28,10 @@ struct pass {
 struct pair {
     struct work work;
     int g, h, q, nq, k, nk;
-    bf16 *q_rows, *dout_rows;          /* [block, ld] */
-    float *packed[2];                  /* q and dout, down */
-    float *pairs[2];                   /* [block / 2, BK] gradients of scores, probabilities */
-    float *base, *delta;               /* [block] */
+    bf16 *q_rows, *dout_rows; /* [block, ld] */
+    float *packed[2];         /* q and dout, down */
+    float *pairs[2];          /* [block / 2, BK] gradients of scores, probabilities */
+    float *base, *delta;      /* [block] */
 };
 
 #define PAIR_FLOATS(n, ld) (4 * PACKED_FLOATS(n, ld) + (n) * BK + 2 * (n))

@@ -77,16 +77,16 @@ static void pack_down(float *pairs, struct tokens rows, int n, int ld) {
 
 /* A strip of scores on its way: rows are queries, `nv` vectors of keys each. */
 struct strip {
-    const bf16 *a[2];       /* rows [rows, ld] of q and dout */
-    float *s, *dp;          /* [STRIP, BK] their products with k and v */
-    bf16 *rounded;          /* [STRIP, BK] what multiplies v or k: probabilities, or in backward the scores' gradients */
-    float *pairs[2];        /* [STRIP / 2, BK] these gradients and the probabilities, of two queries each */
-    float *base, *sums;     /* of a query, and what its probabilities sum to, a vector */
+    const bf16 *a[2];   /* rows [rows, ld] of q and dout */
+    float *s, *dp;      /* [STRIP, BK] their products with k and v */
+    bf16 *rounded;      /* [STRIP, BK] what multiplies v or k: probabilities, or in backward the scores' gradients */
+    float *pairs[2];    /* [STRIP / 2, BK] these gradients and the probabilities, of two queries each */
+    float *base, *sums; /* of a query, and what its probabilities sum to, a vector */
     const float *delta;
-    float *out;             /* [rows, ld] sums of products with `rounded` */
+    float *out; /* [rows, ld] sums of products with `rounded` */
     int ld, rows, nv;
-    int keys;               /* how many of those in the vectors are keys */
-    int distance;           /* from the first key to the first query, and `ahead`; it sees those of 0 to span - 1 */
+    int keys;     /* how many of those in the vectors are keys */
+    int distance; /* from the first key to the first query, and `ahead`; it sees those of 0 to span - 1 */
     uint32_t span;
     float exponent;
 };

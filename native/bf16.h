@@ -31,7 +31,7 @@
 #endif
 
 _Static_assert(MC % BF16_ROWS == 0 && NC % BF16_COLUMNS == 0 && BF16_INNER % BF16_RUN == 0, "whole tiles");
-_Static_assert(BF16_RUN * BF16_CHUNK / 2 <= ET_THREAD_FLOATS, "unpacked rows must fit");
+_Static_assert(BF16_RUN / 2 * BF16_CHUNK <= ET_THREAD_FLOATS, "unpacked rows must fit");
 
 /* A whose rows lie side by side, as LoRA's do when its gradients are made: transposed in `tmp`. */
 static struct side a_transposed(const struct product *p, const struct segment *s, float *tmp, int m, int rows) {
@@ -138,12 +138,23 @@ static void pack_b_bf16_straight(const struct product *p, const struct segment *
 }
 
 static const struct kernel bf16_kernel = {
-    .tile = {.rows = BF16_ROWS, .columns = BF16_COLUMNS, .k_run = BF16_RUN, .direct = ET_BF16, .compute = tile_bf16,
-             .begin = bf16_begin, .end = bf16_end},
-    .packing = {.unit = BF16_RUN, .bits = 16, .a = pack_a_bf16, .b_transposed = pack_b_bf16_transposed,
+    .tile = {.rows = BF16_ROWS,
+             .columns = BF16_COLUMNS,
+             .k_run = BF16_RUN,
+             .direct = ET_BF16,
+             .compute = tile_bf16,
+             .begin = bf16_begin,
+             .end = bf16_end},
+    .packing = {.unit = BF16_RUN,
+                .bits = 16,
+                .a = pack_a_bf16,
+                .b_transposed = pack_b_bf16_transposed,
                 .b_straight = pack_b_bf16_straight},
-    .scheduling = {.inner = BF16_INNER, .k_part = BF16_K_PART, .tiles_per_task = BF16_TILES_PER_TASK,
-                   .pack_inner = BF16_RUN, .pack_columns = BF16_CHUNK},
+    .scheduling = {.inner = BF16_INNER,
+                   .k_part = BF16_K_PART,
+                   .tiles_per_task = BF16_TILES_PER_TASK,
+                   .pack_inner = BF16_RUN,
+                   .pack_columns = BF16_CHUNK},
 };
 
 #endif

@@ -23,9 +23,11 @@ static inline __attribute__((always_inline)) void bf16_sums(const struct tile *t
         for (int k = t->s[s].K; k > 0; k -= BF16_RUN, run += a_ks) /* only LoRA's part may end within a run */
             for (const float *a = run; a < run + min_int(k + 1, BF16_RUN) / 2; a++, b += nv * VL) {
                 __m512i bv[2];
-                UNROLL for (int j = 0; j < nv; j++) bv[j] = _mm512_loadu_si512(b + j * VL);
+                UNROLL for (int j = 0; j < nv; j++)
+                    bv[j] = _mm512_loadu_si512(b + j * VL);
                 UNROLL for (int i = 0; i < rows; i++) {
-                    UNROLL for (int j = 0; j < nv; j++) acc[i][j] = dot_pairs(acc[i][j], a[i * a_rs], bv[j]);
+                    UNROLL for (int j = 0; j < nv; j++)
+                        acc[i][j] = dot_pairs(acc[i][j], a[i * a_rs], bv[j]);
                 }
             }
     }
@@ -73,8 +75,7 @@ static inline __attribute__((always_inline)) void part_product(float *c, ptrdiff
 
 static inline __attribute__((always_inline)) void parts_product(float *c, ptrdiff_t ldc, const float *a,
                                                                 const ptrdiff_t rs, const ptrdiff_t ks, const float *b,
-                                                                ptrdiff_t ldb, int rows, int N, int K,
-                                                                int accumulate) {
+                                                                ptrdiff_t ldb, int rows, int N, int K, int accumulate) {
     for (int n = 0; n < N; n += 2 * VL, b += 2 * VL) {
         int i = 0;
         for (; i + PART <= rows; i += PART)
@@ -102,11 +103,14 @@ static double bf16_peak(int64_t n) {
     vec sum[PEAK_SUMS] = {0};
     vec b = splat(1.0f);
     float a = 1;
-    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
+    UNROLL for (int j = 0; j < PEAK_SUMS; j++)
+        OPAQUE(sum[j]);
     for (int64_t i = 0; i < n; i++) {
         OPAQUE(b);
-        UNROLL for (int j = 0; j < PEAK_SUMS; j++) sum[j] = dot_pairs(sum[j], a, _mm512_castps_si512((__m512)b));
+        UNROLL for (int j = 0; j < PEAK_SUMS; j++)
+            sum[j] = dot_pairs(sum[j], a, _mm512_castps_si512((__m512)b));
     }
-    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
+    UNROLL for (int j = 0; j < PEAK_SUMS; j++)
+        OPAQUE(sum[j]);
     return 2.0 * 2 * VL * PEAK_SUMS * (double)n;
 }

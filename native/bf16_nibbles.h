@@ -35,8 +35,8 @@ INLINE void nibble_scales(float out[16], const uint8_t *w, const int format, int
     }
     const block_Q4_K *b = (const block_Q4_K *)w;
     const __m512i turn = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15);
-    const __m512 by = _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(half_to_float(b->d)),
-                                           _mm512_set1_ps(-half_to_float(b->dmin)));
+    const __m512 by =
+        _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(half_to_float(b->d)), _mm512_set1_ps(-half_to_float(b->dmin)));
     const __m512 codes = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32((__m128i)scales_mins_K(b->scales)));
     _mm512_storeu_ps(out, _mm512_permutexvar_ps(turn, _mm512_fmadd_ps(by, codes, _mm512_setzero_ps())));
 }
@@ -58,7 +58,8 @@ INLINE __m512i nibble_table(const int format, __m512 values, const float *even, 
 
 /* The pairs that the lowest four bits of each half of 32 name in a table. */
 INLINE __m512i nibble_pairs(__m512i codes, __m512i table) {
-    __m512i index = _mm512_ternarylogic_epi32(codes, _mm512_set1_epi32(0x000f000f), _mm512_set1_epi32(0x00100000), 0xea);
+    __m512i index =
+        _mm512_ternarylogic_epi32(codes, _mm512_set1_epi32(0x000f000f), _mm512_set1_epi32(0x00100000), 0xea);
     return _mm512_permutexvar_epi16(index, table);
 }
 
@@ -123,15 +124,15 @@ INLINE void nibbles_transposed(float *out, int width, const struct segment *s, c
         UNROLL for (int i = 0; i < 4; i++) {
             q[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(w + 4 * i * ld + at.byte)));
             UNROLL for (int lane = 1; lane < 4; lane++)
-                q[i] = _mm512_mask_broadcast_i32x4(
-                    q[i], (__mmask16)(15 << 4 * lane),
-                    _mm_loadu_si128((const __m128i *)(w + (4 * i + lane) * ld + at.byte)));
+                q[i] =
+                    _mm512_mask_broadcast_i32x4(q[i], (__mmask16)(15 << 4 * lane),
+                                                _mm_loadu_si128((const __m128i *)(w + (4 * i + lane) * ld + at.byte)));
         }
         UNROLL for (int h = 0; h < 4; h++) {
             const float *of = scales[2 * (h < 2 ? at.low_scale : at.high_scale)];
             scale[h / 2][h % 2] = _mm512_permutexvar_ps(twice[h % 2], _mm512_loadu_ps(of));
-            offset[h / 2][h % 2] = format == ET_Q4_0 ? _mm512_setzero_ps()
-                                                     : _mm512_permutexvar_ps(twice[h % 2], _mm512_loadu_ps(of + 16));
+            offset[h / 2][h % 2] =
+                format == ET_Q4_0 ? _mm512_setzero_ps() : _mm512_permutexvar_ps(twice[h % 2], _mm512_loadu_ps(of + 16));
         }
         UNROLL for (int i = 0; i < 4; i++) { /* four bytes */
             const __m512i which = _mm512_add_epi32(pair, _mm512_set1_epi32(i));

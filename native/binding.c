@@ -47,8 +47,8 @@ PyMODINIT_FUNC PyInit__native(void) {
     static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_native", NULL, -1, NULL, NULL, NULL, NULL, NULL};
     definition.m_methods = context_functions;
     PyObject *module = PyModule_Create(&definition);
-    if (module && (add_ops(module) < 0 || add_formats(module) < 0 || add_sizes(module) < 0 ||
-                   add_devices(module) < 0 || add_tapes(module) < 0))
+    if (module && (add_ops(module) < 0 || add_formats(module) < 0 || add_sizes(module) < 0 || add_devices(module) < 0 ||
+                   add_tapes(module) < 0))
         Py_CLEAR(module);
     return module;
 }

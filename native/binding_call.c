@@ -235,10 +235,10 @@ static int bind_shapes(struct call *c) {
             int turn = w->kind == '%' || w->kind == '&' ? 2 : w->flat;
             if (turn != pass || !b->obj)
                 continue;
-            if ((turn == 0          ? bind_shape(c, w, b)
-                 : turn == 1        ? bind_product(c, w, b->len / b->itemsize)
-                 : w->kind == '&'   ? check_moments(c, w, b)
-                                    : bind_weight(c, w, b)) < 0)
+            if ((turn == 0        ? bind_shape(c, w, b)
+                 : turn == 1      ? bind_product(c, w, b->len / b->itemsize)
+                 : w->kind == '&' ? check_moments(c, w, b)
+                                  : bind_weight(c, w, b)) < 0)
                 return -1;
         }
     return 0;
@@ -283,8 +283,8 @@ static PyObject *run(PyObject *self, PyObject *const *args, Py_ssize_t n_args) {
 int add_ops(PyObject *module) {
     static PyMethodDef methods[64];
     for (int i = 0; binding_ops[i].name; i++) {
-        methods[i] = (PyMethodDef){binding_ops[i].name, (PyCFunction)(void (*)(void))run, METH_FASTCALL,
-                                   binding_ops[i].spec};
+        methods[i] =
+            (PyMethodDef){binding_ops[i].name, (PyCFunction)(void (*)(void))run, METH_FASTCALL, binding_ops[i].spec};
         PyObject *place = PyLong_FromLong(i);
         PyObject *function = place ? PyCFunction_New(&methods[i], place) : NULL;
         Py_XDECREF(place);

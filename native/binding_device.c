@@ -118,13 +118,11 @@ static int add(PyObject *module, const char *name, PyObject *object) {
 int add_devices(PyObject *module) {
 #ifdef ET_EMULATED
     const struct et_device *e = &et_emulated_device;
-    if (add(module, "EMULATED", Py_BuildValue("(NNNNNNN)", PyLong_FromVoidPtr((void *)e->find),
-                                              PyLong_FromVoidPtr((void *)e->launch),
-                                              PyLong_FromVoidPtr((void *)e->query),
-                                              PyLong_FromVoidPtr((void *)emulated_begin_recording),
-                                              PyLong_FromVoidPtr((void *)emulated_end_recording),
-                                              PyLong_FromVoidPtr((void *)emulated_begin),
-                                              PyLong_FromVoidPtr((void *)emulated_forget))) < 0)
+    if (add(module, "EMULATED",
+            Py_BuildValue("(NNNNNNN)", PyLong_FromVoidPtr((void *)e->find), PyLong_FromVoidPtr((void *)e->launch),
+                          PyLong_FromVoidPtr((void *)e->query), PyLong_FromVoidPtr((void *)emulated_begin_recording),
+                          PyLong_FromVoidPtr((void *)emulated_end_recording),
+                          PyLong_FromVoidPtr((void *)emulated_begin), PyLong_FromVoidPtr((void *)emulated_forget))) < 0)
         return -1;
 #endif
     return add(module, "KERNELS", kernels());

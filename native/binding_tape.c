@@ -96,8 +96,12 @@ struct written {
 
 static void write_call(struct written *out, const struct call_read *c, int precision) {
     const struct values *v = c->values;
-    out->e = (struct entry){.op = (uint16_t)c->op, .precision = (uint8_t)precision, .arrays = (uint8_t)c->arrays,
-                            .reals = (uint8_t)c->reals, .wholes = (uint8_t)c->wholes, .format = v->format};
+    out->e = (struct entry){.op = (uint16_t)c->op,
+                            .precision = (uint8_t)precision,
+                            .arrays = (uint8_t)c->arrays,
+                            .reals = (uint8_t)c->reals,
+                            .wholes = (uint8_t)c->wholes,
+                            .format = v->format};
     union word *w = out->word;
     for (int i = 0; i < MAX_ARRAYS; i++)
         out->e.type[i] = (uint8_t)v->type[i];

@@ -7,7 +7,7 @@
 
 enum { CACHED_HEADS = 4, CACHED_KEYS = 32 * ET_CACHE }; /* at a time */
 _Static_assert(ET_CACHE % VL == 0, "a block's keys must be whole vectors");
-_Static_assert(CACHED_HEADS * (CACHED_KEYS + 2 * ET_MAX_HEAD) <= ET_THREAD_FLOATS, "must fit a thread's scratch");
+_Static_assert((CACHED_KEYS + 2 * ET_MAX_HEAD) * CACHED_HEADS <= ET_THREAD_FLOATS, "must fit a thread's scratch");
 
 struct cached {
     et_context *ctx;
@@ -33,12 +33,13 @@ INLINE void block_scores(float *s, const float *q, et_array keys, int C, const i
     for (int j = 0; j < ET_CACHE; j += VL) {
         vec sums[2][CACHED_HEADS] = {0};
         int c = 0;
-        for (; c + 2 <= C; c += 2)
+        for (; c + 2 <= C; c += 2) {
             UNROLL for (int i = 0; i < 2; i++) {
                 vec k = load_part(keys, (c + i) * ET_CACHE + j, VL);
                 UNROLL for (int h = 0; h < heads; h++)
                     sums[i][h] += q[h * ET_MAX_HEAD + c + i] * k;
             }
+        }
         if (c < C) {
             vec k = load_part(keys, c * ET_CACHE + j, VL);
             UNROLL for (int h = 0; h < heads; h++)
@@ -54,12 +55,13 @@ INLINE void block_sums(float *sums, const float *p, et_array values, int n, int 
     for (int c = 0; c < C; c += VL) {
         vec part[2][CACHED_HEADS] = {0};
         int j = 0;
-        for (; j + 2 <= n; j += 2)
+        for (; j + 2 <= n; j += 2) {
             UNROLL for (int i = 0; i < 2; i++) {
                 vec v = load_part(values, (j + i) * C + c, C - c);
                 UNROLL for (int h = 0; h < heads; h++)
                     part[i][h] += p[h * CACHED_KEYS + j + i] * v;
             }
+        }
         if (j < n) {
             vec v = load_part(values, j * C + c, C - c);
             UNROLL for (int h = 0; h < heads; h++)
@@ -72,6 +74,7 @@ INLINE void block_sums(float *sums, const float *p, et_array values, int n, int 
     }
 }
 
+// clang-format off
 #define EACH_HEADS(heads, call)                                                                                        \
     switch (heads) {                                                                                                   \
     case 1: { enum { N = 1 }; call; } break;                                                                           \
@@ -79,6 +82,7 @@ INLINE void block_sums(float *sums, const float *p, et_array values, int n, int 
     case 3: { enum { N = 3 }; call; } break;                                                                           \
     default: { enum { N = CACHED_HEADS }; call; }                                                                      \
     }
+// clang-format on
 
 /* Asks for the keys or values [C, ET_CACHE] of a head in a block: from far away they take longer than their sums. */
 static inline void fetch_block(et_array x, int64_t first, int C) {
@@ -154,7 +158,9 @@ static void cached_task(void *arg, int number, int thread) {
     const struct cached *a = arg;
     int group = a->H / a->G;
     float *scratch = et_scratch(a->ctx, thread);
-    struct cached_task task = {.t = number % a->T, .g = number / a->T, .q = scratch,
+    struct cached_task task = {.t = number % a->T,
+                               .g = number / a->T,
+                               .q = scratch,
                                .sums = scratch + CACHED_HEADS * ET_MAX_HEAD,
                                .s = scratch + 2 * CACHED_HEADS * ET_MAX_HEAD};
     for (int first = 0; first < group; first += CACHED_HEADS) {
@@ -172,8 +178,19 @@ static void cached_task(void *arg, int number, int thread) {
 static void attention_cached(et_context *ctx, et_array out, et_array q, et_array keys, et_array values,
                              const int32_t *path, float scale, int window, int T, int P, int L, int H, int G, int C) {
     (void)L;
-    struct cached a = {.ctx = ctx, .out = out, .q = q, .keys = keys, .values = values, .path = path, .scale = scale,
-                       .window = window, .T = T, .P = P, .H = H, .G = G, .C = C};
+    struct cached a = {.ctx = ctx,
+                       .out = out,
+                       .q = q,
+                       .keys = keys,
+                       .values = values,
+                       .path = path,
+                       .scale = scale,
+                       .window = window,
+                       .T = T,
+                       .P = P,
+                       .H = H,
+                       .G = G,
+                       .C = C};
     et_parallel(ctx, cached_task, &a, T * G);
 }
 

@@ -9,7 +9,7 @@
 
 /* ---- buffers ----------------------------------------------------------------------------------------------- */
 
-#define GUARD 17           /* words at either end; odd, so that no array is aligned to a vector that is not meant to be */
+#define GUARD 17 /* words at either end; odd, so that no array is aligned to a vector that is not meant to be */
 #define CANARY 0x7fc17fc0u /* NaN in float and bf16, so that what reads it shows */
 
 struct buffer {
@@ -66,9 +66,7 @@ uint64_t check_noise(uint64_t seed, uint64_t i) {
     return z ^ z >> 31;
 }
 
-float *check_floats(size_t n, uint64_t seed) {
-    return check_array(n, ET_F32, seed).data;
-}
+float *check_floats(size_t n, uint64_t seed) { return check_array(n, ET_F32, seed).data; }
 
 et_array check_array(size_t n, int type, uint64_t seed) {
     et_array a = {guarded(n * (type == ET_F32 ? 4 : 2)), type};

@@ -139,8 +139,8 @@ static void check_head_sample(struct check *c, struct draw_case a) {
         check_tokens(c, &a, token, want, drawn, want_drawn, key);
         check_close(c, logp, want_logp, rows, 1e-5, "head_sample logp T %d V %d D %d temperature %g", a.T, a.V, a.D,
                     a.temperature);
-        check_close(c, drawn, want_drawn, rows, 1e-5, "head_sample drawn T %d V %d D %d temperature %g limited %d",
-                    a.T, a.V, a.D, a.temperature, a.limited);
+        check_close(c, drawn, want_drawn, rows, 1e-5, "head_sample drawn T %d V %d D %d temperature %g limited %d", a.T,
+                    a.V, a.D, a.temperature, a.limited);
     }
     check_free();
 }
@@ -176,10 +176,10 @@ static void check_head_top(struct check *c, struct draw_case a, int M) {
 
 void check_cached(struct check *c, et_context *alone) {
     static const struct path_case cases[] = {
-        {1, 1, 1, 1, 32, 0, 1}, {3, 2, 3, 1, 64, 0, 1},   {5, 40, 9, 3, 64, 0, 4},    {4, 70, 2, 2, 80, 0, 1},
-        {2, 9, 10, 2, 31, 0, 1}, {3, 5, 7, 1, 256, 0, 1}, {3, 6, 4, 4, 33, 7, 1},     {5, 40, 3, 1, 64, 33, 1},
-        {4, 50, 6, 3, 128, 1, 1}, {4, 40, 8, 2, 2, 300, 1}, {2, 3, 3, 1, 64, 0, 200},
-        {3, 40, 9, 1, 512, 0, 4}, {2, 9, 5, 1, 300, 33, 1},
+        {1, 1, 1, 1, 32, 0, 1},   {3, 2, 3, 1, 64, 0, 1},   {5, 40, 9, 3, 64, 0, 4},  {4, 70, 2, 2, 80, 0, 1},
+        {2, 9, 10, 2, 31, 0, 1},  {3, 5, 7, 1, 256, 0, 1},  {3, 6, 4, 4, 33, 7, 1},   {5, 40, 3, 1, 64, 33, 1},
+        {4, 50, 6, 3, 128, 1, 1}, {4, 40, 8, 2, 2, 300, 1}, {2, 3, 3, 1, 64, 0, 200}, {3, 40, 9, 1, 512, 0, 4},
+        {2, 9, 5, 1, 300, 33, 1},
     };
     for (int i = 0; i < COUNT(cases); i++) {
         if (cases[i].C > ET_NARROW_HEAD && strcmp(c->isa, "cuda") == 0)
@@ -196,11 +196,11 @@ void check_cached(struct check *c, et_context *alone) {
 
 void check_draws(struct check *c) {
     static const struct draw_case cases[] = {
-        {1, 5, 32, 1, ET_F32, 1, 1, 0, 0},           {2, 1, 32, 3, ET_F32, 1, 1, 0, 0},
-        {5, 300, 64, 300, ET_F32, 1, 0, 0, 0},       {17, 1001, 96, 128, ET_BF16, 2, 0.7f, 0, 0},
-        {9, 2003, 64, 77, ET_F32, 1, 1, 1, 0},       {9, 2003, 64, 512, ET_F32, 1, 3, 1, 0},
-        {17, 5000, 32, 2048, ET_BF16, 1, 0, 0, 0},   {6, 5000, 32, 3072, ET_F32, 1, 1, 0, 0},
-        {9, 2003, 64, 77, ET_F32, 9, 0.7f, 1, 5},    {5, 300, 64, 300, ET_F32, 20, 0, 0, 3},
+        {1, 5, 32, 1, ET_F32, 1, 1, 0, 0},         {2, 1, 32, 3, ET_F32, 1, 1, 0, 0},
+        {5, 300, 64, 300, ET_F32, 1, 0, 0, 0},     {17, 1001, 96, 128, ET_BF16, 2, 0.7f, 0, 0},
+        {9, 2003, 64, 77, ET_F32, 1, 1, 1, 0},     {9, 2003, 64, 512, ET_F32, 1, 3, 1, 0},
+        {17, 5000, 32, 2048, ET_BF16, 1, 0, 0, 0}, {6, 5000, 32, 3072, ET_F32, 1, 1, 0, 0},
+        {9, 2003, 64, 77, ET_F32, 9, 0.7f, 1, 5},  {5, 300, 64, 300, ET_F32, 20, 0, 0, 3},
     };
     for (int i = 0; i < COUNT(cases); i++) {
         if (cases[i].cap > 0 && strcmp(c->isa, "cuda") == 0)

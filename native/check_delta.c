@@ -37,7 +37,8 @@ static void check_rule(struct check *c, int T, int H, int G, int C, int longest,
     check_forest(before, T, branches);
     int P = check_pieces(pieces, before, kept, ahead, T, longest);
     const char *what = "delta_%s T %d H %d G %d C %d longest %d types %d";
-    et_delta_forward(c->ctx, out, states, qkv, beta, alpha, a, dt, before, pieces, 1e-6f, (int64_t)floats, T, H, E, C, P);
+    et_delta_forward(c->ctx, out, states, qkv, beta, alpha, a, dt, before, pieces, 1e-6f, (int64_t)floats, T, H, E, C,
+                     P);
     ref_delta_forward(NULL, (et_array){want, ET_F32}, want_states, qkv, beta, alpha, a, dt, before, pieces, 1e-6f,
                       (int64_t)floats, T, H, E, C, P);
     int rounds = !strcmp(check_numbers(c->ctx, CHECK_NO_WEIGHT), "bf16") && C % 32 == 0;
@@ -45,11 +46,13 @@ static void check_rule(struct check *c, int T, int H, int G, int C, int longest,
     double backward = rounds ? 12e-3 : 5e-5;
     check_array_close(c, out, want, n, forward, what, "forward", T, H, G, C, longest, types);
     check_close(c, states, want_states, floats, forward, what, "states", T, H, G, C, longest, types);
-    et_delta_backward(c->ctx, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt, states, before, pieces, 1e-6f,
-                      (int64_t)floats, T, H, E, C, P);
+    et_delta_backward(c->ctx, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt, states, before, pieces,
+                      1e-6f, (int64_t)floats, T, H, E, C, P);
     ref_delta_backward(NULL, (et_array){want, ET_F32}, want_beta, want_alpha, dstates, dout, qkv, beta, alpha, a, dt,
                        states, before, pieces, 1e-6f, (int64_t)floats, T, H, E, C, P);
-    double rounded = branches && dqkv.type == ET_BF16 && !rounds ? 0x1p-8 : backward; /* what is replayed is added to what is rounded */
+    double rounded = branches && dqkv.type == ET_BF16 && !rounds
+                         ? 0x1p-8
+                         : backward; /* what is replayed is added to what is rounded */
     check_array_close(c, dqkv, want, width, rounded, what, "backward", T, H, G, C, longest, types);
     check_close(c, dbeta, want_beta, gates, backward, what, "beta", T, H, G, C, longest, types);
     check_close(c, dalpha, want_alpha, gates, backward, what, "alpha", T, H, G, C, longest, types);

@@ -23,8 +23,9 @@ static const struct subject {
     void (*check)(struct check *c, et_context *alone);
     int by_precision; /* else in ET_EXACT alone */
 } subjects[] = {
-    {"products", check_products, 1}, {"formats", formats, 0},     {"refusals", refusals, 0},
-    {"ops", ops, 0},                 {"optimizer", optimizer, 0}, {"draws", draws, 0},
+    {"products", check_products, 1}, {"formats", formats, 0},
+    {"refusals", refusals, 0},       {"ops", ops, 0},
+    {"optimizer", optimizer, 0},     {"draws", draws, 0},
     {"cached", check_cached, 0},     {"attention", check_attentions, 1},
     {"mixers", mixers, 0},           {"delta", delta, 1},
     {"ssm", check_ssm, 1},

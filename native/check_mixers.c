@@ -60,8 +60,9 @@ static void check_causal_conv(struct check *c, int T, int W, int D, int first, i
                       W, D, first, L, biased, types);
     et_causal_conv_backward(c->ctx, dinp, sums, dout, inp, w, bias, before, first, T, W, D, L);
     ref_causal_conv_backward(NULL, floats(truth), sums, dout, inp, w, bias, before, first, T, W, D, L);
-    check_array_close(c, dinp, truth, wide, CLOSE, "causal_conv_backward T %d W %d D %d first %d L %d biased %d types %d",
-                      T, W, D, first, L, biased, types);
+    check_array_close(c, dinp, truth, wide, CLOSE,
+                      "causal_conv_backward T %d W %d D %d first %d L %d biased %d types %d", T, W, D, first, L, biased,
+                      types);
     check_free();
 }
 

@@ -86,8 +86,8 @@ static void check_layernorm(struct check *c, int64_t rows, int D, float size, fl
         float *truth = check_values(dinp, n);
         et_layernorm_backward(c->ctx, dinp, dout, inp, weight, true_mean, true_rstd, accumulate, rows, D);
         ref_layernorm_backward(NULL, floats(truth), dout, inp, weight, true_mean, true_rstd, accumulate, rows, D);
-        check_array_close(c, dinp, truth, n, CLOSE, "layernorm_backward rows %d D %d accumulate %d types %d",
-                          (int)rows, D, accumulate, types);
+        check_array_close(c, dinp, truth, n, CLOSE, "layernorm_backward rows %d D %d accumulate %d types %d", (int)rows,
+                          D, accumulate, types);
     }
     ref_layernorm_backward(NULL, floats(want), dout, inp, weight, true_mean, true_rstd, 0, rows, D);
     et_layernorm_backward(c->ctx, in_place, in_place, inp, weight, true_mean, true_rstd, 0, rows, D);

@@ -36,15 +36,17 @@ static void check_refused_arrays(struct check *c, et_array wrong) {
     REFUSES(2, wrong, et_causal_conv_forward(ctx, t[0], t[1], x, x, (const int32_t[]){-1}, 0, 1, 1, 1, 1))
     REFUSES(3, wrong, et_causal_conv_backward(ctx, t[0], x, t[1], t[2], x, x, (const int32_t[]){-1}, 0, 1, 1, 1, 1))
     const int32_t piece[] = {0, 1, 0, -1, -1};
-    REFUSES(2, wrong, et_delta_forward(ctx, t[0], x, t[1], x, x, x, x, (const int32_t[]){-1}, piece, 0, 0, 1, 1, 3, 4, 1))
+    REFUSES(2, wrong,
+            et_delta_forward(ctx, t[0], x, t[1], x, x, x, x, (const int32_t[]){-1}, piece, 0, 0, 1, 1, 3, 4, 1))
     REFUSES(3, wrong,
-            et_delta_backward(ctx, t[0], x, x, x, t[1], t[2], x, x, x, x, x, (const int32_t[]){-1}, piece, 0, 0, 1, 1, 3, 4,
-                              1))
-    REFUSES(3, wrong,
-            et_ssm_forward(ctx, t[0], x, x, t[1], t[2], x, x, x, (const int32_t[]){-1}, piece, 0, 1, 48, 1, 1, 16, 16, 1))
+            et_delta_backward(ctx, t[0], x, x, x, t[1], t[2], x, x, x, x, x, (const int32_t[]){-1}, piece, 0, 0, 1, 1,
+                              3, 4, 1))
+    REFUSES(
+        3, wrong,
+        et_ssm_forward(ctx, t[0], x, x, t[1], t[2], x, x, x, (const int32_t[]){-1}, piece, 0, 1, 48, 1, 1, 16, 16, 1))
     REFUSES(4, wrong,
-            et_ssm_backward(ctx, x, t[0], x, x, x, t[1], t[2], t[3], x, x, x, (const int32_t[]){-1}, piece, 0, 1, 48, 1, 1,
-                            16, 16, 1))
+            et_ssm_backward(ctx, x, t[0], x, x, x, t[1], t[2], t[3], x, x, x, (const int32_t[]){-1}, piece, 0, 1, 48, 1,
+                            1, 16, 16, 1))
     REFUSES(1, wrong, et_add_bias(ctx, t[0], x, 1, 1))
     REFUSES(2, wrong, et_copy(ctx, t[0], t[1], 1))
     REFUSES(2, wrong, et_dropout(ctx, t[0], t[1], 0, 0, 0, 1))
@@ -69,38 +71,49 @@ static void check_refused_ranges(struct check *c) {
     float x[64] = {0};
     const et_array a = {x, ET_F32};
     for (int i = 0; i < COUNT(wrong); i++)
-        check_true(c, et_attention_forward(c->ctx, a, x, a, a, a, wrong[i].begin, wrong[i].end, wrong[i].position, 1,
-                                           0, 4, 4, 1, 1, 2) == ET_BAD_INDEX, "range %d", i);
+        check_true(c,
+                   et_attention_forward(c->ctx, a, x, a, a, a, wrong[i].begin, wrong[i].end, wrong[i].position, 1, 0, 4,
+                                        4, 1, 1, 2) == ET_BAD_INDEX,
+                   "range %d", i);
 }
 
 /* Pieces of [2] tokens, the second after the first, and one state, that are none. */
 static void check_refused_pieces(struct check *c) {
-    static const int32_t wrong[][ET_PIECE_COLUMNS] = {
-        {-1, 1, 0, -1, -1}, {1, 0, 0, -1, -1}, {0, 3, 0, -1, -1},  {0, 2, 1, -1, -1},
-        {1, 2, 2, -1, -1},  {0, 2, -1, -1, -1}, {0, 2, 0, 1, -1}, {0, 2, 0, -1, 1}, {0, 2, 0, -2, -1}};
+    static const int32_t wrong[][ET_PIECE_COLUMNS] = {{-1, 1, 0, -1, -1}, {1, 0, 0, -1, -1}, {0, 3, 0, -1, -1},
+                                                      {0, 2, 1, -1, -1},  {1, 2, 2, -1, -1}, {0, 2, -1, -1, -1},
+                                                      {0, 2, 0, 1, -1},   {0, 2, 0, -1, 1},  {0, 2, 0, -2, -1}};
     const int32_t before[] = {-1, 0};
     float x[64] = {0};
     const et_array a = {x, ET_F32};
     for (int i = 0; i < COUNT(wrong); i++)
-        check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, wrong[i], 1, 16, 2, 1, 3, 4, 1)
-                          == ET_BAD_INDEX, "piece %d", i);
+        check_true(
+            c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, wrong[i], 1, 16, 2, 1, 3, 4, 1) == ET_BAD_INDEX,
+            "piece %d", i);
     const int32_t empty[] = {1, 1, 0, -1, 0}; /* which forward takes, to copy a state */
-    check_true(c, et_delta_backward(c->ctx, a, x, x, x, a, a, x, x, x, x, x, before, empty, 1, 16, 2, 1, 3, 4, 1)
-                      == ET_BAD_INDEX, "a piece without tokens");
+    check_true(c,
+               et_delta_backward(c->ctx, a, x, x, x, a, a, x, x, x, x, x, before, empty, 1, 16, 2, 1, 3, 4, 1) ==
+                   ET_BAD_INDEX,
+               "a piece without tokens");
     const int32_t right[] = {0, 2, 0, -1, 0};
     check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, right, right, 1, 16, 2, 1, 3, 4, 1) == ET_BAD_INDEX,
                "a token after itself");
     static const int heads[][2] = {{1, 2}, {2, 2}, {3, 7}};
     for (int i = 0; i < COUNT(heads); i++)
-        check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, right, 1, 16, 2, heads[i][0], heads[i][1], 4,
-                                       1) == ET_BAD_ARGUMENT, "%d of %d heads", heads[i][0], heads[i][1]);
-    static const int scans[][4] = {{48, 1, 8, 16}, {48, 1, 16, 8}, {176, 1, 144, 16}, {40, 1, 16, 16}, {112, 3, 16, 16}};
+        check_true(c,
+                   et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, right, 1, 16, 2, heads[i][0], heads[i][1], 4,
+                                    1) == ET_BAD_ARGUMENT,
+                   "%d of %d heads", heads[i][0], heads[i][1]);
+    static const int scans[][4] = {
+        {48, 1, 8, 16}, {48, 1, 16, 8}, {176, 1, 144, 16}, {40, 1, 16, 16}, {112, 3, 16, 16}};
     for (int i = 0; i < COUNT(scans); i++)
-        check_true(c, et_ssm_forward(c->ctx, a, x, x, a, a, x, x, x, before, right, 1024, 2, scans[i][0], 3, scans[i][1],
-                                     scans[i][2], scans[i][3], 1) == ET_BAD_ARGUMENT, "scan %d", i);
+        check_true(c,
+                   et_ssm_forward(c->ctx, a, x, x, a, a, x, x, x, before, right, 1024, 2, scans[i][0], 3, scans[i][1],
+                                  scans[i][2], scans[i][3], 1) == ET_BAD_ARGUMENT,
+                   "scan %d", i);
     for (int C = 2; C < 200; C += 130)
-        check_true(c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, right, 1, 16, 2, 1, 3, C, 1)
-                          == ET_BAD_ARGUMENT, "states of %d", C);
+        check_true(
+            c, et_delta_forward(c->ctx, a, x, a, x, x, x, x, before, right, 1, 16, 2, 1, 3, C, 1) == ET_BAD_ARGUMENT,
+            "states of %d", C);
 }
 
 void check_refusals(struct check *c) {
@@ -130,8 +143,10 @@ void check_refusals(struct check *c) {
     check_true(c, et_attention_cached(c->ctx, a, a, a, a, low, 1, 0, 1, 1, 1, 1, 1, 1) == ET_BAD_INDEX,
                "a path without a token");
     int32_t token[1];
-    check_true(c, et_head_sample(c->ctx, token, x, x, x, x, a, x, ET_F32, high, NULL, -1, 0, 1, 0, 1, 1, 1, 1)
-                      == ET_BAD_ARGUMENT, "a temperature below 0");
+    check_true(c,
+               et_head_sample(c->ctx, token, x, x, x, x, a, x, ET_F32, high, NULL, -1, 0, 1, 0, 1, 1, 1, 1) ==
+                   ET_BAD_ARGUMENT,
+               "a temperature below 0");
     check_true(c, et_head_top(c->ctx, x, x, x, x, a, x, ET_F32, x, 0, 1, 0, 1, 1, 0, 1, 1) == ET_BAD_ARGUMENT,
                "no highest logits");
     check_true(c, et_causal_conv_forward(c->ctx, a, a, x, NULL, low, 1, 1, 2, 2, 4) == ET_BAD_ARGUMENT,

@@ -72,9 +72,8 @@ static void check_scan(struct check *c, et_context *alone, struct sizes s, int t
 
 void check_ssm(struct check *c, et_context *alone) {
     static const struct sizes sizes[] = {
-        {1, 2, 16, 16, 1, 64, 0},   {63, 2, 16, 16, 1, 64, 0},  {200, 3, 32, 48, 1, 64, 0},
-        {300, 6, 16, 32, 2, 64, 1}, {90, 5, 48, 16, 1, 7, 1},   {150, 8, 64, 128, 2, 64, 1},
-        {70, 4, 128, 128, 4, 3, 1}, {400, 5, 32, 64, 1, 64, 1},
+        {1, 2, 16, 16, 1, 64, 0}, {63, 2, 16, 16, 1, 64, 0},   {200, 3, 32, 48, 1, 64, 0}, {300, 6, 16, 32, 2, 64, 1},
+        {90, 5, 48, 16, 1, 7, 1}, {150, 8, 64, 128, 2, 64, 1}, {70, 4, 128, 128, 4, 3, 1}, {400, 5, 32, 64, 1, 64, 1},
     };
     if (strcmp(c->isa, "cuda") == 0 || check_is_repeated(c, CHECK_NO_WEIGHT)) /* a device has no such op */
         return;

@@ -47,8 +47,7 @@ INLINE void conv_forward_tokens(struct conv_args a, struct range tokens) {
         int64_t taps = conv_taps(a.before, t, a.L, at);
         et_array row = array_at(a.inp, t * 3 * a.D);
         et_array out = array_at(a.out, t * a.D);
-        EACH_VECTOR(i, n, 0, a.D,
-                    store_part(out, i, load_part(row, a.D + i, n) * conv_sum(&a, at, taps, i, n), n));
+        EACH_VECTOR(i, n, 0, a.D, store_part(out, i, load_part(row, a.D + i, n) * conv_sum(&a, at, taps, i, n), n));
     }
 }
 
@@ -163,24 +162,34 @@ static void conv_backward_task(void *arg, int task, int thread) {
 /* out [T, D] of inp [T, 3 D] */
 static void conv_forward(et_context *ctx, et_array out, et_array inp, const float *w, const int32_t *before, int T,
                          int D, int L) {
-    struct conv_args a = {.out = out, .inp = inp, .w = w, .before = before, .T = T, .W = 3 * D, .D = D, .L = L,
-                          .gated = 1};
+    struct conv_args a = {
+        .out = out, .inp = inp, .w = w, .before = before, .T = T, .W = 3 * D, .D = D, .L = L, .gated = 1};
     et_parallel(ctx, conv_forward_task, &a, row_tasks(T, D));
 }
 
 /* dinp [T, 3 D] of dout [T, D]; sums [T, D] is work space. */
 static void conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
                           const int32_t *before, int T, int D, int L) {
-    struct conv_args a = {.inp = inp, .dout = dout, .dinp = dinp, .sums = sums, .w = w, .before = before,
-                          .T = T, .W = 3 * D, .D = D, .L = L, .block = conv_block(ctx, D), .gated = 1};
+    struct conv_args a = {.inp = inp,
+                          .dout = dout,
+                          .dinp = dinp,
+                          .sums = sums,
+                          .w = w,
+                          .before = before,
+                          .T = T,
+                          .W = 3 * D,
+                          .D = D,
+                          .L = L,
+                          .block = conv_block(ctx, D),
+                          .gated = 1};
     et_parallel(ctx, conv_backward_task, &a, ceil_div(D, (int)a.block));
 }
 
 /* out [T, D] of D channels of inp [T, W] */
 static void causal_conv_forward(et_context *ctx, et_array out, et_array inp, const float *w, const float *bias,
                                 const int32_t *before, int first, int T, int W, int D, int L) {
-    struct conv_args a = {.out = out, .inp = inp, .w = w, .bias = bias, .before = before, .T = T, .W = W,
-                          .D = D, .first = first, .L = L};
+    struct conv_args a = {
+        .out = out, .inp = inp, .w = w, .bias = bias, .before = before, .T = T, .W = W, .D = D, .first = first, .L = L};
     et_parallel(ctx, conv_forward_task, &a, row_tasks(T, D));
 }
 
@@ -188,8 +197,18 @@ static void causal_conv_forward(et_context *ctx, et_array out, et_array inp, con
 static void causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp,
                                  const float *w, const float *bias, const int32_t *before, int first, int T, int W,
                                  int D, int L) {
-    struct conv_args a = {.inp = inp, .dout = dout, .dinp = dinp, .sums = sums, .w = w, .bias = bias,
-                          .before = before, .T = T, .W = W, .D = D, .first = first, .L = L,
+    struct conv_args a = {.inp = inp,
+                          .dout = dout,
+                          .dinp = dinp,
+                          .sums = sums,
+                          .w = w,
+                          .bias = bias,
+                          .before = before,
+                          .T = T,
+                          .W = W,
+                          .D = D,
+                          .first = first,
+                          .L = L,
                           .block = conv_block(ctx, D)};
     et_parallel(ctx, conv_backward_task, &a, ceil_div(D, (int)a.block));
 }

@@ -33,7 +33,7 @@ struct delta_args {
 
 /* What a thread has of a piece: of each of its tokens, those that it replays first. Rows are C wide, then zero. */
 struct delta_room {
-    float q[ET_PIECE * DELTA_C], k[ET_PIECE * DELTA_C]; /* of a key head */
+    float q[ET_PIECE * DELTA_C], k[ET_PIECE * DELTA_C];  /* of a key head */
     float e[ET_PIECE * DELTA_C], dd[ET_PIECE * DELTA_C]; /* of a value head */
     float dq[ET_PIECE * DELTA_C], dk[ET_PIECE * DELTA_C];
     union {
@@ -63,15 +63,11 @@ _Static_assert(sizeof(struct delta_room) <= ET_THREAD_FLOATS * sizeof(float), "a
 _Static_assert(DELTA_C % DELTA_W == 0 && ET_PIECE % DELTA_W == 0, "rows are padded to whole columns");
 
 /* n, rounded up to what is computed at a time. */
-static inline int delta_padded(int n) {
-    return ceil_div(n, DELTA_W) * DELTA_W;
-}
+static inline int delta_padded(int n) { return ceil_div(n, DELTA_W) * DELTA_W; }
 
 /* ---- arrays ---------------------------------------------------------------------------------------------------- */
 
-static inline vec delta_load(const float *p, int64_t n) {
-    return n > 0 ? vload_part(p, n) : (vec){0};
-}
+static inline vec delta_load(const float *p, int64_t n) { return n > 0 ? vload_part(p, n) : (vec){0}; }
 
 static et_array delta_row(et_array qkv, const struct delta_args *a, int token, int head) {
     return array_at(qkv, ((int64_t)token * (2 * a->G + a->H) + head) * a->C);
@@ -167,9 +163,7 @@ static void delta_keys(struct delta_room *room, const struct delta_args *a, cons
     }
 }
 
-static inline float delta_sigmoid(float x) {
-    return 1.0f / (1.0f + expf(-x));
-}
+static inline float delta_sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 /* beta and e^g of value head h: g = a ln(1 + e^(alpha + dt)). */
 static void delta_gates(struct delta_room *room, const struct delta_args *a, int h) {
@@ -322,8 +316,23 @@ static void delta_forward_task(void *arg, int g, int thread) {
 static void delta_forward(et_context *ctx, et_array out, float *states, et_array qkv, const float *beta,
                           const float *alpha, const float *a, const float *dt, const int32_t *before,
                           const int32_t *pieces, float eps, int64_t floats, int T, int H, int E, int C, int P) {
-    struct delta_args args = {.ctx = ctx, .out = out, .states = states, .qkv = qkv, .beta = beta, .alpha = alpha,
-                              .a = a, .dt = dt, .before = before, .pieces = pieces, .eps = eps, .floats = floats,
-                              .T = T, .H = H, .G = (E - H) / 2, .C = C, .P = P, .rounds = DELTA_ROUNDS(ctx, C)};
+    struct delta_args args = {.ctx = ctx,
+                              .out = out,
+                              .states = states,
+                              .qkv = qkv,
+                              .beta = beta,
+                              .alpha = alpha,
+                              .a = a,
+                              .dt = dt,
+                              .before = before,
+                              .pieces = pieces,
+                              .eps = eps,
+                              .floats = floats,
+                              .T = T,
+                              .H = H,
+                              .G = (E - H) / 2,
+                              .C = C,
+                              .P = P,
+                              .rounds = DELTA_ROUNDS(ctx, C)};
     et_parallel(ctx, delta_forward_task, &args, args.G);
 }

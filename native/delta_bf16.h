@@ -26,7 +26,8 @@ INLINE void delta_rows_of(struct delta_room *room, et_array x, int ld, const flo
     for (int r = 0; r < whole_strips(room->n); r++)
         for (int i = 0; i < C; i += STRIP) {
             int64_t at = (int64_t)r * ld + i;
-            store_rounded(room->rows + r * C + i, factor[r] * load_part(x, at, VL), factor[r] * load_part(x, at + VL, VL));
+            store_rounded(room->rows + r * C + i, factor[r] * load_part(x, at, VL),
+                          factor[r] * load_part(x, at + VL, VL));
         }
 }
 
@@ -169,7 +170,8 @@ INLINE void delta_solve_strip(struct delta_room *room, float *x, int begin, int 
 }
 
 /* What the strip from token `from` on takes from that at `to`. */
-INLINE void delta_solve_other(struct delta_room *room, float *x, int to, int from, int C, const enum delta_order order) {
+INLINE void delta_solve_other(struct delta_room *room, float *x, int to, int from, int C,
+                              const enum delta_order order) {
     bf16 weights[STRIP * STRIP], others[STRIP * DELTA_C];
     for (int r = 0; r < STRIP; r++) {
         vec x2[2];

@@ -53,7 +53,8 @@ static void delta_add_pairs(struct delta_room *room, const float *x, const float
 }
 
 /* What S gives to dq and dk, and its gradient. */
-static void delta_first_backward(struct delta_room *room, const float *source, float *dsource, const float *grad, int C) {
+static void delta_first_backward(struct delta_room *room, const float *source, float *dsource, const float *grad,
+                                 int C) {
     delta_add_du(room, -1.0f, C);
     delta_state_across(room, source, C);
     delta_half_rows(room, room->half_dout, room->passed, C);
@@ -109,8 +110,7 @@ static void delta_half_dout(struct delta_room *room, const struct delta_args *a,
                      BF16_RUN);
 }
 
-static void delta_half_head_backward(struct delta_room *room, const struct delta_args *a, int h,
-                                     const int32_t *piece) {
+static void delta_half_head_backward(struct delta_room *room, const struct delta_args *a, int h, const int32_t *piece) {
     int C = a->C;
     const float *source = delta_state(a->states, a, piece[3], h);
     const float *grad = delta_state(a->dstates, a, piece[4], h);

@@ -60,7 +60,7 @@ static int amx_bf16(void) {
     const struct feature f[] = {                                                                                       \
         {"avx2", CPU_AVX2, __builtin_cpu_supports("avx2")},                                                            \
         {"fma", CPU_FMA, __builtin_cpu_supports("fma")},                                                               \
-        {"f16c", CPU_F16C, f16c()},                                                                                   \
+        {"f16c", CPU_F16C, f16c()},                                                                                    \
         {"avxvnni", CPU_AVXVNNI, avxvnni()},                                                                           \
         {"avx512f", CPU_AVX512F, __builtin_cpu_supports("avx512f")},                                                   \
         {"avx512bw", CPU_AVX512BW, __builtin_cpu_supports("avx512bw")},                                                \
@@ -152,9 +152,7 @@ static int allowed(const char *name) {
 
 const char *et_isa_name(int i) { return i >= 0 && i < SETS ? sets[i]->name : NULL; }
 
-int et_isa_usable(int i) {
-    return i >= 0 && i < SETS && !(sets[i]->needs & ~cpu_bits()) && allowed(sets[i]->name);
-}
+int et_isa_usable(int i) { return i >= 0 && i < SETS && !(sets[i]->needs & ~cpu_bits()) && allowed(sets[i]->name); }
 
 /* 1 if a later set is better. Intel's vdpbf16ps does half the work of its float multiply-add, AMD's twice as much. */
 static int slow_here(const struct et_kernel_set *set) {

@@ -79,20 +79,20 @@ int et_delta_forward(et_context *ctx, et_array out, float *states, et_array qkv,
     NEED_ARRAYS(out, qkv);
     NEED_ALL(states, beta, alpha, a, dt, before, pieces);
     int code = check_delta(before, pieces, 0, floats, T, H, E, C, P);
-    return code ? code : RUN(delta_forward, out, states, qkv, beta, alpha, a, dt, before, pieces, eps, floats, T, H, E, C,
-                             P);
+    return code ? code
+                : RUN(delta_forward, out, states, qkv, beta, alpha, a, dt, before, pieces, eps, floats, T, H, E, C, P);
 }
 
 int et_delta_backward(et_context *ctx, et_array dqkv, float *dbeta, float *dalpha, float *dstates, et_array dout,
                       et_array qkv, const float *beta, const float *alpha, const float *a, const float *dt,
-                      const float *states, const int32_t *before, const int32_t *pieces, float eps, int64_t floats, int T,
-                      int H, int E, int C, int P) {
+                      const float *states, const int32_t *before, const int32_t *pieces, float eps, int64_t floats,
+                      int T, int H, int E, int C, int P) {
     NEED_ARRAYS(dqkv, dout, qkv);
     NEED_ALL(dbeta, dalpha, dstates, beta, alpha, a, dt, states, before, pieces);
     int code = check_delta(before, pieces, 1, floats, T, H, E, C, P);
     return code ? code
-                : RUN(delta_backward, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt, states, before, pieces,
-                      eps, floats, T, H, E, C, P);
+                : RUN(delta_backward, dqkv, dbeta, dalpha, dstates, dout, qkv, beta, alpha, a, dt, states, before,
+                      pieces, eps, floats, T, H, E, C, P);
 }
 
 /* What both directions of the scan need. */
@@ -125,6 +125,6 @@ int et_ssm_backward(et_context *ctx, float *dinp, et_array drows, float *states,
     NEED_ALL(dinp, states, dstates, steps, bias, a, skip, before, pieces);
     int code = check_ssm(before, pieces, floats, T, W, E, H, C, N, P);
     return code ? code
-                : RUN(ssm_backward, dinp, drows, states, dstates, steps, dout, inp, rows, bias, a, skip, before,
-                      pieces, floats, T, W, E, H, C, N, P);
+                : RUN(ssm_backward, dinp, drows, states, dstates, steps, dout, inp, rows, bias, a, skip, before, pieces,
+                      floats, T, W, E, H, C, N, P);
 }

@@ -208,16 +208,16 @@ static int check_head(const et_context *ctx, int format, const int32_t *targets,
                       int end, int T, int V, int D) {
     NEED_POSITIVE(T, V, D);
     NEED(may_cap(ctx, cap), ET_BAD_ARGUMENT);
-    NEED(block > 0 && 0 <= begin && (begin < end || begin == V) && end <= V && begin <= end && D <= ET_THREAD_FLOATS, ET_BAD_ARGUMENT);
+    NEED(block > 0 && 0 <= begin && (begin < end || begin == V) && end <= V && begin <= end && D <= ET_THREAD_FLOATS,
+         ET_BAD_ARGUMENT);
     int code = check_format(format, D);
     NEED(!code, code);
     NEED(all_below(targets, T, V), ET_BAD_INDEX);
     return ET_OK;
 }
 
-int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                    const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
-                    int T, int V, int D) {
+int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h, const void *w,
+                    int format, const int32_t *targets, float cap, int block, int begin, int end, int T, int V, int D) {
     NEED_ALL(logp, logits, state, w, targets);
     NEED_ARRAYS(h);
     int code = check_head(ctx, format, targets, cap, block, begin, end, T, V, D);
@@ -226,14 +226,14 @@ int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, 
 }
 
 int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
-                     const void *w, int format, const int32_t *targets, const float *a, float cap, int block,
-                     int begin, int end, int T, int V, int D) {
+                     const void *w, int format, const int32_t *targets, const float *a, float cap, int block, int begin,
+                     int end, int T, int V, int D) {
     NEED_ALL(dh, logp, logits, state, w, targets);
     NEED_ARRAYS(h, e);
     int code = check_head(ctx, format, targets, cap, block, begin, end, T, V, D);
     return code ? code
-                : RUN(head_backward, dh, logp, logits, e, state, h, w, format, targets, a, cap, block, begin, end, T,
-                      V, D);
+                : RUN(head_backward, dh, logp, logits, e, state, h, w, format, targets, a, cap, block, begin, end, T, V,
+                      D);
 }
 
 /* What both ops on a cache of L blocks need of it, and of the slots of n tokens from -1 on, or from 0. */

@@ -93,8 +93,8 @@ static void scale(et_context *ctx, float *x, float s, int64_t n) {
 /* ---- dropout ------------------------------------------------------------------------------------------------- */
 struct dropout_args {
     et_array out, inp;
-    float kept;          /* 1 / (1 - p) */
-    uint32_t threshold;  /* keep when the hash is at least p * 2^32 */
+    float kept;         /* 1 / (1 - p) */
+    uint32_t threshold; /* keep when the hash is at least p * 2^32 */
     uint64_t seed;
     int accumulate;
     int64_t n;
@@ -123,9 +123,7 @@ static inline uvec random_bits(uint64_t key, uint32_t i) {
     return mix32(mix32(lane ^ (uint32_t)key) ^ (uint32_t)(key >> 32));
 }
 
-static inline uint64_t task_key(uint64_t seed, int task) {
-    return mix64(seed ^ mix64((uint64_t)task));
-}
+static inline uint64_t task_key(uint64_t seed, int task) { return mix64(seed ^ mix64((uint64_t)task)); }
 
 INLINE void dropout_values(struct dropout_args a, struct range r, uint64_t key) {
     EACH_VECTOR(i, n, r.begin, r.end, {

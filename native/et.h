@@ -57,7 +57,7 @@ int et_format_bytes(int format); /* bytes a block, or ET_BAD_FORMAT */
 
 /* The kernel sets of isas.def that were compiled in, best first, scalar last; NULL past the end. */
 const char *et_isa_name(int i);
-int et_isa_usable(int i);        /* 1 if CPU and OS can run set i and EDGETUNE_ISA does not hide it */
+int et_isa_usable(int i);          /* 1 if CPU and OS can run set i and EDGETUNE_ISA does not hide it */
 const char *et_cpu_features(void); /* what detection found, space separated, for `doctor` */
 
 /* A context: a kernel set, a pool of threads, and the scratch that all ops pack into.
@@ -92,8 +92,8 @@ int et_matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array inp, f
 /* out [n] = the values of n consecutive weights; n a multiple of the block */
 int et_dequantize(et_context *ctx, float *out, const void *w, int format, int64_t n);
 /* out [T, D] = scale * rows tokens[t] of w [V, D] */
-int et_embed(et_context *ctx, float *out, const int32_t *tokens, const void *w, int format, float scale,
-             int T, int V, int D);
+int et_embed(et_context *ctx, float *out, const int32_t *tokens, const void *w, int format, float scale, int T, int V,
+             int D);
 
 /* ---- the parts of a block ---------------------------------------------------------------------------------- */
 /* out = inp * rstd * weight, rstd [rows] = 1/sqrt(mean(inp^2) + eps); rows of D. out may be inp. */
@@ -178,8 +178,8 @@ int et_delta_forward(et_context *ctx, et_array out, float *states, et_array qkv,
 /* dqkv, dbeta, dalpha of dout; E is 2 G + H. dstates is work space as large as states, which forward has left. */
 int et_delta_backward(et_context *ctx, et_array dqkv, float *dbeta, float *dalpha, float *dstates, et_array dout,
                       et_array qkv, const float *beta, const float *alpha, const float *a, const float *dt,
-                      const float *states, const int32_t *before, const int32_t *pieces, float eps, int64_t floats, int T,
-                      int H, int E, int C, int P);
+                      const float *states, const int32_t *before, const int32_t *pieces, float eps, int64_t floats,
+                      int T, int H, int E, int C, int P);
 /* The scan of Mamba 2: out [T, H, C] of inp [T, W], each token's x of H heads of C values, B of G groups of N and C of as
  * many, and of the last H of the E values of rows [T, E]. A head's state S [N, C] passes from token to token of a
  * document: S = e^(dt a) S + B (dt x)^T, out = S^T C + skip x, dt = ln(1 + e^(row + bias)). bias, a and skip [H]; C and N
@@ -209,15 +209,14 @@ int et_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t se
 #define ET_HEAD_STATE 4
 /* logp [T] = log softmax(h [T, D] . w [V, D]^T)[targets]; best [T] = arg max (NULL: not wanted). Work space: logits
  * [T, block], state [T, ET_HEAD_STATE]. */
-int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
-                    const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
-                    int T, int V, int D);
+int et_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h, const void *w,
+                    int format, const int32_t *targets, float cap, int block, int begin, int end, int T, int V, int D);
 /* With a [T] = -dL/dlogp: dh [T, D] = sum_v a_t (softmax(z_t) - onehot(target_t))_v w_v; logp as above. Where a depends
  * on logp, it may be NULL up to V, and the call that begins there, with the same state and dh, has it. e [T, block] is
  * work space too: in the type that is multiplied, it need not be converted; floats may be logits. */
 int et_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
-                     const void *w, int format, const int32_t *targets, const float *a, float cap, int block,
-                     int begin, int end, int T, int V, int D);
+                     const void *w, int format, const int32_t *targets, const float *a, float cap, int block, int begin,
+                     int end, int T, int V, int D);
 
 /* ---- answers: one token more of many at a time ------------------------------------------------------------------- */
 /* A cache of keys [L, G, C, ET_CACHE] and values [L, G, ET_CACHE, C] has L blocks of ET_CACHE tokens. Slot i is token

@@ -62,7 +62,7 @@ static void pack_a_floats(const struct product *p, const struct segment *s, floa
 
 static const struct kernel float_kernel = {
     .tile = {.rows = MR, .columns = NR, .direct = ET_F32, .compute = tile_any},
-    .packing = {.unit = 1, .bits = 32, .a = pack_a_floats, .b_transposed = pack_b_transposed,
-                .b_straight = pack_b_straight},
+    .packing =
+        {.unit = 1, .bits = 32, .a = pack_a_floats, .b_transposed = pack_b_transposed, .b_straight = pack_b_straight},
     .scheduling = {.inner = KC, .tiles_per_task = 32 / MR, .pack_inner = PACK_A_TASK, .pack_columns = NC},
 };

@@ -39,7 +39,9 @@ _Static_assert(MR <= MOST_ROWS, "rows of a tile");
 #ifdef __aarch64__
 #define LOAD_A(a)                                                                                                      \
     vec4 a_quads[MR / 4] = {0};                                                                                        \
-    UNROLL for (int q = 0; q < MR / 4; q++) if (packed) a_quads[q] = *(const vec4_unaligned *)((a) + 4 * q)
+    UNROLL for (int q = 0; q < MR / 4; q++)                                                                            \
+        if (packed)                                                                                                    \
+    a_quads[q] = *(const vec4_unaligned *)((a) + 4 * q)
 #define PACKED_A(a, i) a_quads[(i) / 4][(i) % 4]
 #else
 #define LOAD_A(a)
@@ -82,7 +84,8 @@ static inline __attribute__((always_inline)) void tile_store(const struct tile *
     }
     vec sums[MOST_ROWS][NV]; /* so that acc is never indexed by a variable and can stay in registers */
     UNROLL for (int i = 0; i < mr; i++) {
-        UNROLL for (int j = 0; j < nv; j++) sums[i][j] = acc[i * stride + j];
+        UNROLL for (int j = 0; j < nv; j++)
+            sums[i][j] = acc[i * stride + j];
     }
     for (int i = 0; i < t->rows; i++)
         store_row(t, i, (const float *)sums[i]);
@@ -122,9 +125,11 @@ static inline __attribute__((always_inline)) void tile(const struct tile *t, con
             LOAD_A(a);
             if (how == SIDES_HALF)
                 fetch_half(b, k, b_ks, nv * VL);
-            UNROLL for (int j = 0; j < nv; j++) bv[j] = load_b(b, k * b_ks + j * VL, how);
+            UNROLL for (int j = 0; j < nv; j++)
+                bv[j] = load_b(b, k * b_ks + j * VL, how);
             UNROLL for (int i = 0; i < MR; i++) {
-                UNROLL for (int j = 0; j < nv; j++) acc[i][j] += (packed ? PACKED_A(a, i) : a[i * a_rs]) * bv[j];
+                UNROLL for (int j = 0; j < nv; j++)
+                    acc[i][j] += (packed ? PACKED_A(a, i) : a[i * a_rs]) * bv[j];
             }
         }
     }
@@ -174,9 +179,7 @@ static inline struct side packed_side(float *panel, int width, struct side src, 
 }
 
 /* Floats of work space that gemm needs in `pack`, 64-byte aligned. */
-static inline size_t gemm_pack_floats(int N, int K) {
-    return (size_t)K * (size_t)(MR + (N + NR - 1) / NR * NR);
-}
+static inline size_t gemm_pack_floats(int N, int K) { return (size_t)K * (size_t)(MR + (N + NR - 1) / NR * NR); }
 
 /* C [M, N] (accumulate: +)= alpha * A [M, K] . B, row i of C at c + i * ldc. A has strides, one of them 1: element
  * (i, k) is a[i * a_rs + k * a_cs]. B is [K, N], row k at b + k * ldb; or, b_transposed, [N, K], row n at

@@ -75,12 +75,11 @@ ET_OPS(OP)
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
 
-const struct et_kernel_set PASTE(et_kernel_set_, ET_ISA) = {
-    .name = STRING(ET_ISA),
-    .needs = ET_NEEDS,
-    .product = product_numbers,
-    .peak = product_peak,
+const struct et_kernel_set PASTE(et_kernel_set_, ET_ISA) = {.name = STRING(ET_ISA),
+                                                            .needs = ET_NEEDS,
+                                                            .product = product_numbers,
+                                                            .peak = product_peak,
 #define OP(name, args) .name = name,
-    ET_OPS(OP)
+                                                            ET_OPS(OP)
 #undef OP
 };

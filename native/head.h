@@ -22,7 +22,7 @@ struct head_args {
     et_context *ctx;
     const void *w;
     int format, first, n, D; /* the block's first entry of the vocabulary, and its entries */
-    float cap; /* of logits: z becomes cap tanh(z / cap), whose slope is 1 - (that / cap)^2; 0: none */
+    float cap;               /* of logits: z becomes cap tanh(z / cap), whose slope is 1 - (that / cap)^2; 0: none */
 };
 
 /* z [n] = cap tanh(z / cap) */
@@ -112,11 +112,10 @@ static void head_block_task(void *arg, int task, int thread) {
     float base = max == -INFINITY ? 0.0f : max;
     float factor = s->max == -INFINITY ? 0.0f : expf(s->max - base);
     et_array e = array_at(h->e, (int64_t)task * h->n);
-    double sum = !h->dh     ? row_exp(e, z, base, 0, h->n, NO_EXP)
-                 : h->cap > 0 ? row_exp(e, z, base, h->cap, h->n, EXP_OF_CAPPED)
-                 : e.type == ET_F32
-                     ? row_exp((et_array){e.data, ET_F32}, z, base, 0, h->n, EXP)
-                     : row_exp((et_array){e.data, ET_BF16}, z, base, 0, h->n, EXP);
+    double sum = !h->dh             ? row_exp(e, z, base, 0, h->n, NO_EXP)
+                 : h->cap > 0       ? row_exp(e, z, base, h->cap, h->n, EXP_OF_CAPPED)
+                 : e.type == ET_F32 ? row_exp((et_array){e.data, ET_F32}, z, base, 0, h->n, EXP)
+                                    : row_exp((et_array){e.data, ET_BF16}, z, base, 0, h->n, EXP);
     if (h->dh && factor != 1.0f && h->first)
         scale_row(h->dh + (ptrdiff_t)task * h->D, factor, h->D);
     s->sum = (float)(s->sum * factor + sum);
@@ -175,17 +174,35 @@ static void head(et_context *ctx, struct head_args *args, et_array h, int block,
 static void head_forward(et_context *ctx, float *logp, int32_t *best, float *logits, float *state, et_array h,
                          const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
                          int T, int V, int D) {
-    struct head_args args = {.ctx = ctx, .logp = logp, .logits = logits, .state = (struct head_state *)state,
-                             .best = best, .targets = targets, .w = w, .format = format, .D = D, .cap = cap};
+    struct head_args args = {.ctx = ctx,
+                             .logp = logp,
+                             .logits = logits,
+                             .state = (struct head_state *)state,
+                             .best = best,
+                             .targets = targets,
+                             .w = w,
+                             .format = format,
+                             .D = D,
+                             .cap = cap};
     head(ctx, &args, h, block, begin, end, T, V, D);
 }
 
 /* dh [T, D] = a_t (softmax(z_t) - onehot(target_t)) . w, or with a NULL what a later end makes it from; logp as forward;
  * e [T, block] may be logits. */
-static void head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
-                          et_array h, const void *w, int format, const int32_t *targets, const float *a, float cap,
-                          int block, int begin, int end, int T, int V, int D) {
-    struct head_args args = {.ctx = ctx, .dh = dh, .logp = logp, .logits = logits, .e = e, .targets = targets, .a = a,
-                             .state = (struct head_state *)state, .w = w, .format = format, .D = D, .cap = cap};
+static void head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
+                          const void *w, int format, const int32_t *targets, const float *a, float cap, int block,
+                          int begin, int end, int T, int V, int D) {
+    struct head_args args = {.ctx = ctx,
+                             .dh = dh,
+                             .logp = logp,
+                             .logits = logits,
+                             .e = e,
+                             .targets = targets,
+                             .a = a,
+                             .state = (struct head_state *)state,
+                             .w = w,
+                             .format = format,
+                             .D = D,
+                             .cap = cap};
     head(ctx, &args, h, block, begin, end, T, V, D);
 }

@@ -55,12 +55,12 @@ static inline float lanes_max_ints(ivec x) {
 
 #define INT8_COLUMNS (INT8_VECTORS * VL)
 #define INT8_INNER (2 * KC)
-#define INT8_LONG 128       /* a run, where gradients may be rounded so; */
-#define INT8_LONG_INNER 640 /* a block of such runs: SmolLM2's width is in one */
-#define INT8_BITS (8 + 3)   /* a code, and for 32 of them three numbers of 32 bits; */
-#define INT8_LONG_BITS (8 + 2) /* two, also where the last run has no more */
-#define INT8_CHUNK 256      /* weights that are unpacked at once: whole blocks of every format; */
-#define INT8_AHEAD 32       /* rows of weights that are fetched before they are unpacked */
+#define INT8_LONG 128                 /* a run, where gradients may be rounded so; */
+#define INT8_LONG_INNER 640           /* a block of such runs: SmolLM2's width is in one */
+#define INT8_BITS (8 + 3)             /* a code, and for 32 of them three numbers of 32 bits; */
+#define INT8_LONG_BITS (8 + 2)        /* two, also where the last run has no more */
+#define INT8_CHUNK 256                /* weights that are unpacked at once: whole blocks of every format; */
+#define INT8_AHEAD 32                 /* rows of weights that are fetched before they are unpacked */
 #define INT8_STRIDE (INT8_CHUNK + 16) /* in rows so far apart that a column does not fall into few sets of a cache */
 
 _Static_assert((INT8_INNER * K_FACTOR_BF16 * INT8_BITS / 32 + LOW_RANK) * (256 + NR + LEAST_STRIPS * 36) <=
@@ -355,7 +355,8 @@ INLINE void int8_run(const struct tile *t, vec acc[][INT8_VECTORS], int i, int k
     ivec s[INT8_GROUP][INT8_VECTORS];
     UNROLL for (int j = 0; j < nv; j++) {
         ivec first = INT8_OFFSET ? load_ints(b.sums + j * VL) : (ivec){0};
-        UNROLL for (int r = 0; r < INT8_GROUP; r++) s[r][j] = first;
+        UNROLL for (int r = 0; r < INT8_GROUP; r++)
+            s[r][j] = first;
     }
     for (int k0 = 0; k0 < n; k0 += 32) {
         const int8_t *rows = a.codes + k0 * INT8_ROWS + i * INT8_RUN;
@@ -387,11 +388,13 @@ INLINE void int8_group(const struct tile *t, vec sums[][INT8_VECTORS], int i, co
     const float *y = t->s[1].b.p;
     for (int k = 0; k < t->s[1].K; k++, x += INT8_ROWS, y += nv * VL) {
         UNROLL for (int r = 0; r < INT8_GROUP; r++) {
-            UNROLL for (int j = 0; j < nv; j++) acc[r][j] += x[r] * vload(y + j * VL);
+            UNROLL for (int j = 0; j < nv; j++)
+                acc[r][j] += x[r] * vload(y + j * VL);
         }
     }
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
-        UNROLL for (int j = 0; j < nv; j++) sums[i + r][j] = acc[r][j];
+        UNROLL for (int j = 0; j < nv; j++)
+            sums[i + r][j] = acc[r][j];
     }
 }
 
@@ -428,9 +431,15 @@ TILES_INT8(long, 1, 0)
 #define INT8_KERNEL(pack_a, tile_of, bits_of, block, run)                                                              \
     {                                                                                                                  \
         .tile = {.rows = INT8_ROWS, .columns = INT8_COLUMNS, .direct = -1, .compute = tile_of},                        \
-        .packing = {.unit = 32, .bits = bits_of, .is_int8 = 1, .a = pack_a, .b_transposed = pack_b_int8_transposed,    \
+        .packing = {.unit = 32,                                                                                        \
+                    .bits = bits_of,                                                                                   \
+                    .is_int8 = 1,                                                                                      \
+                    .a = pack_a,                                                                                       \
+                    .b_transposed = pack_b_int8_transposed,                                                            \
                     .b_straight = pack_b_int8_straight},                                                               \
-        .scheduling = {.inner = block, .tiles_per_task = 36 / INT8_ROWS, .pack_inner = run,                            \
+        .scheduling = {.inner = block,                                                                                 \
+                       .tiles_per_task = 36 / INT8_ROWS,                                                               \
+                       .pack_inner = run,                                                                              \
                        .pack_columns = INT8_CHUNK},                                                                    \
     }
 static const struct kernel int8_kernel = INT8_KERNEL(pack_a_int8, tile_int8_plain, INT8_BITS, INT8_INNER, 32);

@@ -14,8 +14,8 @@
  * narrow that a side is used but once, floats. Edges that a tile would read past are packed all the same.
  */
 
-#define PANELS_A_TASK 2 /* of B, when computing */
-#define SLICES 16 /* tasks of a pass that packs, */
+#define PANELS_A_TASK 2  /* of B, when computing */
+#define SLICES 16        /* tasks of a pass that packs, */
 #define PACK_ALONE 16384 /* unless it has no more elements than this */
 /* Where each panel of B is a task: floats of A at most, so that they stay in a core's cache meanwhile; panels at least,
  * or threads would wait for the last one; and where in a thread's scratch it lies, behind work space for packing and
@@ -27,7 +27,7 @@
 _Static_assert(NC % NR == 0 && NC % 256 == 0, "a block of columns must hold whole panels and whole quantized blocks");
 _Static_assert(KC % 32 == 0 && KC >= 256 && MC % MR == 0, "KC must hold a quantized block, MC whole strips");
 _Static_assert((KC + LOW_RANK) * (NC + MC) <= ET_SHARED_FLOATS, "packed blocks must fit the shared scratch");
-_Static_assert(NR * KC + 4 * 32 * NR <= ET_THREAD_FLOATS, "edges and sums must fit a thread's scratch");
+_Static_assert((KC + 4 * 32) * NR <= ET_THREAD_FLOATS, "edges and sums must fit a thread's scratch");
 _Static_assert(ROWS_ALONE <= ET_SHARED_FLOATS, "all of A is packed in the shared scratch");
 _Static_assert(UNPACK_ROWS * KC * K_FACTOR_BF16 <= PANEL_AT, "unpacked rows must end before the panel");
 #ifdef ET_DOT
@@ -35,7 +35,7 @@ _Static_assert(INT8_COLUMNS * INT8_INNER * K_FACTOR_BF16 <= 4 * PANEL_AT && 2 * 
                "and so must their codes");
 #endif
 #ifdef ET_BF16_PRODUCTS
-_Static_assert(BF16_RUN * BF16_CHUNK / 2 <= PANEL_AT, "and rows in bf16");
+_Static_assert(BF16_RUN / 2 * BF16_CHUNK <= PANEL_AT, "and rows in bf16");
 #endif
 _Static_assert(PANEL_AT + (KC * K_FACTOR_BF16 + LOW_RANK) * NR <= ET_THREAD_FLOATS, "and beside them a panel of B");
 
@@ -103,7 +103,7 @@ INLINE struct side a_side(const struct product *p, const struct segment *s, int 
                              kernel->tile.k_run ? kernel->tile.k_run : s->a_cs, 0};
     const float *panel = a_panel(s, m) + kernel->tile.rows * panel_floats(s, k);
     return kernel->tile.k_run ? (struct side){panel, kernel->tile.k_run, kernel->tile.rows * kernel->tile.k_run, 0}
-                       : (struct side){panel, 1, MR, 0};
+                              : (struct side){panel, 1, MR, 0};
 }
 
 INLINE struct side b_side(const struct product *p, const struct segment *s, float *tmp, int n, int columns) {
@@ -211,8 +211,9 @@ static void panel_task(void *arg, int task, int thread) {
 
 /* The inner size of a block: K cut evenly, in whole quantized blocks where w is read along K, or whole runs of codes. */
 static int inner_block(const struct product *p) {
-    int block = p->transposed ? format_block(p->s[0].format)
-                : p->kernel->packing.is_int8 ? p->kernel->scheduling.pack_inner : 1;
+    int block = p->transposed                ? format_block(p->s[0].format)
+                : p->kernel->packing.is_int8 ? p->kernel->scheduling.pack_inner
+                                             : 1;
     int K = p->s[0].K;
     int unit = block > p->kernel->packing.unit ? block : p->kernel->packing.unit;
     int most = p->kernel->scheduling.inner * (p->c.type == ET_F32 ? 1 : K_FACTOR_BF16) / unit * unit;
@@ -264,8 +265,8 @@ static void product_block(struct product *p, int rows) {
         if (p->alone)
             et_parallel(p->ctx, panel_task, p, ceil_div(p->nc, p->kernel->tile.columns));
         else
-            et_parallel(p->ctx, compute_task, p, ceil_div(p->mc, rows_a_task(p)) *
-                                                     ceil_div(p->nc, PANELS_A_TASK * p->kernel->tile.columns));
+            et_parallel(p->ctx, compute_task, p,
+                        ceil_div(p->mc, rows_a_task(p)) * ceil_div(p->nc, PANELS_A_TASK * p->kernel->tile.columns));
         p->pack_b = 0;
     }
 }
@@ -321,7 +322,14 @@ static void product(struct product *p, const struct kernel *kernel) {
 
 static void matmul_forward(et_context *ctx, et_array out, et_array inp, const void *w, int format, const float *x,
                            const float *y, float scale, int accumulate, int T, int N, int K, int R) {
-    struct product p = {.ctx = ctx, .c = out, .c_rs = N, .c_cs = 1, .transposed = 1, .M = T, .N = N, .alpha = scale,
+    struct product p = {.ctx = ctx,
+                        .c = out,
+                        .c_rs = N,
+                        .c_cs = 1,
+                        .transposed = 1,
+                        .M = T,
+                        .N = N,
+                        .alpha = scale,
                         .accumulate = accumulate};
     p.s[0] = (struct segment){.a = inp, .a_rs = K, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = K};
     p.s[1] = (struct segment){.a = {(void *)x, ET_F32}, .a_rs = R, .a_cs = 1, .w = y, .ldw = R, .K = R};
@@ -331,7 +339,14 @@ static void matmul_forward(et_context *ctx, et_array out, et_array inp, const vo
 static void backward_product(et_context *ctx, const struct kernel *kernel, et_array dinp, et_array dout, const void *w,
                              int format, const float *x, const float *y, float scale, int accumulate, int T, int N,
                              int K, int R) {
-    struct product p = {.ctx = ctx, .c = dinp, .c_rs = K, .c_cs = 1, .transposed = 0, .M = T, .N = K, .alpha = scale,
+    struct product p = {.ctx = ctx,
+                        .c = dinp,
+                        .c_rs = K,
+                        .c_cs = 1,
+                        .transposed = 0,
+                        .M = T,
+                        .N = K,
+                        .alpha = scale,
                         .accumulate = accumulate};
     p.s[0] = (struct segment){.a = dout, .a_rs = N, .a_cs = 1, .w = w, .ldw = K, .format = format, .K = N};
     p.s[1] = (struct segment){.a = {(void *)x, ET_F32}, .a_rs = R, .a_cs = 1, .w = y, .ldw = K, .K = R};
@@ -352,9 +367,15 @@ static void matmul_dweight(et_context *ctx, float *dw, et_array dout, et_array i
     int columns = swap ? N : K;
     et_array narrow = swap ? inp : dout;
     et_array wide = swap ? dout : inp;
-    struct product p = {.ctx = ctx, .c = {dw, ET_F32}, .c_rs = swap ? 1 : K, .c_cs = swap ? K : 1, .M = M, .N = columns,
-                        .alpha = scale, .accumulate = 1};
-    p.s[0] = (struct segment){.a = narrow, .a_rs = 1, .a_cs = M, .w = wide.data, .ldw = columns, .format = wide.type,
-                              .K = T};
+    struct product p = {.ctx = ctx,
+                        .c = {dw, ET_F32},
+                        .c_rs = swap ? 1 : K,
+                        .c_cs = swap ? K : 1,
+                        .M = M,
+                        .N = columns,
+                        .alpha = scale,
+                        .accumulate = 1};
+    p.s[0] = (struct segment){
+        .a = narrow, .a_rs = 1, .a_cs = M, .w = wide.data, .ldw = columns, .format = wide.type, .K = T};
     product(&p, M <= 2 * MR ? &float_kernel : product_kernel(et_precision(ctx), BACKWARD, ET_F32, T));
 }

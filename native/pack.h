@@ -25,7 +25,8 @@ static inline void transpose_4x4(float *dst, ptrdiff_t ldd, const float *src, pt
 /* The same for 8 x 8, in steps that x86 does within 128-bit lanes. */
 static inline void transpose_8x8(float *dst, ptrdiff_t ldd, const float *src, ptrdiff_t lds) {
     vec8 r[8], pairs[8], quads[8];
-    UNROLL for (int i = 0; i < 8; i++) r[i] = *(const vec8_unaligned *)(src + i * lds);
+    UNROLL for (int i = 0; i < 8; i++)
+        r[i] = *(const vec8_unaligned *)(src + i * lds);
     UNROLL for (int i = 0; i < 8; i += 2) {
         pairs[i] = SHUFFLE(r[i], r[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
         pairs[i + 1] = SHUFFLE(r[i], r[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);

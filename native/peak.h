@@ -5,12 +5,15 @@ static double float_peak(int64_t n) {
     vec sum[PEAK_SUMS] = {0};
     vec a = splat(1.0f);
     vec b = splat(0.5f);
-    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
+    UNROLL for (int j = 0; j < PEAK_SUMS; j++)
+        OPAQUE(sum[j]);
     for (int64_t i = 0; i < n; i++) {
         OPAQUE(a);
-        UNROLL for (int j = 0; j < PEAK_SUMS; j++) sum[j] += a * b;
+        UNROLL for (int j = 0; j < PEAK_SUMS; j++)
+            sum[j] += a * b;
     }
-    UNROLL for (int j = 0; j < PEAK_SUMS; j++) OPAQUE(sum[j]);
+    UNROLL for (int j = 0; j < PEAK_SUMS; j++)
+        OPAQUE(sum[j]);
     return 2.0 * VL * PEAK_SUMS * (double)n;
 }
 
@@ -20,14 +23,16 @@ static double int8_peak(int64_t n) {
     int8_t a[INT8_RUN * INT8_ROWS] = {1, 2, 3};
     int8_t b[INT8_STEP * INT8_COLUMNS] = {1, 2, 3};
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
-        UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
+        UNROLL for (int j = 0; j < INT8_VECTORS; j++)
+            OPAQUE(sum[r][j]);
     }
     for (int64_t i = 0; i < n; i++) {
         __asm__ volatile("" ::"r"(a), "r"(b) : "memory"); /* operands come from memory, as in the tile */
         dot_step(sum, a, b, INT8_VECTORS);
     }
     UNROLL for (int r = 0; r < INT8_GROUP; r++) {
-        UNROLL for (int j = 0; j < INT8_VECTORS; j++) OPAQUE(sum[r][j]);
+        UNROLL for (int j = 0; j < INT8_VECTORS; j++)
+            OPAQUE(sum[r][j]);
     }
     return 2.0 * INT8_STEP * INT8_GROUP * INT8_COLUMNS * (double)n;
 }

@@ -39,7 +39,7 @@ struct et_context {
     float *scratch;
     int threads, started;
     atomic_int working; /* threads that take tasks, and shares of a job; the others sleep until there are more */
-    pid_t owner; /* a forked child has no workers, and runs everything itself */
+    pid_t owner;        /* a forked child has no workers, and runs everything itself */
 
     _Atomic uint64_t job;
     _Atomic(task_fn) task;

@@ -21,7 +21,7 @@ int et_pool_create(et_context **ctx, const struct et_kernel_set *kernels, enum e
 
 int64_t et_now_ns(void); /* of a clock that only goes up */
 
-int et_threads(const et_context *ctx); /* those that work */
+int et_threads(const et_context *ctx);          /* those that work */
 float *et_shared(et_context *ctx);              /* ET_SHARED_FLOATS, 64-byte aligned; used by matmul_* */
 float *et_scratch(et_context *ctx, int thread); /* ET_THREAD_FLOATS, 64-byte aligned; used by matmul_* while it runs */
 /* The device that the context's ops run on, or NULL; and what became of it, ET_OK until it fails. */

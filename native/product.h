@@ -1,8 +1,8 @@
 /* A product on its way: what the driver (matmul.h) and the packings share. */
 
 #define TILE_STATE 64
-#define LEAST_STRIPS 5    /* tasks' strips of rows that are worth a pass */
-#define LOW_RANK 32       /* inner elements of the second product in a block */
+#define LEAST_STRIPS 5           /* tasks' strips of rows that are worth a pass */
+#define LOW_RANK 32              /* inner elements of the second product in a block */
 #define K_FACTOR_BF16 (NC / 256) /* times the usual inner size of a block may have, where C is bf16 */
 
 struct product;
@@ -21,8 +21,8 @@ struct tile_shape {
 
 /* How numbers are packed: in units of inner elements, zeros behind the last. */
 struct packing {
-    int unit; /* a power of two */
-    int bits; /* that an inner element takes in a panel; those of a unit are whole floats */
+    int unit;    /* a power of two */
+    int bits;    /* that an inner element takes in a panel; those of a unit are whole floats */
     int is_int8; /* LoRA's part is packed as floats; and to pack A costs something, so it is done once if it can be */
     /* These write rows m .. m + rows - 1 of A into `panel`; panel `task` of B; and a piece of B, of pack_inner inner
      * elements of pack_columns columns. */
@@ -73,7 +73,7 @@ struct product {
     et_array c;
     ptrdiff_t c_rs, c_cs;
     struct segment s[SEGMENTS]; /* the second, of low rank, may have K = 0 */
-    int transposed; /* 0: w is [K, N]; 1: w is [N, K] */
+    int transposed;             /* 0: w is [K, N]; 1: w is [N, K] */
     int M, N;
     float alpha;
     int accumulate, first; /* first: of the blocks along the inner dimension */

@@ -35,6 +35,7 @@
 #endif
 
 #define PACKED __attribute__((packed))
+// clang-format off
 typedef struct PACKED { float x; } block_F32;
 typedef struct PACKED { uint16_t x; } block_F16;
 typedef struct PACKED { uint16_t x; } block_BF16;
@@ -52,6 +53,7 @@ typedef struct PACKED { uint16_t d, dmin; uint8_t scales[12], qs[128]; } block_Q
 typedef struct PACKED { uint16_t d, dmin; uint8_t scales[12], qh[32], qs[128]; } block_Q5_K;
 typedef struct PACKED { uint8_t ql[128], qh[64]; int8_t scales[16]; uint16_t d; } block_Q6_K;
 typedef struct PACKED { uint16_t d, scales_h; uint8_t scales_l[4], qs[128]; } block_IQ4_XS;
+// clang-format on
 
 #define FORMAT(name, number, block, bytes, ...) _Static_assert(sizeof(block_##name) == (bytes), "block_" #name);
 #include "formats.def"

@@ -120,7 +120,8 @@ static void step_backward(const struct rule *r, const struct step *s, double *gr
 }
 
 /* The gradient of a row before it had length `length`. */
-static void put_unit(const struct rule *r, et_array to, int t, int head, const double *grad, double unit, double length) {
+static void put_unit(const struct rule *r, et_array to, int t, int head, const double *grad, double unit,
+                     double length) {
     double along = 0;
     for (int i = 0; i < r->C; i++)
         along += vector_value(r, t, head, i) * unit * grad[i];

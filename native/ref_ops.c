@@ -94,9 +94,7 @@ void ref_rope(et_context *ctx, et_array x, const float *cos, const float *sin, c
             }
 }
 
-static double normal_function(double x) {
-    return 0.5 * erfc(-x / sqrt(2.0));
-}
+static double normal_function(double x) { return 0.5 * erfc(-x / sqrt(2.0)); }
 
 /* SiLU and the approximated GELU (0, 1) are x sigmoid(z): 0.5 (1 + tanh u) is sigmoid(2u), and keeps its digits where
  * tanh u is near -1. 2 is GELU. */
@@ -172,9 +170,7 @@ static int sees(const struct heads *a, int t, int j) {
 }
 
 /* One past the last key that query t may see. */
-static int seen_end(const struct heads *a, int t) {
-    return a->begin ? a->end[t] : t + 1;
-}
+static int seen_end(const struct heads *a, int t) { return a->begin ? a->end[t] : t + 1; }
 
 /* p [seen_end] = softmax of query t's scores in head h; returns log-sum-exp */
 static double probabilities(double *p, const struct heads *a, int t, int h) {
@@ -242,9 +238,9 @@ static double query_backward(double *const grads[3], double *p, double *dp, et_a
 }
 
 void ref_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array dv, float *delta, et_array dout,
-                            et_array out, const float *lse, et_array q, et_array k, et_array v,
-                            const int32_t *begin, const int32_t *end, const int32_t *position, float scale, int window,
-                            int Q, int T, int H, int G, int C) {
+                            et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *begin,
+                            const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
+                            int G, int C) {
     (void)ctx;
     (void)out;
     (void)lse;
@@ -425,9 +421,9 @@ void ref_head_forward(et_context *ctx, float *logp, int32_t *best, float *logits
     free(z);
 }
 
-void ref_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state,
-                       et_array h, const void *w, int format, const int32_t *targets, const float *a, float cap,
-                       int block, int begin, int end, int T, int V, int D) {
+void ref_head_backward(et_context *ctx, float *dh, float *logp, float *logits, et_array e, float *state, et_array h,
+                       const void *w, int format, const int32_t *targets, const float *a, float cap, int block,
+                       int begin, int end, int T, int V, int D) {
     (void)logits, (void)e, (void)state, (void)block, (void)begin, (void)end;
     float *values = malloc((size_t)V * D * sizeof *values);
     double *z = malloc((size_t)V * sizeof *z);

@@ -24,7 +24,9 @@ static double raw(const struct scan *s, int t, int h) {
     return array_get(s->rows, (int64_t)(t + 1) * s->E - s->H + h) + (double)s->bias[h];
 }
 
-static double x_of(const struct scan *s, int t, int h, int j) { return array_get(s->inp, (int64_t)t * s->W + h * s->C + j); }
+static double x_of(const struct scan *s, int t, int h, int j) {
+    return array_get(s->inp, (int64_t)t * s->W + h * s->C + j);
+}
 
 /* Element i of B, or with `c` of C, of a head's group: its column in inp. */
 static int64_t column(const struct scan *s, int t, int h, int i, int c) {
@@ -36,11 +38,24 @@ static double *state_of(const struct scan *s, double *states, int t) {
     return t < 0 ? s->zeros : states + (int64_t)t * s->N * s->C;
 }
 
-static struct scan new_scan(et_array inp, et_array rows, const float *bias, const float *a, const int32_t *before, int T,
-                            int W, int E, int H, int C, int N) {
+static struct scan new_scan(et_array inp, et_array rows, const float *bias, const float *a, const int32_t *before,
+                            int T, int W, int E, int H, int C, int N) {
     size_t n = (size_t)N * (size_t)C;
-    return (struct scan){inp, rows, bias, a, before, T, W, E, H, C, N, (W - H * C) / (2 * N), doubles(n * (size_t)T),
-                         doubles(n * (size_t)T), doubles(n)};
+    return (struct scan){inp,
+                         rows,
+                         bias,
+                         a,
+                         before,
+                         T,
+                         W,
+                         E,
+                         H,
+                         C,
+                         N,
+                         (W - H * C) / (2 * N),
+                         doubles(n * (size_t)T),
+                         doubles(n * (size_t)T),
+                         doubles(n)};
 }
 
 static void end_scan(struct scan *s) {
@@ -58,8 +73,8 @@ static void scan_head(const struct scan *s, int h) {
         double *state = state_of(s, s->states, t);
         for (int i = 0; i < s->N; i++)
             for (int j = 0; j < s->C; j++)
-                state[i * s->C + j] = decay * last[i * s->C + j] +
-                                      array_get(s->inp, column(s, t, h, i, 0)) * dt * x_of(s, t, h, j);
+                state[i * s->C + j] =
+                    decay * last[i * s->C + j] + array_get(s->inp, column(s, t, h, i, 0)) * dt * x_of(s, t, h, j);
     }
 }
 

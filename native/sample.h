@@ -174,8 +174,12 @@ static void each_logits(et_context *ctx, struct sample_args *args, void (*task)(
 static void head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn, float *logits, float *state,
                         et_array h, const void *w, int format, const int32_t *key, const float *limit,
                         float temperature, float cap, int block, int begin, int end, int T, int V, int D) {
-    struct sample_args args = {.token = token, .logits = logits, .state = (struct sample_state *)state, .key = key,
-                               .limit = limit, .heat = temperature > 0 ? 1.0f / temperature : 0.0f,
+    struct sample_args args = {.token = token,
+                               .logits = logits,
+                               .state = (struct sample_state *)state,
+                               .key = key,
+                               .limit = limit,
+                               .heat = temperature > 0 ? 1.0f / temperature : 0.0f,
                                .cap = cap};
     for (int t = 0; t < T && begin == 0; t++)
         token[t] = 0; /* should all be NaN */
@@ -191,8 +195,8 @@ static void head_sample(et_context *ctx, int32_t *token, float *logp, float *dra
 static void head_top(et_context *ctx, float *top, float *lse, float *logits, float *state, et_array h, const void *w,
                      int format, const float *limit, float cap, int block, int begin, int end, int T, int M, int V,
                      int D) {
-    struct sample_args args = {.top = top, .logits = logits, .state = (struct sample_state *)state, .limit = limit,
-                               .M = M, .cap = cap};
+    struct sample_args args = {
+        .top = top, .logits = logits, .state = (struct sample_state *)state, .limit = limit, .M = M, .cap = cap};
     for (ptrdiff_t i = 0; i < (ptrdiff_t)T * M && begin == 0; i++)
         top[i] = -INFINITY;
     each_logits(ctx, &args, top_task, h, w, format, block, begin, end, T, D);

@@ -34,7 +34,7 @@ struct ssm_args {
     float *dinp, *states, *dstates, *steps; /* steps [3, H, T]: dt, u, and the gradient of dt */
     const float *bias, *a, *skip;
     const int32_t *before, *pieces;
-    int32_t *next; /* [P]: the next piece that begins from the same state with the same token */
+    int32_t *next;  /* [P]: the next piece that begins from the same state with the same token */
     int64_t floats; /* of states */
     int T, W, E, H, C, N, G, P;
     int heads;  /* of a task that makes states */
@@ -45,19 +45,19 @@ struct ssm_args {
 struct ssm_piece {
     const struct ssm_numbers *numbers;
     float dt[ET_PIECE], u[ET_PIECE], begin[ET_PIECE], end[ET_PIECE]; /* begin: e^(u_t); end: e^(u - u_t) */
-    float decay; /* of the whole piece */
+    float decay;                                                     /* of the whole piece */
     int32_t token[ET_PIECE];
     int n, replayed, source, kept;
 };
 
 /* Numbers to multiply in: what is done with a piece. */
 struct ssm_numbers {
-    void (*take_b)(const struct ssm_args *a, struct ssm_piece *p, int g); /* of a group, for states */
-    void (*take_c)(const struct ssm_args *a, struct ssm_piece *p, int g); /* for their gradients */
-    void (*state)(const struct ssm_args *a, struct ssm_piece *p, int h);  /* at the end of the piece */
-    void (*dstate)(const struct ssm_args *a, struct ssm_piece *p, int h); /* that it begins from: added to */
+    void (*take_b)(const struct ssm_args *a, struct ssm_piece *p, int g);     /* of a group, for states */
+    void (*take_c)(const struct ssm_args *a, struct ssm_piece *p, int g);     /* for their gradients */
+    void (*state)(const struct ssm_args *a, struct ssm_piece *p, int h);      /* at the end of the piece */
+    void (*dstate)(const struct ssm_args *a, struct ssm_piece *p, int h);     /* that it begins from: added to */
     void (*take_group)(const struct ssm_args *a, struct ssm_piece *p, int g); /* for outputs and their gradients */
-    void (*forward)(const struct ssm_args *a, struct ssm_piece *p, int h); /* outputs, and the state */
+    void (*forward)(const struct ssm_args *a, struct ssm_piece *p, int h);    /* outputs, and the state */
     void (*backward)(const struct ssm_args *a, struct ssm_piece *p, int h);
     void (*group_backward)(const struct ssm_args *a, struct ssm_piece *p, int g); /* dB and dC */
 };
@@ -118,7 +118,8 @@ static void ssm_put_row(const struct ssm_args *a, const struct ssm_piece *p, int
 }
 
 /* The gradients [tokens, N] of B and C of a group, to all its tokens. */
-static void ssm_put_group(const struct ssm_args *a, const struct ssm_piece *p, int g, const float *db, const float *dc) {
+static void ssm_put_group(const struct ssm_args *a, const struct ssm_piece *p, int g, const float *db,
+                          const float *dc) {
     for (int i = 0; i < p->n; i++) {
         ssm_put_row(a, p, i, ssm_b_at(a, g), db + i * a->N, a->N);
         ssm_put_row(a, p, i, ssm_c_at(a, g), dc + i * a->N, a->N);
@@ -157,9 +158,9 @@ static void ssm_steps_task(void *arg, int h, int thread) {
     float *dt = a.steps + (ptrdiff_t)h * a.T;
     float *u = dt + (ptrdiff_t)a.H * a.T;
     int64_t first = a.E - a.H + h;
-    EITHER(a.rows, EACH_VECTOR(t, n, 0, a.T,
-                               vstore_part(dt + t, vec_softplus(ssm_column(a.rows, t * a.E + first, a.E, n) +
-                                                                a.bias[h]), n)));
+    EITHER(a.rows,
+           EACH_VECTOR(t, n, 0, a.T,
+                       vstore_part(dt + t, vec_softplus(ssm_column(a.rows, t * a.E + first, a.E, n) + a.bias[h]), n)));
     for (int p = 0; p < a.P; p++) {
         const int32_t *piece = a.pieces + (ptrdiff_t)p * ET_PIECE_COLUMNS;
         float sum = piece[2] ? u[a.before[piece[0]]] : 0;
@@ -320,9 +321,26 @@ static void ssm_run(struct ssm_args *a, void (*task)(void *arg, int task, int th
 static void ssm_forward(et_context *ctx, et_array out, float *states, float *steps, et_array inp, et_array rows,
                         const float *bias, const float *a, const float *skip, const int32_t *before,
                         const int32_t *pieces, int64_t floats, int T, int W, int E, int H, int C, int N, int P) {
-    struct ssm_args args = {.ctx = ctx, .out = out, .states = states, .steps = steps, .inp = inp, .rows = rows,
-                            .bias = bias, .a = a, .skip = skip, .before = before, .pieces = pieces, .floats = floats,
-                            .T = T, .W = W, .E = E, .H = H, .C = C, .N = N, .G = (W - H * C) / (2 * N), .P = P};
+    struct ssm_args args = {.ctx = ctx,
+                            .out = out,
+                            .states = states,
+                            .steps = steps,
+                            .inp = inp,
+                            .rows = rows,
+                            .bias = bias,
+                            .a = a,
+                            .skip = skip,
+                            .before = before,
+                            .pieces = pieces,
+                            .floats = floats,
+                            .T = T,
+                            .W = W,
+                            .E = E,
+                            .H = H,
+                            .C = C,
+                            .N = N,
+                            .G = (W - H * C) / (2 * N),
+                            .P = P};
     ssm_run(&args, ssm_forward_task);
 }
 
@@ -331,10 +349,30 @@ static void ssm_backward(et_context *ctx, float *dinp, et_array drows, float *st
                          const float *skip, const int32_t *before, const int32_t *pieces, int64_t floats, int T, int W,
                          int E, int H, int C, int N, int P) {
     int32_t *room = (int32_t *)(void *)et_shared(ctx);
-    struct ssm_args args = {.ctx = ctx, .dinp = dinp, .drows = drows, .states = states, .dstates = dstates,
-                            .steps = steps, .dout = dout, .inp = inp, .rows = rows, .bias = bias, .a = a,
-                            .skip = skip, .before = before, .pieces = pieces, .next = room, .floats = floats,
-                            .T = T, .W = W, .E = E, .H = H, .C = C, .N = N, .G = (W - H * C) / (2 * N), .P = P};
+    struct ssm_args args = {.ctx = ctx,
+                            .dinp = dinp,
+                            .drows = drows,
+                            .states = states,
+                            .dstates = dstates,
+                            .steps = steps,
+                            .dout = dout,
+                            .inp = inp,
+                            .rows = rows,
+                            .bias = bias,
+                            .a = a,
+                            .skip = skip,
+                            .before = before,
+                            .pieces = pieces,
+                            .next = room,
+                            .floats = floats,
+                            .T = T,
+                            .W = W,
+                            .E = E,
+                            .H = H,
+                            .C = C,
+                            .N = N,
+                            .G = (W - H * C) / (2 * N),
+                            .P = P};
     ssm_chain(&args, room + P);
     ssm_run(&args, ssm_states_task);
     et_parallel(ctx, ssm_dstates_task, &args, ceil_div(H, args.heads));

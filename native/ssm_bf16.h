@@ -6,8 +6,8 @@
 
 struct ssm_half_room {
     struct ssm_piece p;
-    bf16 b[ET_PIECE * SSM_N], c[ET_PIECE * SSM_N]; /* of a group: [tokens, N] */
-    bf16 across[SSM_N * ET_PIECE];                 /* one of them, transposed */
+    bf16 b[ET_PIECE * SSM_N], c[ET_PIECE * SSM_N];                              /* of a group: [tokens, N] */
+    bf16 across[SSM_N * ET_PIECE];                                              /* one of them, transposed */
     bf16 x[ET_PIECE * SSM_N], dout[ET_PIECE * SSM_N], scaled[ET_PIECE * SSM_N]; /* of a head: [tokens, C] */
     bf16 state[SSM_N * SSM_N];                                                  /* [N, C] */
     bf16 mixed[ET_PIECE * ET_PIECE];
@@ -215,7 +215,8 @@ static void ssm_own_values(const struct ssm_args *a, struct ssm_half_room *r) {
     int n = whole_strips(r->p.n);
     pack_across(r->pairs, (struct tokens){r->dout, C}, n, C, ET_PIECE);
     for (int i = 0; i < n; i += STRIP)
-        strip_product(r->wide + i * ET_PIECE + i, ET_PIECE, r->x + i * C, C, r->pairs + i, ET_PIECE, STRIP, n - i, C, 0);
+        strip_product(r->wide + i * ET_PIECE + i, ET_PIECE, r->x + i * C, C, r->pairs + i, ET_PIECE, STRIP, n - i, C,
+                      0);
     ssm_mix_backward(r);
     pack_down(r->pairs, (struct tokens){r->dout, C}, n, C);
     for (int i = 0; i < n; i += STRIP)
@@ -291,8 +292,8 @@ static void ssm_half_backward(const struct ssm_args *a, struct ssm_piece *p, int
         ssm_first_backward(a, r, h);
     float sum = ssm_inputs_backward(a, r, h);
     if (p->kept >= 0 && p->source >= 0)
-        sum += p->decay * dot(ssm_state(a, a->states, p->source, h), ssm_state(a, a->dstates, p->kept, h),
-                              (int64_t)a->N * a->C);
+        sum += p->decay *
+               dot(ssm_state(a, a->states, p->source, h), ssm_state(a, a->dstates, p->kept, h), (int64_t)a->N * a->C);
     for (int i = p->n - 1; i >= 0; i--) {
         sum += r->du[i] - p->dt[i] * r->dt[i];
         ssm_put_ddt(a, p, i, h, r->dt[i] + a->a[h] * sum);
@@ -315,7 +316,12 @@ static void ssm_half_group_backward(const struct ssm_args *a, struct ssm_piece *
 }
 
 static const struct ssm_numbers ssm_bf16 = {
-    .take_b = ssm_half_take_b, .take_c = ssm_half_take_c, .state = ssm_half_state, .dstate = ssm_half_dstate,
-    .take_group = ssm_half_take_group, .forward = ssm_half_forward, .backward = ssm_half_backward,
+    .take_b = ssm_half_take_b,
+    .take_c = ssm_half_take_c,
+    .state = ssm_half_state,
+    .dstate = ssm_half_dstate,
+    .take_group = ssm_half_take_group,
+    .forward = ssm_half_forward,
+    .backward = ssm_half_backward,
     .group_backward = ssm_half_group_backward,
 };

@@ -6,9 +6,10 @@ enum { SSM_ROWS = 16 }; /* that are widened before they are transposed */
  * is multiplied and nobody reads it. */
 struct ssm_room {
     struct ssm_piece p;
-    float b[SSM_N * ET_PIECE], c[SSM_N * ET_PIECE];   /* of a group, transposed: [N, tokens] */
+    float b[SSM_N * ET_PIECE], c[SSM_N * ET_PIECE]; /* of a group, transposed: [N, tokens] */
     float db[SSM_N * ET_PIECE], dc[SSM_N * ET_PIECE];
-    float x[ET_PIECE * SSM_N], y[ET_PIECE * SSM_N];   /* of a head, [tokens, C]; y: the output, or dt x, or its gradient */
+    float x[ET_PIECE * SSM_N],
+        y[ET_PIECE * SSM_N]; /* of a head, [tokens, C]; y: the output, or dt x, or its gradient */
     float dout[ET_PIECE * SSM_N];
     float x_across[SSM_N * ET_PIECE], dout_across[SSM_N * ET_PIECE]; /* transposed */
     float scores[ET_PIECE * ET_PIECE], dscores[ET_PIECE * ET_PIECE], mixed[ET_PIECE * ET_PIECE];
@@ -72,8 +73,8 @@ enum ssm_part { SSM_ALL, SSM_LOWER, SSM_UPPER, SSM_CAUSAL };
 
 /* C [M, N] (accumulate: +)= A [M, K] . B [K, N], rows of C and B ldc and ldb apart. All rows of whole tiles are computed,
  * and N is a multiple of 16. */
-static void ssm_product(float *c, int ldc, struct side a, const float *b, int ldb, int M, int N, int K,
-                        int accumulate, enum ssm_part part) {
+static void ssm_product(float *c, int ldc, struct side a, const float *b, int ldb, int M, int N, int K, int accumulate,
+                        enum ssm_part part) {
     struct tile t = {.c_rs = ldc, .c_cs = 1, .rows = MR, .accumulate = accumulate, .alpha = 1};
     for (int m = 0; m < M; m += MR) {
         int columns = part == SSM_CAUSAL ? min_int(N, ceil_div(m + MR, VL) * VL) : N;
@@ -153,8 +154,8 @@ static void ssm_head_forward(const struct ssm_args *a, struct ssm_piece *p, int 
             vstore(r->mixed + at, ssm_causal(vload(r->scores + at) * decay * vload(p->dt + i), t, i));
         }
     if (p->source >= 0) {
-        ssm_product(r->y, C, ssm_across(r->c, ET_PIECE), ssm_state(a, a->states, p->source, h), C, p->n, C,
-                    a->N, 0, SSM_ALL);
+        ssm_product(r->y, C, ssm_across(r->c, ET_PIECE), ssm_state(a, a->states, p->source, h), C, p->n, C, a->N, 0,
+                    SSM_ALL);
         ssm_scale_rows(r->y, p->begin, p->n, C);
     }
     ssm_product(r->y, C, ssm_side(r->mixed, ET_PIECE), r->x, C, p->n, C, p->n, p->source >= 0, SSM_LOWER);
@@ -182,8 +183,7 @@ static void ssm_dstate_of_piece(const struct ssm_args *a, struct ssm_piece *p, i
         for (int i = 0; i < a->N * C; i += VL)
             vstore(dstate + i, vload(dstate + i) + vload(last + i) * p->decay);
     }
-    ssm_product(dstate, C, ssm_side(r->c + own, ET_PIECE), r->dout + own * C, C, a->N, C, p->n - own, 1,
-                SSM_ALL);
+    ssm_product(dstate, C, ssm_side(r->c + own, ET_PIECE), r->dout + own * C, C, a->N, C, p->n - own, 1, SSM_ALL);
 }
 
 /* Of what tokens replay nothing is an output. */
@@ -218,8 +218,8 @@ static void ssm_values_backward(const struct ssm_args *a, struct ssm_room *r, in
     int C = a->C;
     int continued = r->p.kept >= 0;
     if (continued) {
-        ssm_product(r->y, C, ssm_across(r->b, ET_PIECE), ssm_state(a, a->dstates, r->p.kept, h), C, r->p.n, C,
-                    a->N, 0, SSM_ALL);
+        ssm_product(r->y, C, ssm_across(r->b, ET_PIECE), ssm_state(a, a->dstates, r->p.kept, h), C, r->p.n, C, a->N, 0,
+                    SSM_ALL);
         ssm_scale_rows(r->y, r->p.end, r->p.n, C);
     }
     ssm_product(r->y, C, ssm_across(r->mixed, ET_PIECE), r->dout, C, r->p.n, C, r->p.n, continued, SSM_UPPER);
@@ -230,8 +230,7 @@ static void ssm_add_across(const struct ssm_args *a, struct ssm_room *r, float *
                            const float *across, const float *factor, const float *by, float *sums) {
     float part[MR * ET_PIECE];
     for (int n = 0; n < a->N; n += MR) {
-        ssm_product(part, ET_PIECE, ssm_side(state + n * a->C, a->C), across, ET_PIECE, MR, ET_PIECE, a->C, 0,
-                    SSM_ALL);
+        ssm_product(part, ET_PIECE, ssm_side(state + n * a->C, a->C), across, ET_PIECE, MR, ET_PIECE, a->C, 0, SSM_ALL);
         for (int i = 0; i < r->p.n; i += VL) {
             vec scale = vload(factor + i);
             vec total = {0};
@@ -252,8 +251,9 @@ static void ssm_add_across(const struct ssm_args *a, struct ssm_room *r, float *
 static void ssm_tokens_backward(const struct ssm_args *a, struct ssm_room *r, int h) {
     const struct ssm_piece *p = &r->p;
     int C = a->C;
-    float sum = p->kept < 0 ? 0 : dot(ssm_state(a, a->states, p->kept, h), ssm_state(a, a->dstates, p->kept, h),
-                                      (int64_t)a->N * C);
+    float sum = p->kept < 0
+                    ? 0
+                    : dot(ssm_state(a, a->states, p->kept, h), ssm_state(a, a->dstates, p->kept, h), (int64_t)a->N * C);
     for (int i = p->n - 1; i >= 0; i--) {
         float own = dot(r->x + i * C, r->y + i * C, C);
         sum += r->du[i] - p->dt[i] * own;
@@ -284,8 +284,7 @@ static void ssm_head_backward(const struct ssm_args *a, struct ssm_piece *p, int
 static void ssm_group_backward(const struct ssm_args *a, struct ssm_piece *p, int g) {
     struct ssm_room *r = ssm_room(p);
     int N = a->N;
-    ssm_product(r->db, ET_PIECE, ssm_side(r->c, ET_PIECE), r->dscores, ET_PIECE, N, ET_PIECE, p->n, 1,
-                SSM_ALL);
+    ssm_product(r->db, ET_PIECE, ssm_side(r->c, ET_PIECE), r->dscores, ET_PIECE, N, ET_PIECE, p->n, 1, SSM_ALL);
     pack_transposed(r->mixed, ET_PIECE, r->dscores, ET_PIECE, p->n, p->n);
     ssm_product(r->dc, ET_PIECE, ssm_side(r->b, ET_PIECE), r->mixed, ET_PIECE, N, ET_PIECE, p->n, 1, SSM_ALL);
     pack_transposed(r->x, N, r->db, ET_PIECE, N, p->n);
@@ -294,7 +293,12 @@ static void ssm_group_backward(const struct ssm_args *a, struct ssm_piece *p, in
 }
 
 static const struct ssm_numbers ssm_float = {
-    .take_b = ssm_take_b, .take_c = ssm_take_c, .state = ssm_state_of_piece, .dstate = ssm_dstate_of_piece,
-    .take_group = ssm_take_group, .forward = ssm_head_forward, .backward = ssm_head_backward,
+    .take_b = ssm_take_b,
+    .take_c = ssm_take_c,
+    .state = ssm_state_of_piece,
+    .dstate = ssm_dstate_of_piece,
+    .take_group = ssm_take_group,
+    .forward = ssm_head_forward,
+    .backward = ssm_head_backward,
     .group_backward = ssm_group_backward,
 };

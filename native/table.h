@@ -9,6 +9,7 @@
 
 #include "et.h"
 
+// clang-format off
 #define ET_OPS(OP)                                                                                                     \
     OP(matmul_forward, (et_context * ctx, et_array out, et_array inp, const void *w, int format, const float *x,       \
                         const float *y, float scale, int accumulate, int T, int N, int K, int R))                      \
@@ -89,6 +90,7 @@
                 float beta2, float eps, float weight_decay, int64_t step, uint64_t seed, int64_t n))                   \
     OP(sum_squares, (et_context * ctx, double *out, const float *x, int64_t n))                                        \
     OP(scale, (et_context * ctx, float *x, float s, int64_t n))
+// clang-format on
 
 /* CPU features that a kernel set may need beyond its architecture's baseline. needs.h reads its needs off the macros
  * that its compiler flags set, dispatch.c asks CPU and OS for them. */
@@ -112,8 +114,8 @@ enum {
 
 struct et_kernel_set {
     const char *name;
-    unsigned needs; /* CPU_* bits */
-    const char *(*product)(enum et_precision precision, int backward); /* "float", "bf16" or "int8" */
+    unsigned needs;                                                       /* CPU_* bits */
+    const char *(*product)(enum et_precision precision, int backward);    /* "float", "bf16" or "int8" */
     double (*peak)(enum et_precision precision, int backward, int64_t n); /* runs n times what peak.h has; operations */
 #define OP(name, args) void(*name) args;
     ET_OPS(OP)

@@ -75,8 +75,7 @@ static void emulated_products(int sums, int a, int b) {
         for (int k = 0; k < 16; k++)
             for (int half = 0; half < 2; half++)
                 for (int j = 0; j < 16; j++)
-                    part[half][j] = emulated_flush(
-                        __builtin_fmaf(left[half][k], right[k][half][j], part[half][j]));
+                    part[half][j] = emulated_flush(__builtin_fmaf(left[half][k], right[k][half][j], part[half][j]));
         for (int j = 0; j < 16; j++)
             sum[j] = emulated_flush(emulated_flush(sum[j]) + emulated_flush(part[0][j] + part[1][j]));
     }

@@ -4,9 +4,7 @@
 typedef int32_t ivec __attribute__((vector_size(4 * VL)));
 typedef uint32_t uvec __attribute__((vector_size(4 * VL)));
 
-static inline vec splat(float x) {
-    return x - (vec){0};
-}
+static inline vec splat(float x) { return x - (vec){0}; }
 
 /* The n <= VL floats at p; missing lanes are 0. */
 static inline vec vload_part(const float *p, int64_t n) {
@@ -34,9 +32,7 @@ static inline vec first_lanes(vec x, int64_t n) {
 }
 
 /* a where the mask is set, else b */
-static inline vec blend(ivec mask, vec a, vec b) {
-    return (vec)(((ivec)a & mask) | ((ivec)b & ~mask));
-}
+static inline vec blend(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 
 /* By halves, as the chain of additions would cost more than the vectors that it ends. */
 static inline float lanes_sum(vec x) {
@@ -130,9 +126,7 @@ static inline vec exp_below_88(vec x) {
 
 /* e^x within 1.1 ulp; -inf -> 0, what overflows -> inf, NaN -> NaN. Results below 1.42 * 2^-126 are 0: denormals add
  * nothing to a softmax or a sigmoid, and each costs some CPUs a hundred cycles. */
-static inline vec vec_exp(vec x) {
-    return exp_below_88(vec_min(x, splat(89.0f)));
-}
+static inline vec vec_exp(vec x) { return exp_below_88(vec_min(x, splat(89.0f))); }
 
 /* ln x for normal x > 0, within 2 ulp but near 1, where the error is 1e-7 of x - 1: x = 2^e m, m from sqrt(1/2) to
  * sqrt(2), and the series of 2 atanh((m - 1) / (m + 1)). */
@@ -154,9 +148,7 @@ struct range {
     int64_t begin, end;
 };
 
-static inline int value_tasks(int64_t n) {
-    return (int)((n + TASK_VALUES - 1) / TASK_VALUES);
-}
+static inline int value_tasks(int64_t n) { return (int)((n + TASK_VALUES - 1) / TASK_VALUES); }
 
 static inline struct range task_values(int task, int64_t n) {
     int64_t begin = (int64_t)task * TASK_VALUES;
@@ -164,13 +156,9 @@ static inline struct range task_values(int task, int64_t n) {
 }
 
 /* Whole rows of D values, at least one a task. */
-static inline int64_t rows_per_task(int64_t D) {
-    return D < TASK_VALUES ? TASK_VALUES / D : 1;
-}
+static inline int64_t rows_per_task(int64_t D) { return D < TASK_VALUES ? TASK_VALUES / D : 1; }
 
-static inline int row_tasks(int64_t rows, int64_t D) {
-    return (int)((rows + rows_per_task(D) - 1) / rows_per_task(D));
-}
+static inline int row_tasks(int64_t rows, int64_t D) { return (int)((rows + rows_per_task(D) - 1) / rows_per_task(D)); }
 
 static inline struct range task_rows(int task, int64_t rows, int64_t D) {
     int64_t begin = task * rows_per_task(D);

@@ -32,12 +32,14 @@ static inline void store_bytes(int8_t out[32], const ivec codes[4]) {
 static inline __attribute__((always_inline)) void dot_step(ivec s[INT8_GROUP][INT8_VECTORS], const int8_t *a,
                                                            const int8_t *b, const int nv) {
     ivec columns[INT8_VECTORS];
-    UNROLL for (int j = 0; j < nv; j++) columns[j] = load_ints(b + j * 4 * VL);
+    UNROLL for (int j = 0; j < nv; j++)
+        columns[j] = load_ints(b + j * 4 * VL);
     UNROLL for (int i = 0; i < INT8_GROUP; i++) {
         int32_t row;
         memcpy(&row, a + INT8_RUN * i, 4);
         ivec rows = row - (ivec){0};
-        UNROLL for (int j = 0; j < nv; j++) s[i][j] = DPBUSD(s[i][j], rows, columns[j]);
+        UNROLL for (int j = 0; j < nv; j++)
+            s[i][j] = DPBUSD(s[i][j], rows, columns[j]);
     }
 }
 
@@ -45,7 +47,8 @@ static inline __attribute__((always_inline)) void dot_step(ivec s[INT8_GROUP][IN
 static inline ivec column_sums(const int8_t *codes, int width) {
     const ivec ones = (ivec){0} + 0x01010101;
     ivec sum = {0};
-    UNROLL for (int k = 0; k < 32; k += INT8_STEP) sum = DPBUSD(sum, ones, load_ints(codes + k * width));
+    UNROLL for (int k = 0; k < 32; k += INT8_STEP)
+        sum = DPBUSD(sum, ones, load_ints(codes + k * width));
     return sum;
 }
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from part_tables import of_parts
+
 ANSWER = "chatcmpl-5f0c"  # ids in the examples; a test replaces them by those of things that exist
 FEEDBACK = "fb-7c1e"
-PROMPT = "prompt-e02a"
 JOB = "ftjob-21b5"
 FILE = "file-7a31"
 ADAPTER = "ft:model:home:1ad45f30"
@@ -59,7 +60,7 @@ GIVEN = {
 FILE_OBJECT = {"id": FILE, "object": "file", "bytes": 4096, "created_at": AT, "filename": "rows.jsonl",
                "purpose": "fine-tune", "status": "processed", "rows": 62, "sha256": "9f86d081884c7d65..."}
 ADAPTER_OBJECT = {"id": ADAPTER, "name": None, "object": "adapter", "created_at": AT, "state": "candidate", "job": JOB,
-                  "questions": 0, "probation": None,
+                  "probation": None,
                   "verdict": {"passed": True, "reason": "11 of 12 held-out questions right, 3 before"}}
 SERVING = {"serving": ADAPTER}
 ERROR = {"error": {"message": "messages: is missing; give it", "type": "invalid_request_error", "param": "messages",
@@ -78,20 +79,9 @@ def _of_answers() -> Iterator[Example]:
     yield Example("POST /v1/completions", "Continue a text.", body={"prompt": "The lamp is", "max_tokens": 8}, answer={
         "id": "cmpl-90ab", "object": "text_completion", "created": AT, "model": ADAPTER,
         "choices": [{"index": 0, "text": " on the table.", "finish_reason": "stop"}], "usage": USAGE})
-    yield Example("POST /v1/responses", "Ask by OpenAI's newer API.",
-                  body={"input": "switch the lamp off", "max_output_tokens": 40}, answer={
-                      "id": "resp_77aa", "object": "response", "created_at": AT, "status": "completed",
-                      "model": ADAPTER, "output": [{
-                          "id": "msg_51", "type": "message", "role": "assistant", "status": "completed",
-                          "content": [{"type": "output_text", "text": LAMP}]}],
-                      "usage": {"input_tokens": 31, "output_tokens": 12, "total_tokens": 43}})
     yield Example("POST /v1/embeddings", "Get the vectors of two texts.", body={"input": ["lamp off", "it is dark"]},
                   answer={"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.01, -0.02]}],
                           "model": "model", "usage": {"prompt_tokens": 9, "total_tokens": 9}})
-    yield Example("POST /v1/rerank", "Rank two documents by a question.",
-                  body={"query": "is it dark", "documents": ["lamp off", "it is dark"], "top_n": 1}, answer={
-                      "object": "list", "model": "minilm", "results": [{"index": 1, "relevance_score": 0.87}],
-                      "usage": {"prompt_tokens": 14, "total_tokens": 14}})
     yield Example("POST /tokenize", "Count the tokens of a text.", body={"content": "lamp off"},
                   answer={"tokens": [51, 76]})
     yield Example("POST /v1/classify", "Classify two texts, by an encoder.", of_encoder=True,
@@ -101,8 +91,6 @@ def _of_answers() -> Iterator[Example]:
                       "usage": {"prompt_tokens": 9, "completion_tokens": 0, "total_tokens": 9}})
     yield Example("GET /v1/models", "See which names a request may give.", answer={"object": "list", "data": [
         {"id": "model:latest", "object": "model", "created": AT, "owned_by": "edgetune", "system": ""}]})
-    yield Example("POST /api/pull", "See whether a model is here, as clients of Ollama do.",
-                  body={"model": "model", "stream": False}, answer={"status": "success"})
 
 
 def _of_jobs() -> Iterator[Example]:
@@ -150,8 +138,6 @@ def _of_adapters() -> Iterator[Example]:
                   answer={**JOB_OBJECT, "origin": "evaluate", "training_file": None,
                           "metadata": {"adapter": ADAPTER, "promote": "true"}})
     yield Example("POST /v1/adapters/recover", "Take lost adapters back.", answer={"recovered": [], "refused": {}})
-    yield Example("POST /v1/adapters/{adapter}/questions", "Let model:auto choose it for questions like its rows.",
-                  f"/v1/adapters/{ADAPTER}/questions", {"file": FILE})
     yield Example("GET /v1/adapters/{adapter}/download", "Fetch it.", f"/v1/adapters/{ADAPTER}/download")
 
 
@@ -171,30 +157,6 @@ def _of_feedback() -> Iterator[Example]:
     yield Example("POST /v1/learn", "Train now on what was given since the last training.", body={})
     yield Example("PATCH /v1/learn", "Learn nothing by itself.", body={"on": False}, answer={
         "object": "learning", "on": False, "state": "is switched off: nothing is learned by itself"})
-    yield Example("GET /v1/prompts", "See the newest kept prompt.", "/v1/prompts?limit=1", answer={
-        "object": "list", "data": [{"id": PROMPT, "object": "prompt", "created_at": AT,
-                                    "question": "switch the lamp off", "job": None}],
-        "has_more": False, "counts": {"kept": 1, "new": 1, "most": 100}})
-    yield Example("DELETE /v1/prompts", "Delete them.", answer={"object": "list", "count": 1, "remains": ""})
-
-
-def _of_ollama() -> Iterator[Example]:
-    options = {"num_predict": 40}
-    yield Example("POST /api/chat", "Ask as Ollama's clients do.",
-                  body={"model": "model", "messages": ASK, "stream": False, "options": options}, answer={
-                      "model": "model", "created_at": "2025-12-31T12:00:00Z",
-                      "message": {"role": "assistant", "content": LAMP}, "done": True, "done_reason": "stop",
-                      "total_duration": 412000000, "prompt_eval_count": 31, "eval_count": 12})
-    yield Example("POST /api/generate", "Ask one question.",
-                  body={"model": "model", "prompt": "switch the lamp off", "stream": False, "options": options},
-                  answer={"model": "model", "response": LAMP, "done": True, "done_reason": "stop"})
-    yield Example("POST /api/embed", "Get the vector of a text.", body={"model": "model", "input": "lamp off"},
-                  answer={"model": "model", "embeddings": [[0.01, -0.02]], "prompt_eval_count": 3})
-    yield Example("GET /api/tags", "List the models.", answer={"models": [{
-        "name": "model:latest", "model": "model:latest", "size": 91731072, "details": {
-            "format": "gguf", "family": "llama", "parameter_size": "134.52M", "quantization_level": "Q4_1"}}]})
-    yield Example("POST /api/show", "Describe one.", body={"model": "model"})
-    yield Example("GET /api/version", "Say which Ollama it resembles.", answer={"version": "0.12.0"})
 
 
 def _of_the_daemon() -> Iterator[Example]:
@@ -206,36 +168,9 @@ def _of_the_daemon() -> Iterator[Example]:
         "serving": {"requests": 40, "waiting": 0, "working": 1, "tokens_per_s": 21.5},
         "answered": {},
         "learning": {"on": True, "mode": "auto", "state": "waits for 17 more pieces of feedback", "needed": 20},
-        "keep_prompts": 0, "job": None, "governor": []})
+        "job": None, "governor": []})
     yield Example("GET /metrics", "Read the metrics.")
 
 
-def _of_a_fleet() -> Iterator[Example]:
-    yield Example("GET /v1/fleet/order", "See what devices are to do.", answer={
-        "rollout": "", "number": 0, "order": "", "signature": "", "files": []})
-    report = {"device": "kitchen", "at": AT, "model": "sha256:9f86d081", "rollout": "1767182400-home",
-              "execution": "proceeding", "finished": "none", "reason": "6 of 6 examples are answered exactly",
-              "adapter": ADAPTER, "verdict": {"passed": True, "wins": 6, "losses": 0}, "installed": [],
-              "superseded": [], "kept": [], "version": 1, "edgetune": "0.1.0", "kind": "Raspberry Pi 5, aarch64",
-              "base": "smollm2", "active": ADAPTER}
-    yield Example("GET /v1/fleet/status", "See devices, rings and rounds.", answer={
-        "devices": [{"device": "kitchen", "kind": "Raspberry Pi 5, aarch64", "base": "smollm2", "edgetune": "0.1.0",
-                     "active": ADAPTER, "at": AT, "outcome": "succeeded", "reason": "6 of 6 are answered exactly"}],
-        "rollout": {"id": "1767182400-home", "status": "running", "ring": 2,
-                    "changes": ["advance", "pause", "stop", "undo"],
-                    "rings": [{"devices": 1, "begun": True, "succeeded": 1, "refused": 0, "failed": 0}]},
-        "rounds": {"base": "smollm2", "number": 4, "arrived": ["kitchen"], "records": [
-            {"round": 3, "devices": 3, "left_out": 1, "loss_before": 1.62, "loss_after": 1.46,
-             "kinds": [{"kind": "Raspberry Pi 5, aarch64", "devices": 3, "loss_before": 1.62, "loss_after": 1.46}],
-             "refused": [{"device": "shed", "reason": "its update is not finite"}]}]},
-        "members": None, "unreadable": []})
-    yield Example("POST /v1/fleet/rollout/{change}", "Stop a roll-out: no further device begins.",
-                  "/v1/fleet/rollout/stop")
-    yield Example("PUT /v1/fleet/devices/{device}", "Report what a device did.", "/v1/fleet/devices/kitchen",
-                  report, answer=report)
-    yield Example("GET /v1/fleet/members", "See which devices have asked to join.", answer={
-        "object": "list", "joined": False, "data": [], "unreadable": []})
-
-
-EXAMPLES = [*_of_answers(), *_of_jobs(), *_of_adapters(), *_of_feedback(), *_of_ollama(), *_of_a_fleet(),
-            *_of_the_daemon()]
+EXAMPLES = [*_of_answers(), *_of_jobs(), *_of_adapters(), *_of_feedback(),
+            *_of_the_daemon(), *of_parts("EXAMPLES")]

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from part_tables import of_parts
+
 SUPPORTED = "supported"
 IGNORED = "ignored"
 REFUSED = "refused"
@@ -50,23 +52,23 @@ class Endpoint:
             yield f"{self.within}.{each.name}", each, {**self.body, self.within: options}
 
 
-def _supported(**values: Any) -> list[Field]:
+def supported(**values: Any) -> list[Field]:
     return [Field(name, SUPPORTED, value) for name, value in values.items()]
 
 
-def _ignored(**values: Any) -> list[Field]:
+def ignored(**values: Any) -> list[Field]:
     return [Field(name, IGNORED, value) for name, value in values.items()]
 
 
-SAMPLING = _supported(temperature=0.5, top_p=0.9, top_k=20, min_p=0.1, seed=7, stop=["on"], frequency_penalty=0.5,
+SAMPLING = supported(temperature=0.5, top_p=0.9, top_k=20, min_p=0.1, seed=7, stop=["on"], frequency_penalty=0.5,
                       presence_penalty=0.5, repeat_penalty=1.1, repeat_last_n=32)
-KEPT_NOWHERE = _ignored(user="me", metadata={"a": "b"}, service_tier="auto", safety_identifier="me",
+KEPT_NOWHERE = ignored(user="me", metadata={"a": "b"}, service_tier="auto", safety_identifier="me",
                         prompt_cache_key="k", prompt_cache_retention="24h", prediction={"type": "content"},
                         cache_prompt=True)
 STORE = Field("store", SUPPORTED, False, "false: the prompt is not kept, where --keep-prompts keeps some")
 GENERATION = [
     Field("model", SUPPORTED, "tiny", "absent or empty: the active adapter"),
-    *SAMPLING, *_supported(max_tokens=3, n=2, stream=True), Field("logit_bias", SUPPORTED, {"5": -100}, "of token ids"),
+    *SAMPLING, *supported(max_tokens=3, n=2, stream=True), Field("logit_bias", SUPPORTED, {"5": -100}, "of token ids"),
     Field("stream_options", SUPPORTED, {"include_usage": True}, "include_obfuscation is ignored", {"stream": True}),
     Field("response_format", SUPPORTED, FORMAT, "text, json_object (also with llama-server's schema), json_schema"),
     Field("json_schema", SUPPORTED, PARAMETERS, "as in llama-server"),
@@ -96,80 +98,10 @@ COMPLETIONS = Endpoint("/v1/completions", {"prompt": "turn", "max_tokens": 3}, [
     Field("suffix", REFUSED, "off", "but empty"),
 ], ("choices", 0, "text"))
 
-RESPONSES = Endpoint("/v1/responses", {"input": "turn", "max_output_tokens": 3}, [
-    Field("input", SUPPORTED, [{"role": "user", "content": [{"type": "input_text", "text": "turn"}]}],
-          "text, or messages of text, function_call and function_call_output"),
-    *_supported(model="tiny", instructions="the light", max_output_tokens=2, temperature=0.5, top_p=0.9, top_k=20,
-                min_p=0.1, seed=7, stream=True, metadata={"a": "b"}),
-    Field("tools", SUPPORTED, [{"type": "function", **FUNCTION}], "functions"),
-    Field("tool_choice", SUPPORTED, "required", "auto, none, required, a function, or allowed_tools",
-          {"tools": [{"type": "function", **FUNCTION}]}),
-    Field("text", SUPPORTED, {"format": {"type": "json_schema", "name": "lamp", "schema": PARAMETERS}},
-          "format: text, json_object, json_schema; verbosity: medium alone"),
-    *_ignored(user="me", safety_identifier="me", prompt_cache_key="k", prompt_cache_retention="24h"), STORE,
-    Field("stream_options", IGNORED, {"include_obfuscation": True}),
-    Field("service_tier", REFUSED, "flex", "but auto and default"),
-    Field("truncation", REFUSED, "auto", "but disabled"),
-    Field("parallel_tool_calls", REFUSED, False, "but true"), Field("background", REFUSED, True, "but false"),
-    Field("include", REFUSED, ["message.output_text.logprobs"], "but reasoning.encrypted_content: there is none"),
-    Field("top_logprobs", REFUSED, 2, "but 0"), Field("conversation", REFUSED, "conv_1"),
-    Field("previous_response_id", REFUSED, "resp_1", "responses are not stored"),
-    Field("reasoning", SUPPORTED, {"effort": "none"}, "effort none alone, of a model that does not think"),
-    Field("prompt", REFUSED, {"id": "p"}),
-    Field("max_tool_calls", REFUSED, 1), Field("context_management", REFUSED, []),
-], ("output", 0, "content", 0, "text"))
-
 EMBEDDINGS = Endpoint("/v1/embeddings", {"input": "turn"}, [
     Field("input", SUPPORTED, [[5, 6], [7]], "text, token ids, or a list of up to 2,048 of either"),
-    *_supported(model="tiny", encoding_format="base64"),
-    Field("dimensions", REFUSED, 3, "but what the model has"), *_ignored(user="me"),
+    *supported(model="tiny", encoding_format="base64"),
+    Field("dimensions", REFUSED, 3, "but what the model has"), *ignored(user="me"),
 ], ("data", 0, "embedding"))
 
-OLLAMA_OPTIONS = [
-    *SAMPLING, Field("num_predict", SUPPORTED, -1, "-1 and -2: what the context holds, the default; 1,024 with format"),
-    Field("num_ctx", IGNORED, 8192, "--context decides"),
-    *_ignored(num_keep=4, num_batch=8, num_gpu=1, main_gpu=0, num_thread=2, low_vram=True, f16_kv=True, logits_all=True,
-              vocab_only=False, use_mmap=True, use_mlock=True, numa=True, mirostat_tau=5.0, mirostat_eta=0.1),
-    Field("mirostat", REFUSED, 2, "but 0"), Field("tfs_z", REFUSED, 0.5, "but 1"),
-    Field("typical_p", REFUSED, 0.5, "but 1"), Field("penalize_newline", REFUSED, True, "but false"),
-    Field("embedding_only", REFUSED, True, "but false"),
-]
-OLLAMA = [
-    Field("model", SUPPORTED, "tiny:base", "without a tag :latest is meant"),
-    Field("stream", SUPPORTED, True, "true unless given"), Field("format", SUPPORTED, PARAMETERS, "json, or a schema"),
-    Field("options", SUPPORTED, {"seed": 1}, "below"), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
-    Field("think", SUPPORTED, False, "false alone, of a model that does not think"),
-    Field("logprobs", SUPPORTED, True), Field("top_logprobs", SUPPORTED, 2, "up to 20", {"logprobs": True}),
-]
-CALLED = [{"role": "user", "content": "turn"},
-          {"role": "assistant", "content": "",
-           "tool_calls": [{"function": {"name": "lamp", "arguments": {"on": True}}}]},
-          {"role": "tool", "content": "1", "tool_name": "lamp"}]
-LEAST = {"model": "tiny:base", "stream": False, "options": {"num_predict": 3}}
-
-OLLAMA_CHAT = Endpoint("/api/chat", {**LEAST, "messages": [{"role": "user", "content": "turn"}]}, [
-    Field("messages", SUPPORTED, CALLED, "of text, tool_calls and tool_name; thinking is ignored, images are refused"),
-    *OLLAMA, Field("tools", SUPPORTED, [TOOL], "functions"),
-], ("message", "content"), "options", OLLAMA_OPTIONS)
-
-OLLAMA_GENERATE = Endpoint("/api/generate", {**LEAST, "prompt": "turn"}, [
-    *_supported(prompt="the light", system="the light", raw=True), *OLLAMA,
-    Field("suffix", REFUSED, "off"), Field("template", REFUSED, "{{ .Prompt }}", "but the model's own"),
-    Field("context", SUPPORTED, [5, 6], "that of an earlier answer"), Field("images", REFUSED, ["eA=="]),
-], ("response",), "options", OLLAMA_OPTIONS)
-
-OLLAMA_EMBEDDINGS = Endpoint("/api/embeddings", {"model": "tiny:base", "prompt": "turn"}, [
-    Field("model", SUPPORTED, "tiny", "with or without :latest; adapters make no vectors"),
-    Field("prompt", SUPPORTED, "the light"),
-    Field("options", IGNORED, {"num_ctx": 512}), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
-], ("embedding",))
-
-OLLAMA_EMBED = Endpoint("/api/embed", {"model": "tiny:base", "input": "turn"}, [
-    Field("model", SUPPORTED, "tiny", "with or without :latest; adapters make no vectors"),
-    Field("input", SUPPORTED, ["turn", "the light"], "a text, or a list of up to 2,048"),
-    Field("truncate", SUPPORTED, False, "true unless given"), Field("dimensions", REFUSED, 3, "but what the model has"),
-    Field("options", IGNORED, {"num_ctx": 512}), Field("keep_alive", IGNORED, "5m", "the model stays loaded"),
-], ("embeddings", 0))
-
-ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, OLLAMA_CHAT, OLLAMA_GENERATE, OLLAMA_EMBED,
-             OLLAMA_EMBEDDINGS)
+ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS, *of_parts("ENDPOINTS"))

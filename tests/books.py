@@ -237,7 +237,7 @@ def seen(service: Service) -> Shown:
     found |= {("adapter", row["id"]): (row["base"], row["name"]) for row in read("SELECT id, base, name FROM adapters")}
     found |= {("file", row["id"]): True for row in read("SELECT id FROM files WHERE purpose != 'fine-tune-results'")}
     found |= {("store", store.id): [file.id for file in store.files]
-              for store in service.documents.stores.list()}
+              for store in service.running["documents"].stores.list()}
     return found
 
 

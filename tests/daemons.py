@@ -93,7 +93,7 @@ class Process:
 @contextmanager
 def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
     """A daemon of its own, with so many descriptors as a shell gives it."""
-    command = [sys.executable, "-m", "edgetune", "daemon", model, "--state", folder / "state", "--threads", "1",
+    command = [sys.executable, "-m", "edgetune", "serve", model, "--state", folder / "state", "--threads", "1",
                "--port", "0", "--json", *options]
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     log = folder / "log"
@@ -113,7 +113,7 @@ def process(model: Path, folder: Path, *options: object) -> Iterator[Process]:
 
 
 def openai_client(url: str, key: str = "none") -> openai.OpenAI:
-    """OpenAI's own client, of the daemon at `url`. It is imported late: proofs that use this module do without."""
+    """OpenAI's own client, of the daemon at `url`. It is imported late: programs that use this module do without."""
     import openai
     return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 

@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from edgetune.adapters.base import Artifact
-from edgetune.adapters.lora import TARGETS, Pair
+from edgetune.adapters.lora import Pair
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.adapters.peft import MODULES, modules_of
 from edgetune.adapters.peft_fused import fused_of, join_fused
@@ -22,6 +22,7 @@ from edgetune.backends.cpu import Cpu
 from edgetune.data.forest import grow
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.formats.bundle import open_bundle
+from edgetune.formats.targets import TARGETS
 from edgetune.models.decoder import Decoder, Model
 from edgetune.models.linear import RunShape, target_names
 

@@ -86,7 +86,7 @@ TRAINED: dict[str, dict[str, object]] = {
                    "residual_multiplier": 0.22, "attention_multiplier": 0.05, "logits_scaling": 8.0,
                    "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64},
 }
-# Families that only transformers 5 has, as `make families5` does. Without it their tests are skipped.
+# Families that only transformers 5 has, as `make lab NAME=families5` does. Without it their tests are skipped.
 NEWER: dict[str, dict[str, object]] = {
     "ministral3": {"rope_theta": 1e6, "tie_word_embeddings": False, "head_dim": 32, "pad_token_id": 0,
                    "rope_parameters": {
@@ -168,7 +168,7 @@ def make_family(
     config_overrides: fields of the transformers configuration. metadata: GGUF keys to add or replace; None removes.
     """
     if name in NEWER and int(transformers.__version__.partition(".")[0]) < 5:
-        pytest.skip(f"transformers {transformers.__version__} has no {name}: make families5")
+        pytest.skip(f"transformers {transformers.__version__} has no {name}: make lab NAME=families5")
     settings = SIZES | ALL_FAMILIES[name] | config_overrides
     if ROPES[rope]:
         settings["rope_scaling"] = dict(ROPES[rope])

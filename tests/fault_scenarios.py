@@ -16,19 +16,12 @@ from durable import CONFIG, go
 from fake_workers import FakeProcess
 from learners import give, opened
 from services import ROWS, open_service, until, upload
-from slots import SimulatedDaemon
 
 from edgetune import disk
-from edgetune.daemon import vector_stores
-from edgetune.daemon.state.files import DOCUMENT
-from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.apply import apply
-from edgetune.fleet.rollout.base_look import Owner
-from edgetune.fleet.uptime import Moment
 from edgetune.formats.bundle import open_bundle
-from edgetune.formats.slot import Slot
-from edgetune.home.house import House
-from edgetune.home.updating import update_house
+from edgetune.parts.documents import vector_stores
+from edgetune.parts.home.house import House
+from edgetune.parts.home.updating import update_house
 
 
 def is_well(service):
@@ -182,13 +175,14 @@ def indexing(made, encoder):
         shutil.copytree(made, folder, dirs_exist_ok=True)
         with pytest.MonkeyPatch.context() as patch, open_service(folder) as service:
             patch.setattr(vector_stores, "ENCODER", str(encoder))
-            stores = service.documents.stores
+            stores = service.running["documents"].stores
 
             def is_read():
                 return all(store.status == "completed" for store in stores.list())
 
             def act():
-                file = service.files.add("lamp.md", DOCUMENT, [b"# Lamp\n\nThe lamp in the hall is red.\n"]).id
+                text = b"# Lamp\n\nThe lamp in the hall is red.\n"
+                file = service.files.add("lamp.md", vector_stores.PURPOSE, [text]).id
                 stores.create("home", {}, [file])
                 until(lambda: is_read() or stores.reasons(), 20)
 
@@ -225,33 +219,6 @@ def updating(house):
         act()
         assert "good night" in Path(House.open(folder / "house").own).read_text()
         assert {path.name for path in folder.iterdir()} <= {"house", "house.before", "house.new", "own.jsonl"}
-
-    return scenario
-
-
-def rolling(begun):
-    """A roll-out of a base, as in fleet/test_base_steps.py."""
-    def scenario(folder):
-        whole, old, new = begun
-        shutil.copytree(whole, folder / "place", symlinks=True)
-        place = folder / "place"
-        daemon = SimulatedDaemon(place / "home")
-        owner = Owner(Slot(place / "home"), daemon.start, 0.02)
-
-        def act(now=10):
-            with disk.refusals():
-                return apply(place / "fleet", "kitchen", daemon, now, owner, at=Moment("boot", now))[0]
-
-        yield act
-        assert open_bundle(place / "home").fingerprint in (old, new)
-        daemon.start()
-        own = act()
-        if own.execution == rings.PROCEEDING:
-            own = act(100)
-        is_said = own.finished == rings.FAILURE and "cannot write" in own.reason  # then the base before is served
-        assert own.execution == rings.CLOSED
-        assert is_said or own.finished == rings.SUCCESS, own
-        assert daemon.base == open_bundle(place / "home").fingerprint == (old if is_said else new)
 
     return scenario
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from edgetune.fleet.options import FleetOptions
-from edgetune.fleet.rollout import rings
-from edgetune.fleet.rollout.folder import DeviceFile, begin, step, write_device
-from edgetune.fleet.rollout.rings import Plan
-from edgetune.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
-from edgetune.fleet.rounds.making import make_task
-from edgetune.fleet.rounds.next_task import write_next
-from edgetune.fleet.rounds.task import open_task
 from edgetune.formats.bundle import Bundle
+from edgetune.parts.fleet.rollout import rings
+from edgetune.parts.fleet.rollout.folder import DeviceFile, begin, step, write_device
+from edgetune.parts.fleet.rollout.rings import RingPlan
+from edgetune.parts.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
+from edgetune.parts.fleet.rounds.first_task import make_task
+from edgetune.parts.fleet.rounds.next_task import write_next
+from edgetune.parts.fleet.rounds.options import RoundOptions
+from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.config import TrainConfig
 
 KINDS = ("Raspberry Pi 5, aarch64", "x86_64")
@@ -27,7 +27,7 @@ def write_rounds(bundle: Bundle, folder: Path, rounds: int, noise: float = 0.0) 
     """Rounds that have ended, each with answers of three devices and one that is left out; returns the last adapter.
     Losses fall by a tenth each round, more on boards than on others. With noise no losses are said.
     """
-    make_task(bundle, folder / "round-0001" / "task", TrainConfig(rank=2, anchors=0), FleetOptions(
+    make_task(bundle, folder / "round-0001" / "task", TrainConfig(rank=2, anchors=0), RoundOptions(
         aggregation="frozen-a", quorum=1, noise=noise))
     for number in range(1, rounds + 1):
         place = folder / f"round-{number:04}"
@@ -63,7 +63,7 @@ def write_fleet(bundle: Bundle, folder: Path, *, key: Path | None = None, device
     names = ["kitchen", *(f"d{i}" for i in range(1, devices))]
     for name in names:
         report(folder, name)
-    plan = Plan(("1", "3", "all"), success=0.3, error=1.0)
+    plan = RingPlan(("1", "3", "all"), success=0.3, error=1.0)
     order = begin(folder, adapter, plan, EVALUATION, int(time.time()), first=names, key=key)
     rollout = order.facts.rollout
     report(folder, "kitchen", rollout=rollout, execution=rings.CLOSED, finished=rings.SUCCESS, active="ft:tiny:fleet:1",

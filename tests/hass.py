@@ -23,7 +23,7 @@ import httpx
 from services import until
 from websockets.sync.client import connect
 
-HOUSE = Path(__file__).parent / "proofs" / "house"
+HOUSE = Path(__file__).parent / "lab" / "house"
 DEBIAN = "python3,python3-venv,ca-certificates"
 INTEGRATIONS = ["frontend", "conversation", "ollama", "openai_conversation", "tts", "ffmpeg", "camera", "stream"]
 """What is set up, and what that imports: their manifests name further packages."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from edgetune.home.entities import Entity, Home, read_home
+from edgetune.parts.home.entities import Entity, Home, read_home
 
 HOUSE = {
     "areas": [{"name": "Hall", "id": "hall", "floor": "Ground"}, {"name": "Study", "id": "study", "floor": "Upper"},

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 from people import Bools, Pair, People, Sample, counts
 
-from edgetune.daemon.jobs.decide import LEAST_DRAWN, Rules
+from edgetune.daemon.jobs.decide import LEAST_DRAWN, GateRules
 from edgetune.evaluation.acceptance import ALPHA, Decision, Paired, alpha_of_test
 
 ONLY_CORRECTIONS = People(1.0)
@@ -26,11 +26,11 @@ def passes(wins: int, losses: int, rows: int, tests_before: int) -> bool:
     return not rules(wins, losses, rows, tests_before).not_better
 
 
-def rules(wins: int, losses: int, rows: int, tests_before: int) -> Rules:
+def rules(wins: int, losses: int, rows: int, tests_before: int) -> GateRules:
     """The real ones, with nothing but drawn questions."""
     nothing = Decision(Paired(0, 0), Paired(0, 0), alpha_of_test(ALPHA, tests_before))
     drawn = Paired(wins, losses, rows - wins - losses)
-    return Rules(nothing, nothing, nothing, Decision(drawn, drawn, nothing.level), tests_before)
+    return GateRules(nothing, nothing, nothing, Decision(drawn, drawn, nothing.level), tests_before)
 
 
 def nights_until(dice: np.random.Generator, pair: Pair, people: People, nights: int, drift: bool = False) -> int:
@@ -50,7 +50,7 @@ def nights_until(dice: np.random.Generator, pair: Pair, people: People, nights: 
     return 0
 
 
-def tested(sample: Sample, b: Bools, as_a: Bools, tests_before: int) -> Rules | None:
+def tested(sample: Sample, b: Bools, as_a: Bools, tests_before: int) -> GateRules | None:
     """None: too few questions were drawn."""
     chosen = sample.deciding
     if chosen.sum() < LEAST_DRAWN:

@@ -1,4 +1,4 @@
-"""Five small data sets of 60 rows to train on and 40 held out, as people would bring them: proofs/data/NAME_PART.jsonl.
+"""Five small data sets of 60 rows to train on and 40 held out, as people would bring them: lab/data/NAME_PART.jsonl.
 
 Held-out rows ask for answers of the same space in other words. `data/test_own_sets.py` says what that means.
 """
@@ -10,7 +10,7 @@ from json_lines import read_lines
 
 from edgetune.evaluation.judge import same
 
-FOLDER = Path(__file__).parent / "proofs" / "data"
+FOLDER = Path(__file__).parent / "lab" / "data"
 Row = dict[str, str]
 
 

@@ -17,7 +17,7 @@ from edgetune.data.dataset import Dataset, load_rows
 from edgetune.data.packing import Example
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.rewarded import Rewarded
-from edgetune.training.answered import Answer, Reward
+from edgetune.training.answered import Reward, RewardedAnswer
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
 
@@ -60,7 +60,7 @@ ROWS = [{"prompt": f"set the light {i} {'on' if i % 2 else 'off'}", "completion"
 LETTERS = {**OPTIONS, "batch_size": 2, "max_length": 64, "precision": "exact", "steps": 8}
 
 
-def letters(found: Sequence[Answer]) -> list[Reward]:
+def letters(found: Sequence[RewardedAnswer]) -> list[Reward]:
     """The share of an answer's letters that its row asks for."""
     values = [one.text.count(json.loads(one.item)["wanted"]) / max(len(one.text), 1) for one in found]
     return [Reward(value, {"letters": value, "twice": 2 * value}) for value in values]

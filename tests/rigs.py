@@ -21,6 +21,7 @@ from fake_workers import FakeProcess, FakeWorkers
 from kills import Kill, killed
 from marks import marks_in
 from services import same_holdout
+from slot_folders import write_slot
 from stub_engine import StubAnswering, StubVectors
 from tiny import write_tiny
 
@@ -31,16 +32,15 @@ from edgetune.daemon.jobs.recipe import TRAIN
 from edgetune.daemon.jobs.worker import RUN
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
-from edgetune.daemon.state.store_records import IN_PROGRESS
-from edgetune.daemon.vector_stores import VectorStores
 from edgetune.data.dataset import load_rows
-from edgetune.fleet.rollout.slots import make_slot
 from edgetune.formats.bundle import open_bundle, write_copy
 from edgetune.formats.slot import SIDES, Slot
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.machine.device import read_device
 from edgetune.machine.policy import Policy
 from edgetune.machine.sensors import Sensors
+from edgetune.parts.documents.store_records import IN_PROGRESS
+from edgetune.parts.documents.vector_stores import VectorStores
 from edgetune.training.run import run
 
 PATIENCE = 30.0  # seconds; nothing here takes nearly so long
@@ -60,7 +60,7 @@ class Template:
 def template() -> Template:
     """Made once a process, for a training takes a second."""
     folder = Path(tempfile.mkdtemp(prefix="machine-"))
-    slot = make_slot(write_tiny(folder / "tiny.gguf", formats="Q8_0"), folder / "slot")
+    slot = write_slot(write_tiny(folder / "tiny.gguf", formats="Q8_0"), folder / "slot")
     with slot.filled("b") as beside:
         write_copy(open_bundle(write_tiny(folder / "other.gguf", formats="Q8_0", seed=1)), beside)
     return Template(slot.path, {side: _trained(slot.folder(side), folder / side) for side in SIDES})
@@ -176,6 +176,10 @@ class Rig:
         self.stop()
         self._patches.close()
 
+    @property
+    def stores(self) -> VectorStores:
+        return self.service.running["documents"].stores
+
     # ---- waiting ------------------------------------------------------------------------------------------------
 
     def quiet(self) -> None:
@@ -198,7 +202,7 @@ class Rig:
 
     def _stores_are_quiet(self) -> bool:
         """Whether each store is as its files are, or waits for a minute after an error."""
-        stores = self.service.documents.stores
+        stores = self.stores
         waits = {id for id, at in stores._due.items() if at > time.monotonic()}
         return all(store.id in waits or not (store.stale or store.status == IN_PROGRESS) for store in stores.list())
 
@@ -208,7 +212,7 @@ class Rig:
         with queue.changed:
             queue._retry_at = 0.0
             queue.changed.notify_all()
-        stores = self.service.documents.stores
+        stores = self.stores
         with stores._changing:
             stores._due = dict.fromkeys(stores._due, 0.0)
             stores._changing.notify_all()

@@ -1,6 +1,6 @@
 """The seed of trainings in tests: EDGETUNE_TEST_SEED is the default of TrainConfig where it is set.
 
-`make learning` runs the tests that are marked so with several. What is learned has to hold with each of them.
+`make lab NAME=learning` runs the tests that are marked so with several. What is learned has to hold with each of them.
 """
 
 import os

@@ -106,7 +106,7 @@ def make_state(folder: Path, start_process: Callable[[], JobProcess] = WorkerPro
 
 def as_version_5(db: sqlite3.Connection) -> None:
     """The tables without what later versions added; the version is for the caller to set."""
-    for statement in ("DROP TABLE prompts", "DROP TABLE switches", "DROP TABLE proposals", "DROP TABLE drawn",
+    for statement in ("DROP TABLE IF EXISTS prompts", "DROP TABLE switches", "DROP TABLE proposals", "DROP TABLE drawn",
                       "ALTER TABLE jobs DROP COLUMN rounds", "ALTER TABLE adapters DROP COLUMN base",
                       "ALTER TABLE service DROP COLUMN base",
                       *(f"ALTER TABLE feedback DROP COLUMN {name}" for name in ("tries", "expires_at", "vector"))):

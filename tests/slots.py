@@ -22,13 +22,13 @@ from tiny import write_tiny
 
 from edgetune.daemon.client import Client
 from edgetune.errors import UnansweredError
-from edgetune.fleet.rollout.base_look import Served
-from edgetune.fleet.rollout.folder import begin, read_device, write_device
-from edgetune.fleet.rollout.look import About
-from edgetune.fleet.rollout.rings import Plan
-from edgetune.fleet.rollout.slots import make_slot
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
+from edgetune.parts.fleet.bases.slot import make_slot
+from edgetune.parts.fleet.bases.trial import ServedSlot
+from edgetune.parts.fleet.rollout.folder import begin, read_device, write_device
+from edgetune.parts.fleet.rollout.look import About
+from edgetune.parts.fleet.rollout.rings import RingPlan
 
 EVALUATION = {"required": "better", "if_none": "refuse", "probation": 60, "bad_ratings": 3}
 
@@ -114,7 +114,7 @@ def slot_device(base: Path, folder: Path, answer: str = "on", **environment: str
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "edgetune", "daemon", folder / "home", "--state", folder / "state", "--threads",
+    command = [sys.executable, "-m", "edgetune", "serve", folder / "home", "--state", folder / "state", "--threads",
                "1", "--port", port, "--context", "512", "--canary", folder / "canary.txt", "--canary-rise", "off",
                "--max-kl", "off", "--no-recall"]
     (folder / "restart.py").write_text(RESTART % [str(word) for word in command])
@@ -140,7 +140,7 @@ def begun_rollout(folder: Path) -> tuple[Path, str, str]:
     slot = make_slot(folder / "old.gguf", folder / "whole" / "home")
     fleet = folder / "whole" / "fleet"
     write_device(fleet, read_device(fleet, "kitchen"))
-    begin(fleet, folder / "new.gguf", Plan(("all",)), EVALUATION, 0)
+    begin(fleet, folder / "new.gguf", RingPlan(("all",)), EVALUATION, 0)
     return folder / "whole", open_bundle(slot.path).fingerprint, open_bundle(folder / "new.gguf").fingerprint
 
 
@@ -161,8 +161,8 @@ class SimulatedDaemon:
     def about(self) -> About:
         return About(self.base, "home", "", "x86_64")
 
-    def slot(self) -> Served:
-        return Served(str(self.path.resolve()), 0)
+    def slot(self) -> ServedSlot:
+        return ServedSlot(str(self.path.resolve()), 0)
 
     def evaluate_base(self, _options: Any) -> dict[str, Any]:
         return {"passed": True, "reason": "because", "wins": 6}

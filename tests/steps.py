@@ -254,31 +254,30 @@ class Steps:
     def delete_file(self, a: int) -> None:
         if file := self.picked(self.books.files, a):
             self.service.files.delete(file)
-            self.service.documents.stores.forget(file)
             del self.books.files[file]
             for files in self.books.stores.values():
                 files[:] = [each for each in files if each != file]
 
     def make_store(self, a: int) -> None:
         if file := self.picked(self.documents(), a):
-            store = self.service.documents.stores.create("papers", {}, [file])
+            store = self.service.running["documents"].stores.create("papers", {}, [file])
             self.books.stores[store.id] = [file]
 
     def fill_store(self, a: int) -> None:
         store = self.picked(self.books.stores, a)
         file = self.picked(self.documents(), a // 7)
         if store and file:
-            self.service.documents.stores.add(store, file, {})
+            self.service.running["documents"].stores.add(store, file, {})
             files = self.books.stores[store]
             files[:] = [*(each for each in files if each != file), file]
 
     def empty_store(self, a: int) -> None:
         if store := self.picked(self.books.stores, a):
             if file := self.picked(self.books.stores[store], a // 7):
-                self.service.documents.stores.remove(store, file)
+                self.service.running["documents"].stores.remove(store, file)
                 self.books.stores[store].remove(file)
             else:
-                self.service.documents.stores.delete(store)
+                self.service.running["documents"].stores.delete(store)
                 del self.books.stores[store]
 
     @staticmethod

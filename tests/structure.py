@@ -15,19 +15,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1] / "edgetune"
 FLOORS = [
     ["version", "errors"],
-    ["options", "disk", "console", "persisted"],
+    ["options", "disk", "console", "persisted", "manifest"],
     ["machine", "backends", "progress"],
     ["formats", "python_child"],
     ["hub", "llamacpp"],
     ["data", "adapters"],
-    ["models", "objectives", "mixing"],
+    ["models", "objectives"],
     ["serving"],
-    ["training", "retrieval"],
+    ["training"],
     ["evaluation"],
-    ["bench", "prompting", "runs", "making"],
-    ["tutor", "home", "fleet"],
+    ["bench", "runs"],
     ["compress", "daemon", "demo"],
     ["cli"],
+    ["parts"],
     ["__main__"],
 ]
 """Rooms and top modules from the lowest to the highest; a module imports only from lower floors, or its own room."""
@@ -113,7 +113,7 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
     def visit(module: str) -> None:
         index[module] = low[module] = len(index)
         stack.append(module)
-        for target in edges[module]:
+        for target in edges.get(module, ()):
             if target not in index:
                 visit(target)
                 low[module] = min(low[module], low[target])

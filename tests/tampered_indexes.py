@@ -8,6 +8,7 @@ import sqlite3
 import sys
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def no_text(path: Path) -> None:
 
 def circle(path: Path) -> None:
     """Each child of the first page of the chunks is that page again."""
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db:
         [(number,)] = db.execute("select rootpage from sqlite_schema where name = 'chunks'").fetchall()
     cell = number.to_bytes(4, "big") + b"\x01"
     count = 100
@@ -204,10 +205,10 @@ def tampered(path: Path, attack: str) -> None:
 def opened(path: Path, documents: Path, encoding: Any, own: bool) -> dict[str, Any]:
     """What a search, an indexing over it, and a search after that say. own: the first one with the index's encoder."""
     from edgetune.errors import EdgetuneError
-    from edgetune.retrieval.building import build
-    from edgetune.retrieval.options import IndexOptions
-    from edgetune.retrieval.passages import quoted
-    from edgetune.retrieval.searching import Index
+    from edgetune.parts.documents.building import build
+    from edgetune.parts.documents.options import IndexOptions
+    from edgetune.parts.documents.passages import quoted
+    from edgetune.parts.documents.searching import Index
 
     def said(call: Callable[[], object]) -> object:
         try:
@@ -242,8 +243,8 @@ def main(folder: Path) -> None:
 
     from indexes import small_index
 
-    from edgetune.retrieval import passages, ranking  # here, so that no process has to
-    from edgetune.retrieval.encoding import Encoding
+    from edgetune.parts.documents import passages, ranking  # here, so that no process has to
+    from edgetune.parts.documents.encoding import Encoding
     assert passages
     ranking.QUERIES = 2  # for the limit, which is not tested here
     whole = small_index(folder, TEXTS).read_bytes()

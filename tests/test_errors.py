@@ -55,7 +55,7 @@ def test_names_of_foreign_files_on_the_terminal(tmp_path, finished):
         said = run(*command)
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", said)
     assert "\\x1b[2J" in run("report", tmp_path / "run")
-    assert "\\x1b[2J" in run("info", tmp_path / "model.gguf")
+    assert "\\x1b[2J" in run("models", "info", tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize(("nbytes", "text"), [

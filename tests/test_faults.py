@@ -4,14 +4,14 @@ action fails, once or from then on, for n = 1, 2, ... until the action makes few
 After each: the error is one sentence, nothing is half written, and the same action succeeds once nothing fails.
 """
 
-import contextlib
 import json
-import os
 import shutil
-import traceback
 
 import commands
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 from fake_workers import FakeWorkers
 from fault_scenarios import (
     Prompt,
@@ -21,29 +21,27 @@ from fault_scenarios import (
     is_well,
     learning,
     promoting,
-    rolling,
     starting,
     training,
     updating,
     uploading,
 )
-from faults import KINDS, fault, intercepted
+from faults import fault, intercepted
 from houses import write_house
 from indexes import needs_retrieval, small_encoder
 from learners import give, opened
 from services import ROWS, make_state, open_service, until, upload
-from slots import begun_rollout
+from sweeps import cases, sweep
 from thread_workers import ThreadWorker
 from tiny import write_tiny
 
-from edgetune.daemon import threads, vector_stores
+from edgetune.daemon import threads
 from edgetune.daemon.jobs import queue
 from edgetune.daemon.learning import learner
 from edgetune.daemon.state import database
-from edgetune.errors import DiskError, EdgetuneError, TooMuchError
+from edgetune.errors import DiskError, TooMuchError
+from edgetune.parts.documents import vector_stores
 
-EVERY = int(os.environ.get("FAULTS_EVERY", "1"))  # n that is tried: 1, and each so many after it
-MOST = 2000  # calls of a kind of one action: a sweep that goes on has found no end
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
@@ -56,42 +54,6 @@ def soon(monkeypatch, made, bundle, model):  # noqa: ARG001 (they are made befor
     monkeypatch.setattr(vector_stores, "RETRY_SECONDS", 0.02, raising=False)
     with intercepted():
         yield
-
-
-def sweep(tmp_path, kind, lasting, scenario):
-    """Runs a scenario with each n. Returns how many calls of the kind its action makes, and what went wrong, by n."""
-    wrong = {}
-    for n in range(1, MOST, EVERY):
-        folder = tmp_path / str(n)
-        folder.mkdir()
-        try:
-            planted = disturbed(folder, kind, n, lasting, scenario)
-            was_hit = planted.hit
-        except Exception as error:
-            wrong[n] = "".join(traceback.format_exception(error)[-6:])
-            was_hit = True
-        if not was_hit:
-            return planted.calls, wrong
-        shutil.rmtree(folder)
-    raise AssertionError(f"it makes {MOST} calls or more; {len(wrong)} go wrong: {[*wrong.values()][:1]}")
-
-
-def disturbed(folder, kind, n, lasting, scenario):
-    """What was planted. scenario: a generator function of a folder, whose value is the action; sent the error
-    that it raised, or None, it checks what is left, and that the same action succeeds now.
-    """
-    run = scenario(folder)
-    action = next(run)
-    raised = None
-    with fault(kind, n, lasting) as planted:
-        try:
-            action()
-        except (EdgetuneError, MemoryError) as error:
-            raised = error
-    assert raised is None or (planted.hit and "\n" not in str(raised))
-    with contextlib.suppress(StopIteration):
-        run.send(raised)
-    return planted
 
 
 # ---- what actions need ----------------------------------------------------------------------------------------------
@@ -118,11 +80,6 @@ def house(tmp_path_factory, encoder):
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory):
-    return begun_rollout(tmp_path_factory.mktemp("begun"))
-
-
-@pytest.fixture(scope="module")
 def source(tmp_path_factory):
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("source")
@@ -135,6 +92,7 @@ def source(tmp_path_factory):
 
 # ---- the sweep -------------------------------------------------------------------------------------------------------
 
+NAMES = ("start", "promotion", "upload", "job", "train", "index", "update", "compress")
 QUICK = {("start", "thread"), ("promotion", "sync"), ("upload", "rename"), ("train", "mmap")}  # once
 
 
@@ -146,21 +104,12 @@ def scenario(request):
     makers = {"start": lambda: starting(of("made")), "promotion": lambda: promoting(of("made")),
               "upload": lambda: uploading(of("made")), "job": lambda: learning(of("model"), Prompt),
               "train": lambda: training(of("bundle")), "index": lambda: indexing(of("made"), of("encoder")),
-              "update": lambda: updating(of("house")), "roll-out": lambda: rolling(of("begun")),
+              "update": lambda: updating(of("house")),
               "compress": lambda: compressing(of("source"))}
     return makers[request.param]()
 
 
-def cases():
-    for name in ("start", "promotion", "upload", "job", "train", "index", "roll-out", "update", "compress"):
-        for kind in KINDS:
-            for lasting in (False, True):
-                is_quick = (name, kind) in QUICK and not lasting
-                yield pytest.param(name, kind, lasting, id=f"{name}-{kind}-{'from then on' if lasting else 'once'}",
-                                   marks=[] if is_quick else [pytest.mark.slow, pytest.mark.timeout(1800)])
-
-
-@pytest.mark.parametrize(("scenario", "kind", "lasting"), [*cases()], indirect=["scenario"])
+@pytest.mark.parametrize(("scenario", "kind", "lasting"), [*cases(NAMES, QUICK)], indirect=["scenario"])
 def test_nothing_is_lost_where_the_system_refuses(tmp_path, scenario, kind, lasting):
     calls, wrong = sweep(tmp_path, kind, lasting, scenario)
     print(f"{calls} calls")

@@ -54,7 +54,7 @@ def test_each_figure_has_a_row(page):
 
 
 @pytest.mark.parametrize(("page", "heading"), [
-    ("README.md", "## Results"), ("docs/how-to/prepare-rows.md", "## How many"),
+    ("README.md", "## Results"), ("docs/how-to/prepare-rows.md", "## How many rows you need"),
     ("docs/how-to/preferences.md", "## What to expect"), ("docs/how-to/rewards.md", "## What to expect"),
     ("docs/explanation/anchors.md", "# Anchors"), ("docs/experimental/tutor.md", "## What to expect"),
     ("docs/how-to/learn-from-feedback.md", "## How many corrections it takes")])

@@ -22,7 +22,7 @@ from ingress import ADDRESS, client_from
 from edgetune.daemon.keys import hash_of, read_keys
 from edgetune.daemon.options import DaemonConfig
 from edgetune.errors import UsageError
-from edgetune.home.language import languages
+from edgetune.parts.home.language import languages
 from edgetune.training.config import TrainConfig
 from edgetune.version import __version__
 

@@ -1,4 +1,4 @@
-"""proofs/kills.py finds what a kill can leave, and nothing in what writes as it should."""
+"""lab/kills.py finds what a kill can leave, and nothing in what writes as it should."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 TRIALS = """
 import json, os, random, sys
 from pathlib import Path
-from proofs.kills import Trial
-from proofs.written import Action
+from lab.kills import Trial
+from lab.written import Action
 from edgetune.disk import replaced
 
 OUT = Path("out")

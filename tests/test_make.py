@@ -10,13 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from lab.run import PROGRAMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "native" / "README.md", *(ROOT / "docs").rglob("*.md")]
 RULE = re.compile(r"^([a-z0-9-]+):([^\n#=]*)(?:#[^\n]*)?\n((?:\t[^\n]*\n?)*)", re.M)
 RULES = {name: (needs.split(), recipe) for name, needs, recipe in RULE.findall((ROOT / "Makefile").read_text("utf-8"))}
 WITHOUT_EDGETUNE = {"help", "ready", "data", "dev", "lint", "check", "cuda", "arm-kernels", "wheels", "install",
-                    "installs", "home-assistant-app", "kernel-sets-arm", "release", "clean"}
+                    "installs", "home-assistant-app", "release", "clean"}
 
 
 def named(text):
@@ -31,12 +32,45 @@ def named(text):
 
 def test_targets_that_pages_name_exist_and_need_what_they_use():
     found = set().union(*(named(path.read_text("utf-8")) for path in PAGES))
-    assert {"dev", "lint", "test", "memory", "peers", "wheels", "help"} <= found <= RULES.keys()
+    assert {"dev", "lint", "test", "lab", "crash", "wheels", "help"} <= found <= RULES.keys()
     for name, (needs, recipe) in RULES.items():
         if name in WITHOUT_EDGETUNE - {"ready"}:
             assert "$(RUN)" not in recipe, f"make {name} runs an edgetune that may not be installed"
         elif name != "ready":
             assert needs == ["ready"], f"make {name} does not say what to run first"
+
+
+def test_programs_of_the_lab_that_pages_name_exist_and_say_what_they_take():
+    text = "".join(path.read_text("utf-8") for path in PAGES)
+    assert {"kills", "speed", "memory"} <= set(re.findall(r"make lab NAME=([a-z0-9-]+)", text)) <= PROGRAMS.keys()
+    listed = subprocess.run([sys.executable, ROOT / "tests" / "lab" / "run.py"], capture_output=True, text=True,
+                            check=True)
+    assert all(f"\n{name} " in listed.stdout for name in PROGRAMS)
+
+
+def test_programs_of_the_lab_have_options():
+    """In one process: some set the environment of what they import."""
+    code = """
+from lab.run import PROGRAMS, parser_of
+for name in [name for name, program in PROGRAMS.items() if not program.tests]:
+    try:
+        assert parser_of(name)[0].description.startswith(PROGRAMS[name].what)
+    except ModuleNotFoundError as error:
+        assert error.name.partition(".")[0] not in ("edgetune", "lab"), error
+"""
+    there = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *filter(None, sys.path)])}
+    done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_few_targets():
+    text = (ROOT / "Makefile").read_text("utf-8")
+    assert len(re.findall(r"^[a-z0-9-]+:.*## ", text, re.M)) <= 25
+def test_each_room_has_smoke_tests():
+    """All folders of tests, but those within another's."""
+    tests = {path.relative_to(ROOT / "tests"): path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
+    rooms = {path.parts[0] for path in tests if len(path.parts) > 1} - {"lab"}
+    assert {path.parts[0] for path, text in tests.items() if "mark.smoke" in text and len(path.parts) > 1} == rooms
 
 
 def test_ready_says_what_to_run_first(tmp_path):
@@ -48,13 +82,13 @@ def test_ready_says_what_to_run_first(tmp_path):
     bare = tmp_path / "python"  # one that finds no installed package
     bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "$@"\n')
     bare.chmod(bare.stat().st_mode | stat.S_IXUSR)
-    for target in ("ready", "memory"):
+    for target in ("ready", "lab"):
         done = subprocess.run([make, target, f"PYTHON={bare}"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 2
         said = f"edgetune is not installed for {bare}: run make install EXTRAS=test, or make dev"
         assert said in done.stderr
         assert "Traceback" not in done.stderr
-        assert "proofs" not in done.stdout
+        assert "run.py" not in done.stdout
 
 
 def test_make_learning_gives_trainings_its_seed():

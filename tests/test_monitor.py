@@ -1,4 +1,4 @@
-"""The programs of docs/how-to/monitor.md, with trackers that keep what they are told."""
+"""The programs of docs/how-to/manage-runs.md, with trackers that keep what they are told."""
 
 import functools
 import sys
@@ -11,7 +11,7 @@ from tiny import write_tiny
 
 import edgetune
 
-PAGE = "how-to/monitor.md"
+PAGE = "how-to/manage-runs.md"
 
 
 def trackers():

@@ -154,4 +154,4 @@ def test_an_adapter_whose_record_says_something_else_is_described(finished, tmp_
     shutil.copytree(finished, tmp_path / "run")
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     (tmp_path / "run" / "run.json").write_text(json.dumps({**record, "held_out": held}))
-    assert json.loads(command("info", tmp_path / "run", "--json"))["kind"] == "adapter"
+    assert json.loads(command("models", "info", tmp_path / "run", "--json"))["kind"] == "adapter"

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
+from lab import public_data
+from lab.public_data import DataSet, bring, digest
 from local_http import Quiet, served_by
-from proofs import public_data
-from proofs.public_data import DataSet, bring, digest
 
 SOURCE = b"question one\nquestion two\n"
 

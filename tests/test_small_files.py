@@ -19,10 +19,10 @@ COMMANDS = {
     "policy": ["train", "{model}", "{rows}", "-o", "{out}", "--policy", "{file}"],
     "training's grader": ["train", "{model}", "{rows}", "-o", "{out}", "--method", "grpo", "--grader", "{file}"],
     "grader": ["grade", "{file}", "{rows}"],
-    "texts to keep": ["tutor", "run", "{model}", "{prompts}", "--labelled", "{rows}", "-o", "{out}",
+    "texts to keep": ["lab", "tutor", "run", "{model}", "{prompts}", "--labelled", "{rows}", "-o", "{out}",
                       "--keep", "{file}"],
     "speed": ["plan", "{model}", "--speed", "{file}"],
-    "schema": ["info", "{adapter}"],
+    "schema": ["models", "info", "{adapter}"],
     "key": ["status", "--url", "http://127.0.0.1:9", "--key-file", "{file}"],
 }
 

@@ -33,6 +33,12 @@ DIALECT = {
     r"\bby heart\b": "memorised", r"\b(?:is|are) no numbers?\b": "is NaN or infinite",
     r"\bwhatever it is\b|\bwhat \w+ is what\b": "a sentence with a subject",
 }
+# Patterns of sentences: their subject comes first, "only" stands before its word, and a condition begins with "if".
+PATTERNS = {
+    r"\bOf (?!course)[a-z`*]": "begin with the subject",
+    r"(?<!leaves it )\balone\b": "only, by itself",
+    r"(?:^|(?<=[.;:] )|(?<=\*\*)|(?<=^- )|(?<=\| ))Where [^.?|]*?,(?![^.|]*\?)": "if",
+}
 # First words of a docstring whose first sentence has no subject or no verb.
 WITHOUT_SUBJECT = re.compile(
     r"(?:Of|With|Without|Those|As|In|By|How|From|For|At|On|Where|Also|Beside|Behind|Under|Until)\b")
@@ -53,14 +59,32 @@ def test_help(path):
     text = " ".join(" ".join(texts).split())
     assert "Usage" in text
     assert found(text) == []
+    assert case_of(text) == []
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+def case_of(text):
+    """What PATTERNS find in a text, each with its plain form; an upper-case letter begins a sentence."""
+    return [f"{match[0]!r}: {plain}" for pattern, plain in PATTERNS.items() for match in re.finditer(pattern, text)]
+
+
+def by_hand(page):
+    """The text of a page that no program wrote, without code."""
+    text = page.read_text("utf-8")
+    if "docs/tools/generate.py; `make docs`" in text:
+        return ""
+    if page.parent.name == "results":
+        text = re.sub(r"^\|.*$", "", text, flags=re.M)  # names of what was measured, such as "encoder alone"
+    text = re.sub(r"```.*?```|<!-- [^>]*, written by .*?<!-- end -->|`[^`\n]*`", "", text, flags=re.S)
+    return " ".join(text.split())
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_docs(page):
     assert found(" ".join(page.read_text("utf-8").split())) == []
+    assert case_of(by_hand(page)) == []
 
 
 def test_page_and_modules():
@@ -111,6 +135,9 @@ def test_the_idioms_are_found():
     assert len(found(said)) == 6
     said = "Lessons are judged anew beside what serves, as is asked of those behind it."
     assert len(found(said, DIALECT)) == 7
+    said = "Of two answers the one that alone is right wins. Where none is, nobody wins. Where is it, in which folder?"
+    assert [plain.partition(": ")[2] for plain in case_of(said)] == ["begin with the subject", "only, by itself", "if"]
+    assert case_of("What was learned of it. A place where it is kept. It leaves it alone.") == []
     assert WITHOUT_SUBJECT.match("Of a room.")
     assert not WITHOUT_SUBJECT.match("Offers a room.")
 

@@ -11,7 +11,7 @@ import click
 import option_tables as options
 
 from edgetune.cli import cli
-from edgetune.cli.app import GROUPS
+from edgetune.cli.names import GROUPS
 from edgetune.compress.options import CompressConfig
 from edgetune.daemon.options import DaemonConfig
 from edgetune.machine.policy import Policy

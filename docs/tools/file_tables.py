@@ -20,7 +20,7 @@ CODES = {
 VARIABLES = {
     "EDGETUNE_URL": "The daemon that commands ask: http://HOST:PORT or unix:/PATH; `--url` wins.",
     "EDGETUNE_KEY": "A key (et-...) for it; `--key-file` wins.",
-    "EDGETUNE_DAEMON": "`EDGETUNE_DAEMON_` and a name: an option of `edgetune daemon`, such as `EDGETUNE_DAEMON_PORT`; "
+    "EDGETUNE_DAEMON": "`EDGETUNE_DAEMON_` and a name: an option of `edgetune serve`, such as `EDGETUNE_DAEMON_PORT`; "
                        "the command line wins.",
     "EDGETUNE_ISA": "Kernel sets that may be used, such as `avx2,scalar`; the best of them is used.",
     "EDGETUNE_TRUSTED": "Folder of public keys [~/.config/edgetune/trusted]. If it is set, or that folder exists, "

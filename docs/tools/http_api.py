@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from edgetune.daemon.api.app import routes
 from edgetune.daemon.api.errors import KINDS, STATUSES
 from edgetune.daemon.api.metrics import Metrics
 from edgetune.daemon.api.security import CODES, error_body
+from edgetune.daemon.options import DaemonConfig
+from edgetune.daemon.running import running_parts
 
 Schema = Mapping[str, Any]
 FAULT = "A fault of the daemon, whose log has it."
@@ -27,7 +30,7 @@ WIDTH = 118  # letters of a line of code, at most
 METHODS = ("post", "get", "patch", "put", "delete", "head")
 OPAQUE = ("Method", "Hyperparameters")  # objects with the options of other pages
 HEAD = """\
-The routes of `edgetune daemon`, generated from its schema, `/openapi.json`. In the examples
+The routes of `edgetune serve`, generated from its schema, `/openapi.json`. In the examples
 `URL=http://127.0.0.1:8642`. Where the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`; `/`,
 `/healthz` and `/health` need none. A test puts each example to a daemon. Answers are shortened; [objects](#objects)
 have all fields.
@@ -250,10 +253,11 @@ def named(name: str, field: Known) -> str:
 
 
 def metrics() -> Iterator[str]:
-    """The names of /metrics, from those of a service that does nothing, for a fleet without a folder."""
+    """The names of /metrics, from those of a service that does nothing, with a fleet without a folder."""
     number: dict[str, int] = defaultdict(int)
     service: Any = SimpleNamespace(
-        name="", config=SimpleNamespace(fleet="/nowhere"), adapters=SimpleNamespace(serving=None),
+        name="", running=running_parts(DaemonConfig(fleet="/nowhere"), ExitStack()),
+        adapters=SimpleNamespace(serving=None),
         health=lambda: {"status": "ok"},
         feedback=SimpleNamespace(counts=dict), store=SimpleNamespace(read=lambda _query: []),
         device=lambda: {"memory": {"budget": 0, "used": 0, "available": 0}, "temperature": None, "serving": number,
@@ -322,10 +326,8 @@ def fields_of(part: Schema) -> list[Field]:
 
 def title_of(name: str) -> str:
     """The heading of an object, from the name of its schema."""
-    *module, name = name.split("__")
-    name = re.sub(r"-(Input|Output)$", "", name).removesuffix("Object")
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
-    return f"{words} of Ollama" if any("ollama" in part for part in module) else words
+    name = re.sub(r"-(Input|Output)$", "", name.rpartition("__")[2]).removesuffix("Object")
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
 
 
 def said(text: str) -> str:

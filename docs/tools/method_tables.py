@@ -27,8 +27,7 @@ ROWS = {  # of each module that reads rows: their name, and their keys
                 '{"prompt": ..., "completion": ..., "reference": ..., "judgment": ...}'),
     "privileged": ("question, answer and context", '{"prompt": ..., "completion": ..., "privileged_context": ...}'),
     "labelled": ("question and label, or JSON", '{"prompt": ..., "completion": ...}, {"messages": [...]}'),
-    "paired": ("query and passage", '{"anchor": ..., "positive": ...}'),
-    "informed": ("question and context", '{"prompt": ..., "privileged_context": ...}')}
+    "paired": ("query and passage", '{"anchor": ..., "positive": ...}')}
 Option = Field[Any]
 
 

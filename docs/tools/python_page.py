@@ -41,8 +41,6 @@ class Name:
 SECTIONS = {
     "Train": [Name("edgetune.train"), Name("edgetune.resume"), Name("edgetune.teach"), Name("edgetune.Result"),
               Name("edgetune.RunCallbacks"), Name("edgetune.TrainConfig", "check read_json to_json")],
-    "Find a prompt": [Name("edgetune.find_prompt"), Name("edgetune.PromptOptions", "check"),
-                      Name("edgetune.prompting.find.Found", "to_json", "`find_prompt` returns it.")],
     "Train step by step": [
         Name("edgetune.Trainer", "add add_examples total_steps steps_per_epoch step train evaluate measure peak_rate "
              "pairs save load"),

@@ -34,7 +34,7 @@ class AdaLora(Scaled):
 
     name: ClassVar[str] = "adalora"
     prunes: ClassVar[bool] = True
-    rate: ClassVar[float] = 8.0  # P and E begin small, and their product grows slowly: docs/results/families.md
+    rate: ClassVar[float] = 8.0  # P and E begin small, and their product grows slowly: docs/results/training.md
     rank: int = option(12, "Rank of every projection at the start.", low=1, common=True)
     target_rank: int = option(8, "Mean rank of a projection that is left at the end.", low=1, common=True)
     prune_from: float = option(0.15, "Share of the steps after which the budget of ranks begins to fall.", low=0.0,

@@ -41,7 +41,7 @@ from .lora import Lora
 
 T = TypeVar("T", bound="Family")
 LLAMA_CPP = "llama.cpp"
-MERGED = "edgetune's own engine, or llama.cpp after edgetune merge"
+MERGED = "edgetune's own engine, or llama.cpp after edgetune adapters merge"
 OWN_ENGINE = "edgetune's own engine"  # that trains: serving/own_engine.py
 
 PROJECTIONS = "projections"
@@ -104,9 +104,9 @@ class Artifact:
         """The pairs. Raises UnsupportedError if there is more than pairs. source: names the adapter."""
         if self.objective:
             raise UnsupportedError(f"{source} has a head of labels or tags, which llama.cpp cannot apply",
-                                   "answer with edgetune generate, or write it with edgetune export --to onnx")
+                                   "answer with edgetune generate, or write it with edgetune adapters export --to onnx")
         if not self.is_lora:
-            ways = {MERGED: "write a model with it by edgetune merge, or answer with edgetune's commands and daemon",
+            ways = {MERGED: "write a model with edgetune adapters merge, or answer with edgetune's commands and daemon",
                     LLAMA_CPP: "answer with edgetune's commands and daemon",
                     OWN_ENGINE: "answer with edgetune's commands and daemon"}
             way = ways.get(self.served_by, f"{self.served_by} serves it")
@@ -345,9 +345,13 @@ REFUSED = {
              "of weights and update", "take --family lora with --rslora, or --family adalora"),
     "adapterfusion": ("the family adapterfusion is not here: its attention over adapters has three matrices of the "
                       "model's width squared in each block, 22 % of SmolLM2's own weights",
-                      "weigh adapters with edgetune merge-adapters and --family fusion"),
+                      "weigh adapters with edgetune adapters combine and --family fusion"),
+    "vera": ("the family vera was taken out: its files had eight times LoRA's bytes, and fewer right answers; adapters "
+             "of it still answer", "train another with --family lora"),
+    "o-lora": ("the family o-lora was taken out: it was no better than lora on a second task; adapters of it still "
+               "answer", "train another with --family lora"),
 }
-"""Families that people ask for, with the reason why there is none and what to take."""
+"""Families that people ask for, or used, with the reason why there is none and what to take."""
 
 
 def family_named(name: str) -> type[Family]:

@@ -29,7 +29,7 @@ class BitFit(ArrayFamily):
     name: ClassVar[str] = "bitfit"
     adapts: ClassVar[tuple[str, ...]] = (NORMS, BIASES)
     served_by: ClassVar[str] = MERGED
-    rate: ClassVar[float] = 4.0  # few numbers: docs/results/weights.md
+    rate: ClassVar[float] = 4.0  # few numbers: docs/results/training.md
 
     def arrays(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
         return {tensor_name(name): shape for name, shape in shapes.items()}

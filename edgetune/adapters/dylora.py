@@ -23,7 +23,7 @@ from .lora import Pair
 @register
 @dataclass(frozen=True)
 class DyLora(Scaled):
-    """LoRA whose first ranks are an adapter by themselves: `edgetune export --rank` cuts it."""
+    """LoRA whose first ranks are an adapter by themselves: `edgetune adapters export --rank` cuts it."""
 
     name: ClassVar[str] = "dylora"
     takes_experts: ClassVar[bool] = True

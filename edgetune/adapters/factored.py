@@ -24,8 +24,6 @@ from .lora import Lora, Pair, check_rank, init_pairs
 
 Parts = dict[str, tuple[int, ...]]
 """Shapes by the name of a part."""
-RANK = "Rank R of every trained projection."
-ALPHA = "The adapter is scaled by alpha / rank."
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Factored(Family):
 
     size: ClassVar[tuple[str, ...]] = ("rank",)
     prunes: ClassVar[bool] = False
-    rank: int = option(8, RANK, low=1, common=True)
+    rank: int = option(8, "Rank R of every trained projection.", low=1, common=True)
 
     @property
     def scale(self) -> float:
@@ -74,7 +72,7 @@ class Scaled(Factored):
     """A family with LoRA's scale."""
 
     size: ClassVar[tuple[str, ...]] = ("rank", "alpha")
-    alpha: float = option(16.0, ALPHA, low=0.0)
+    alpha: float = option(16.0, "The adapter is scaled by alpha / rank.", low=0.0)
 
     @property
     def scale(self) -> float:

@@ -2,7 +2,8 @@
 
 Masters in float32 begin at the values of the base's quantized weights. A step computes with the masters; whatever
 measures, or answers, computes with the bytes that are written: the masters, encoded again. So a held-out loss is that
-of the model which `edgetune merge` makes. While nothing is learned a gradient's memory is free, and holds these bytes.
+of the model which `edgetune adapters merge` makes. While nothing is learned a gradient's memory is free, and holds
+these bytes.
 N outputs and K inputs of a projection, T tokens.
 """
 
@@ -33,7 +34,7 @@ class Full(BitFit):
     name: ClassVar[str] = "full"
     adapts: ClassVar[tuple[str, ...]] = (PROJECTIONS, NORMS, BIASES)
     libraries: ClassVar[int] = 5 << 20  # ggml's, which encodes
-    rate: ClassVar[float] = 0.25  # each of many weights moves: docs/results/weights.md
+    rate: ClassVar[float] = 0.25  # each of many weights moves: docs/results/training.md
     weight_format: str = option("Q8_0", "Format of trained matrices that were quantized; keep: the one that each had.",
                                 choices=("Q8_0", "F16", KEEP))
 

@@ -1,6 +1,6 @@
 """Fusion of LoRAs by scalars: W x + sum_i g_i s_i B_i (A_i x), in which one g_i for each LoRA is all that is trained.
 
-`edgetune merge-adapters` writes the LoRAs one after another into one, from which training begins. The file is a plain
+`edgetune adapters combine` writes the LoRAs one after another into one, from which training begins. The file is a plain
 LoRA, with g multiplied into A. Without a start A and B are random, which scalars can do little with.
 """
 

@@ -16,7 +16,7 @@ from ..backends.arena import Arena, Buffer
 from ..backends.base import Array, Backend
 from ..options import option
 from .base import Shapes, register
-from .factored import CarvedFactored, Parts, Scaled, views
+from .factored import CarvedFactored, Scaled, views
 
 
 @register
@@ -49,7 +49,7 @@ class CarvedLoraDropout(CarvedFactored):
     def before_step(self, seed: int) -> None:
         self.ops.synchronize()
         flat = self.arena.flat("masks")
-        self.masks = views(_widths, self.shapes, flat)
+        self.masks = views(lambda n, k: {"a": (k,), "b": (n,)}, self.shapes, flat)
         np.random.default_rng(seed).random(out=flat, dtype=np.float32)
         np.multiply(flat >= self.family.dropout, np.float32(1 / (1 - self.family.dropout)), out=flat)
 
@@ -70,7 +70,3 @@ class CarvedLoraDropout(CarvedFactored):
 
     def pull_b(self, name: str, db: Array) -> None:
         super().pull_b(name, np.multiply(db, self.masks[name]["b"][:, None], out=db) if self._is_masked else db)
-
-
-def _widths(n: int, k: int) -> Parts:
-    return {"a": (k,), "b": (n,)}

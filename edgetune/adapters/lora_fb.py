@@ -21,7 +21,7 @@ from .lora import Pair, init_pairs
 @register
 @dataclass(frozen=True)
 class LoraFb(Scaled):
-    """LoRA with a frozen B, for a fleet whose devices take turns with lora-fa."""
+    """LoRA with a frozen B, for devices that learn together and take turns with lora-fa."""
 
     name: ClassVar[str] = "lora-fb"
 

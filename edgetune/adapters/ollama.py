@@ -2,7 +2,8 @@
 
 Ollama fills chat templates in Go's language, a GGUF has them in jinja2's. The GGUF's own template is filled with marks;
 the text around them is put into Go's language. The result is compared with the GGUF's template on other conversations,
-and left out if it differs: then Ollama chooses a template itself. The part for tools is likewise left out by itself.
+and left out if it differs: then Ollama chooses a template itself. Tools are not written: Ollama has them as maps, which
+lose the order of keys that was learned.
 
 No RENDERER or PARSER is written: of the architectures that edgetune trains, Ollama has renderers for none, and with one
 of both it would no longer fill the GGUF's own template.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ from ..disk import new_folder
 from ..errors import DataError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf
 from ..llamacpp.tokenizer import Tokenizer
-from .go_json import Order, order_of
-from .ollama_tools import ToolFrame, checks, literal, pieces_around, read_tools
 from .published import CARD, model_card, record_text
 from .store import FILE, RUN, open_adapter
 
@@ -30,7 +29,6 @@ MODELFILE = "Modelfile"
 _QUOTES = '"""'
 _MARKS = ("first3question", "first3answer", "second3question", "the3system")
 Messages = Sequence[Mapping[str, Any]]
-Tools = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -45,77 +43,38 @@ class Frame:
     question: str
     question_end: str
     answer_end: str
-    tools: ToolFrame | None = None
 
-    def fill(self, messages: Messages, tools: Tools = ()) -> str:
-        """Fills a conversation that ends with a question or a result, as Ollama fills `go`."""
-        known = self.tools
-        around = known if known and tools else self
+    def fill(self, messages: Messages) -> str:
+        """Fills a conversation that ends with a question, as Ollama fills `go`."""
         system = next((message["content"] for message in messages if message["role"] == "system"), "")
-        text = around.opening + system + around.system_end if system else around.without
-        told = known.fill_tools(tools) if known and tools else ""
-        if known and not known.inside:
-            text += told
-            told = ""
-        before = ""
-        for message in [*messages, {"role": ""}]:
-            if known and before == "tool" != message["role"]:
-                text += known.result_end
-            if message["role"] == "user":
-                text += self.question + told + message["content"] + self.question_end
-                told = ""
-            elif message["role"] == "assistant":
-                text += (known.fill_answer(message) if known else message["content"]) + self.answer_end
-            elif message["role"] == "tool" and known:
-                text += (known.between_results if before == "tool" else known.result) + known.fill_result(message)
-            before = message["role"]
+        text = self.opening + system + self.system_end if system else self.without
+        around = {"user": (self.question, self.question_end), "assistant": ("", self.answer_end)}
+        for message in messages:
+            if message["role"] in around:
+                begin, end = around[message["role"]]
+                text += begin + message["content"] + end
         return text
 
     def go(self) -> str:
         """The frame as a program for Ollama."""
-        if self.tools is None:
-            return (f'{_go_system(self)}{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{literal(self.question)}'
-                    f'{{{{ .Content }}}}{literal(self.question_end)}{{{{ else if eq .Role "assistant" }}}}'
-                    f'{{{{ .Content }}}}{literal(self.answer_end)}{{{{ end }}}}{{{{ end }}}}')
-        tools = self.tools
-        told = tools.go_tools()
-        first = told if not tools.inside else ""
-        later = f"{{{{ if and $.Tools (not $told) }}}}{told}{{{{ $told = true }}}}{{{{ end }}}}" if tools.inside else ""
-        end = tools.go_result_end()
-        return (
-            f"{{{{ if .Tools }}}}{_go_system(tools)}{first}{{{{ else }}}}{_go_system(self)}{{{{ end }}}}"
-            f'{{{{ $was := "" }}}}{{{{ $told := false }}}}{{{{ range .Messages }}}}'
-            f'{{{{ if and (eq "tool" $was) (ne "tool" .Role) }}}}{end}{{{{ end }}}}'
-            f'{{{{ if eq .Role "user" }}}}{literal(self.question)}{later}{{{{ .Content }}}}{literal(self.question_end)}'
-            f'{{{{ else if eq .Role "assistant" }}}}{tools.go_answer()}{literal(self.answer_end)}'
-            f'{{{{ else if eq "tool" .Role }}}}{tools.go_result()}{{{{ end }}}}{{{{ $was = .Role }}}}{{{{ end }}}}'
-            f'{{{{ if eq "tool" $was }}}}{end}{{{{ end }}}}{tools.definitions()}')
+        return (f"{{{{ if .System }}}}{_literal(self.opening)}{{{{ .System }}}}{_literal(self.system_end)}"
+                f"{{{{ else }}}}{_literal(self.without)}{{{{ end }}}}"
+                f'{{{{ range .Messages }}}}{{{{ if eq .Role "user" }}}}{_literal(self.question)}{{{{ .Content }}}}'
+                f'{_literal(self.question_end)}{{{{ else if eq .Role "assistant" }}}}{{{{ .Content }}}}'
+                f"{_literal(self.answer_end)}{{{{ end }}}}{{{{ end }}}}")
 
     def texts(self) -> list[str]:
         return [self.opening, self.system_end, self.without, self.question, self.question_end, self.answer_end]
 
 
-def _go_system(around: Frame | ToolFrame) -> str:
-    """The program for what stands before the first message."""
-    return (f"{{{{ if .System }}}}{literal(around.opening)}{{{{ .System }}}}{literal(around.system_end)}{{{{ else }}}}"
-            f"{literal(around.without)}{{{{ end }}}}")
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What the Modelfile's template says as the base's own does: chats, and the tools of the rows that were learned.
-
-    changed: the tools among these that Ollama writes otherwise; None where nothing is known of the rows' tools.
-    """
-
-    chats: bool
-    tools: bool
-    changed: Sequence[str] | None
+def _literal(text: str) -> str:
+    """A text in a program, whose last brace does not become a part of what follows."""
+    return text[:-1] + '{{ "{" }}' if text.endswith("{") else text
 
 
 def export_ollama(adapter: str | os.PathLike[str], base: Gguf, folder: str | os.PathLike[str], *, model: str = "",
-                  system: str | None = None) -> Exported:
-    """Write a new folder for `ollama create`; returns how far the base's chat template could be put into Ollama's.
+                  system: str | None = None) -> bool:
+    """Write a new folder for `ollama create`; returns whether the base's chat template could be put into Ollama's.
 
     model: what Ollama knows the base as; "": the path of the GGUF. system: the system message of every chat; None: that
     of training. Raises UsageError if `folder` exists or the system message cannot be written in a Modelfile, else as
@@ -124,10 +83,9 @@ def export_ollama(adapter: str | os.PathLike[str], base: Gguf, folder: str | os.
     opened = open_adapter(adapter, base)
     if system is None:
         system = opened.system
-    tools = _tools_of_rows(opened.run)
     tokenizer = Tokenizer(base)
     try:
-        frame = frame_of(tokenizer, tools or ())
+        frame = frame_of(tokenizer)
         lines = _modelfile(model or str(base.path.resolve()), frame, system, _stops(tokenizer))
     finally:
         tokenizer.close()
@@ -138,64 +96,27 @@ def export_ollama(adapter: str | os.PathLike[str], base: Gguf, folder: str | os.
         (beside / RUN).write_text(record_text(opened.run))
         (beside / CARD).write_text(model_card(opened.run, base, use))
         (beside / MODELFILE).write_text(lines)
-    known = frame.tools if frame else None
-    changed = None if tools is None else [str(tool.get("function", tool).get("name")) for tool in tools
-                                          if not (known and known.keeps(tool))]
-    return Exported(frame is not None, known is not None, changed)
+    return frame is not None
 
 
-def _tools_of_rows(run: Mapping[str, Any]) -> Tools | None:
-    """The tools of the rows that an adapter learned; None where its record does not say."""
-    found = run.get("tools")
-    if not isinstance(found, list):
-        return None
-    return [tool for tool in found if isinstance(tool, dict) and isinstance(tool.get("function", tool), dict)]
-
-
-def frame_of(tokenizer: Tokenizer, tools: Tools = ()) -> Frame | None:
-    """The text that the model's chat template writes around messages; None without a template, or if it writes more.
-
-    tools: those of the rows, whose order of keys is kept.
-    """
+def frame_of(tokenizer: Tokenizer) -> Frame | None:
+    """The text that the model's chat template writes around messages; None without a template, or if it writes more."""
     try:
         frame = _read_frame(tokenizer)
         if frame is None or not all(_text(tokenizer, chat) == frame.fill(chat) for chat in _CHATS):
             return None
     except (DataError, UnsupportedError):
         return None
-    return None if _unwritable(frame.texts()) else replace(frame, tools=_tools_of(tokenizer, frame, order_of(tools)))
-
-
-def _unwritable(texts: Sequence[str]) -> bool:
-    return any("{{" in text or _QUOTES in text for text in texts)
-
-
-def _tools_of(tokenizer: Tokenizer, frame: Frame, order: Order) -> ToolFrame | None:
-    """The part for tools; None if the template writes more of them."""
-    def render(messages: Messages, tools: Tools) -> str:
-        return _text(tokenizer, messages, tools)
-
-    tools = read_tools(render, frame.question, frame.question_end, frame.answer_end, order)
-    if tools is None or _unwritable(tools.texts()):
-        return None
-    whole = replace(frame, tools=tools)
-    if _QUOTES in whole.go():
-        return None
-    try:
-        same = all(render(chat, given) == whole.fill(chat, given)
-                   for chat, given in checks(order, parallel=bool(tools.between_calls)))
-    except (DataError, UnsupportedError):
-        return None
-    return tools if same else None
+    return None if any("{{" in text or _QUOTES in text for text in frame.texts()) else frame
 
 
 def _read_frame(tokenizer: Tokenizer) -> Frame | None:
     first, answer, second, system = _MARKS
     chat = [{"role": "user", "content": first}, {"role": "assistant", "content": answer},
             {"role": "user", "content": second}]
-    with_system = pieces_around(_text(tokenizer, [{"role": "system", "content": system}, *chat]),
-                                (system, first, answer, second))
-    without = pieces_around(_text(tokenizer, chat[:1]), (first,))
+    with_system = _pieces_around(_text(tokenizer, [{"role": "system", "content": system}, *chat]),
+                                 (system, first, answer, second))
+    without = _pieces_around(_text(tokenizer, chat[:1]), (first,))
     if with_system is None or without is None:
         return None
     opening, before_first, question_end, before_second, end = with_system
@@ -213,9 +134,20 @@ def _common_end(*texts: str) -> str:
     return next((end for end in ends if all(text.endswith(end) for text in texts)), "")
 
 
-def _text(tokenizer: Tokenizer, messages: Messages, tools: Tools = ()) -> str:
+def _pieces_around(text: str, marks: Sequence[str]) -> list[str] | None:
+    """The pieces of a text around these marks, each once and in this order; None where one is missing."""
+    pieces = []
+    for mark in marks:
+        piece, found, text = text.partition(mark)
+        if not found:
+            return None
+        pieces.append(piece)
+    return [*pieces, text]
+
+
+def _text(tokenizer: Tokenizer, messages: Messages) -> str:
     """Renders messages by the model's own template, without the BOS token, which Ollama adds."""
-    text = str(tokenizer.render(messages, tools, add_generation_prompt=True))
+    text = str(tokenizer.render(messages, add_generation_prompt=True))
     bos = "" if tokenizer.bos is None else tokenizer.decode([tokenizer.bos])
     return text.removeprefix(bos) if tokenizer.add_bos else text
 

@@ -24,7 +24,8 @@ from ..formats.gguf import Gguf
 from ..formats.recurrent import Recurrent
 from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
-from .lora import OF_EXPERTS, TARGETS, Lora, Pair, expert_name, scale_of, stack_of
+from ..formats.targets import OF_EXPERTS, TARGETS
+from .lora import Lora, Pair, expert_name, scale_of, stack_of
 from .peft_experts import Parameter, parameters_of
 from .peft_fused import fused_of, join_fused, split_fused
 from .published import CARD, model_card, origin
@@ -168,7 +169,7 @@ def _module_path(name: str, modules: Mapping[str, str]) -> str:
     match = re.fullmatch(r"blk\.(\d+)\.([\w.]+)", name)
     if match and stack_of(name)[1] >= 0 and match[2] not in modules:
         raise UnsupportedError(f"the adapter changes {name}, and transformers holds all experts of such a block in one "
-                               "parameter", "merge it into the model with edgetune merge")
+                               "parameter", "merge it into the model with edgetune adapters merge")
     if match is None or match[2] not in modules:
         known = [kind for kind in modules if stack_of(kind)[1] < 0]
         raise UnsupportedError(f"the adapter changes {name}", f"PEFT export knows {', '.join(known)}")

@@ -35,7 +35,7 @@ class Prefix(ArrayFamily):
     adapts: ClassVar[tuple[str, ...]] = (KEYS,)
     served_by: ClassVar[str] = LLAMA_CPP
     size: ClassVar[tuple[str, ...]] = ("prefix_tokens",)
-    rate: ClassVar[float] = 32.0  # few numbers, each of which must go far: docs/results/prefixes.md
+    rate: ClassVar[float] = 32.0  # few numbers, each of which must go far: docs/results/retrieval.md
     prefix_tokens: int = option(16, "Virtual tokens before each text, with trained keys and values in every "
                                 "block.", low=1, high=4096)
 

@@ -38,7 +38,7 @@ class PromptTuning(ArrayFamily):
     adapts: ClassVar[tuple[str, ...]] = (INPUT,)
     served_by: ClassVar[str] = LLAMA_CPP
     size: ClassVar[tuple[str, ...]] = ("prompt_tokens",)
-    rate: ClassVar[float] = 100.0  # few numbers, each of which must go far: docs/results/prefixes.md
+    rate: ClassVar[float] = 100.0  # few numbers, each of which must go far: docs/results/retrieval.md
     prompt_tokens: int = option(16, "Virtual tokens before each text, with trained embeddings.", low=1, high=4096)
     prompt_text: str = option("", "Text whose embeddings are their start, repeated or cut [random tokens].")
 

@@ -20,8 +20,8 @@ CARD = "README.md"
 SCHEMA = "schema.json"  # of answers, if training derived one: part of the adapter's purpose
 # Of run.json; whole, or these keys of an object.
 _RECORD: Mapping[str, Sequence[str] | None] = {
-    "status": None, "edgetune": None, "options": None, "system": None, "tools": None, "objective": None,
-    "family": None, "seed": None, "steps": None, "total_steps": None, "isa": None, "products": None, "threads": None,
+    "status": None, "edgetune": None, "options": None, "system": None, "objective": None, "family": None,
+    "seed": None, "steps": None, "total_steps": None, "isa": None, "products": None, "threads": None,
     "peak_rss_mib": None, "seconds": None,
     "base": ("name", "fingerprint", "architecture"), "data": None, "held_out": None, "verdict": ("kind", "step"),
     "answers": ("rows", "before", "after", "wins", "losses", "commonest"),

@@ -337,7 +337,8 @@ def _find(path: Path) -> Path:
     if (path / FILE).is_file():
         return path / FILE
     if (path / "adapter_config.json").is_file():
-        raise FormatError(f"{path} is an adapter of PEFT, not of edgetune", "turn it into one with edgetune import")
+        raise FormatError(f"{path} is an adapter of PEFT, not of edgetune",
+                          "turn it into one with edgetune adapters import")
     raise FormatError(f"{path} holds no {FILE}", "name an adapter folder or a LoRA GGUF")
 
 

@@ -17,7 +17,7 @@ from ..llamacpp.tokenizer import Tokenizer
 from ..machine import device
 from ..serving.batcher import KEPT, Batcher
 from ..serving.llama import LlamaModel
-from ..serving.rollouts.texts import Asked, Engine, adapter_of, answers
+from ..serving.rollouts.texts import Engine, TokenPrompts, adapter_of, answers
 
 DRAWN = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
 
@@ -91,8 +91,9 @@ def _native(gguf: Gguf, prompts: list[list[int]], samples: int, tokens: int, ada
     """Seconds."""
     opened = adapter_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
-    list(answers(gguf, tokenizer, opened, Asked([[0]], [1], sampling=DRAWN), engine))  # brings the weights into memory
-    asked = Asked(prompts, [tokens] * len(prompts), samples, DRAWN, ends=False)
+    first = TokenPrompts([[0]], [1], sampling=DRAWN)
+    list(answers(gguf, tokenizer, opened, first, engine))  # brings the weights into memory
+    asked = TokenPrompts(prompts, [tokens] * len(prompts), samples, DRAWN, ends=False)
     began = time.perf_counter()
     made = list(answers(gguf, tokenizer, opened, asked, engine))
     seconds = time.perf_counter() - began

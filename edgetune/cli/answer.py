@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,16 @@ from .app import (
     system_option,
     threads_option,
 )
-from .around import around_of, around_options, beside_around, instruction_of, longest_text, refuse_around, taken_around
+from .around import (
+    around_of,
+    around_options,
+    beside_around,
+    instruction_of,
+    longest_text,
+    more_values,
+    refuse_around,
+    taken_around,
+)
 from .by_encoder import classifier_of, graded_by_encoder
 from .choosing import OF_EVAL, choosing_of_rows, sampled_options
 from .elsewhere import refuse_beside, remote_model, url_options
@@ -38,7 +47,7 @@ if TYPE_CHECKING:
     from ..data.dataset import Dataset
     from ..data.formats import Columns
     from ..evaluation.chosen import Choosing
-    from ..evaluation.served import Answer, Graded, Scores
+    from ..evaluation.served import GradedAnswer, Grades, Scores
     from ..formats.bundle import Bundle
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.rollouts.texts import Engine
@@ -94,13 +103,13 @@ class Serving:
     key_file: Path | None = None
     structured: str = "auto"
     prompt_file: Path | None = None
-    index: Path | None = None
-    passages: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)  # of the parts' options around a question
 
     @classmethod
     def taken_from(cls, options: dict[str, Any]) -> Serving:
         """Takes the options of serving out of a command's options."""
-        return cls(**{spec.name: options.pop(spec.name) for spec in fields(cls) if spec.name in options})
+        return cls(**{spec.name: options.pop(spec.name) for spec in fields(cls) if spec.name in options},
+                   more=more_values(options))
 
 
 @contextmanager
@@ -175,7 +184,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
                  backend: str, **options: Any) -> None:
     """Measure the loss and the exact answers on DATA.
 
-    JSON is compared as JSON. Of pairs it says how many of the chosen answers the model prefers (preference accuracy),
+    JSON is compared as JSON. With pairs it says how many of the chosen answers the model prefers (preference accuracy),
     and by how much in natural log p (margin), with an adapter also relative to the base.
 
     In brackets: Wilson's 95 % interval. With --url a daemon answers, and the loss is not measured. With --samples one
@@ -239,7 +248,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
 
 
 def _graded_natively(bundle: Bundle, tokenizer: Tokenizer, rows: Dataset, adapter: Path | None, engine: Engine, *,
-                     with_base: bool, **options: Any) -> tuple[Graded, Sequence[Answer]]:
+                     with_base: bool, **options: Any) -> tuple[Grades, Sequence[GradedAnswer]]:
     """The grades, and the answers without an adapter: the same ones unless it has one and both are wanted."""
     from ..evaluation.native import native_grade, native_match
     from ..serving.rollouts.texts import adapter_of
@@ -251,7 +260,7 @@ def _graded_natively(bundle: Bundle, tokenizer: Tokenizer, rows: Dataset, adapte
 
 
 def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base: bool,
-                     **options: Any) -> tuple[Graded, Sequence[Answer]]:
+                     **options: Any) -> tuple[Grades, Sequence[GradedAnswer]]:
     """Grades by llama.cpp; parameters and result are those of `_graded_natively`."""
     from ..evaluation.served import exact_match, grade
     with served_model(model, serving) as served:
@@ -263,7 +272,7 @@ def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base:
 
 
 def _graded_by_choice(model: Path, serving: Serving, rows: Dataset, choosing: Choosing, *, with_base: bool,
-                      **options: Any) -> tuple[Graded, Sequence[Answer]]:
+                      **options: Any) -> tuple[Grades, Sequence[GradedAnswer]]:
     """Grades of the chosen ones of several answers; the result is that of `_graded_natively`."""
     from ..evaluation.chosen import grade_chosen
     with served_model(model, serving) as served:
@@ -279,17 +288,17 @@ def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, sys
     """eval --url"""
     from ..data.asking import asking_rows
     from ..evaluation.asked import asked_match, asked_scores
-    from ..evaluation.served import Graded
+    from ..evaluation.served import Grades
     rows = asking_rows(data, columns)
     with remote_model(model, serving.url, serving.key_file) as served:
         answers = asked_match(rows, lambda messages, tools, most: "".join(
             served.chat(messages, tools, max_tokens=most)), system, limit)
     scores = asked_scores(f"{model} at {serving.url}", len(rows), answers)
-    _show_graded(data, Graded(scores, [], answers), save, show_wrong, as_json)
+    _show_graded(data, Grades(scores, [], answers), save, show_wrong, as_json)
 
 
-def _show_graded(data: Path, graded: Graded, save: Path | None, show_wrong: int | None, as_json: bool,
-                 base: Sequence[Answer] | None = None, has_adapter: bool = False) -> None:
+def _show_graded(data: Path, graded: Grades, save: Path | None, show_wrong: int | None, as_json: bool,
+                 base: Sequence[GradedAnswer] | None = None, has_adapter: bool = False) -> None:
     """Saves the answers, if they are wanted, and shows the grades. base: answers without the adapter [graded's]."""
     if save:
         save_answers(save, graded.answers if base is None else base, graded.answers if has_adapter else ())
@@ -323,7 +332,7 @@ def grades_headline(scores: Scores) -> list[str]:
     return [*found, *([f"loss {scores.loss:.4f}"] if scores.tokens else [])]
 
 
-def show_grades(title: str, graded: Graded, show_wrong: int | None, as_json: bool) -> None:
+def show_grades(title: str, graded: Grades, show_wrong: int | None, as_json: bool) -> None:
     from ..console import headline, table
     scores = graded.scores
     lines = [["rows", str(scores.rows)]]

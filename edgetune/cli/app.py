@@ -28,6 +28,7 @@ from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
 from .extras import extra_of
 from .grouped import Deferred, GroupedCommand, GroupedOption, family_flags
+from .names import GROUPS, renamed
 from .output import refusal, to_the_end
 
 if TYPE_CHECKING:
@@ -35,22 +36,6 @@ if TYPE_CHECKING:
 
 out = Terminal()
 GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
-# Each command, with the modules of this package that make it: only those of the command that is run are imported.
-GROUPS = {
-    "Train": {"demo": "demo", "data": "data answers making", "mix": "mix", "prompt": "prompt", "plan": "plan",
-              "train": "learn", "resume": "learn", "report": "report", "teach": "teach", "tutor": "tutor",
-              "home": "home",
-              "fleet": "fleet fleet_flower fleet_folder fleet_members fleet_privacy fleet_status rollout"},
-    "Evaluate": {"eval": "answer", "compare": "compare", "grade": "grade", "generate": "generate", "chat": "chat"},
-    "Documents": {"index": "index", "search": "index"},
-    "Serve": {"daemon": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
-              "adapters": "remote evaluated", "feedback": "feedback proposed checked", "prompts": "kept",
-              "rebase": "rebase"},
-    "Share": {"export": "files", "import": "files", "merge": "files", "merge-adapters": "joined",
-              "compile-prompt": "compiled", "compress": "compress"},
-    "This machine": {"pull": "models", "models": "models", "info": "files", "device": "files", "doctor": "files",
-                     "bench": "bench"},
-}
 F = TypeVar("F", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else. Progress, "
@@ -69,8 +54,8 @@ adapter_option = click.option("--adapter", type=click.Path(path_type=Path), mult
 threads_option = click.option("--threads", type=click.IntRange(0, 1024), default=0,
                               help="Threads; 0: one a core that this process may use.")
 backend_option = click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True,
-                              help="Of edgetune's own engine: cpu, cuda (an NVIDIA GPU), or auto: the GPU where one "
-                              "can be used.")
+                              help="Device of edgetune's own engine: cpu, cuda (an NVIDIA GPU), or auto: the GPU if "
+                              "one can be used.")
 system_option = click.option("--system", default="",
                              help="System message [with an adapter: the one that it was trained with].")
 
@@ -121,14 +106,22 @@ DATA = click.argument("data", type=RowsPath())
 class Commands(click.Group):
     """Commands in groups, in the order in which people need them; errors are one sentence on stderr."""
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Understands old names too, and says what they are now."""
+        if new := renamed().get(args[0]):
+            if "--json" not in args:
+                click.echo(f"edgetune {args[0]} is called edgetune {new} now", err=True)
+            args = [*new.split(), *args[1:]]
+        return super().resolve_command(ctx, args)
+
     def list_commands(self, _ctx: click.Context) -> list[str]:
         return [name for names in GROUPS.values() for name in names]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         known = {name: modules for names in GROUPS.values() for name, modules in names.items()}
         for modules in [known[cmd_name]] if cmd_name in known else known.values():  # all, for click names the nearest
-            for module in modules.split():
-                import_module(f"{__package__}.{module}")
+            for module in modules:
+                import_module(module)
         return super().get_command(ctx, cmd_name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -198,7 +191,7 @@ class Lines(logging.Handler):
 @contextmanager
 def told() -> Iterator[None]:
     """Shows, within it, the messages of the backends, which steps take long among them, and of downloads."""
-    logs = [logging.getLogger(f"edgetune.{name}") for name in ("backends", "home", "hub")]
+    logs = [logging.getLogger(f"edgetune.{name}") for name in ("backends", "parts", "hub")]
     lines = Lines()
     before = [log.level for log in logs]
     for log in logs:
@@ -323,7 +316,8 @@ train_options = training_options()
 job_options = training_options(*FILE_OPTIONS)
 column_options = config_options(*FILE_OPTIONS, grouped=False)
 policy_options = config_options(*(spec.name for spec in fields(Policy)), of=Policy)
-policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path),
+policy_file_option = click.option("--policy", "policy_file", type=click.Path(path_type=Path), cls=GroupedOption,
+                                  common=False,
                                   help="File of yielding options, a line each, such as max-temp = 75; flags win.")
 
 

@@ -16,7 +16,6 @@ from .app import (
     TRAIN_OPTIONS,
     adapter_option,
     backend_option,
-    cli,
     command,
     engine_option,
     out,
@@ -25,6 +24,7 @@ from .app import (
     threads_option,
     training_options,
 )
+from .lab import lab
 
 
 def in_a_folder(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
@@ -52,17 +52,18 @@ save_option = click.option("--save", type=click.Path(path_type=Path), callback=i
                            help="Also write the JSON object to this file.")
 
 
-@cli.group("bench")
+@lab.group("bench")
 def bench() -> None:
     """Measure the speed of this machine.
 
-    Ops alone, a training step, answers through llama.cpp.
+    Single ops, a training step, answers through llama.cpp.
     """
 
 
 @command("kernels",
          click.option("--isa", help="Kernel set, as edgetune doctor lists them [the best one]."),
-         click.option("--precision", type=click.Choice(["exact", "fast", "int8"]), help="Of the products [all three]."),
+         click.option("--precision", type=click.Choice(["exact", "fast", "int8"]),
+                      help="Precision of the products [all three]."),
          click.option("--model", "name", default="SmolLM2-135M", show_default=True,
                       help="Model whose shapes are measured; also Qwen3-0.6B and Llama-3.2-1B."),
          click.option("--format", "fmt", default="Q4_1", show_default=True, help="Weight format."),
@@ -107,8 +108,8 @@ def kernels_command(isa: str | None, precision: str | None, name: str, fmt: str,
          training_options(*(name for name in TRAIN_OPTIONS if name not in TIMED)),
          click.option("--save", is_flag=False, flag_value=str(HERE), type=click.Path(path_type=Path),
                       callback=here_or_in_a_folder,
-                      help="Keep the JSON object, from which edgetune plan predicts, in this file; alone: for this "
-                           "device."),
+                      help="Keep the JSON object, from which edgetune plan predicts, in this file; without a name: for "
+                           "this device."),
          group=bench)
 def train_command(model: Path, length: int, save: Path | None, as_json: bool, **options: Any) -> None:
     """Time training steps of MODEL.
@@ -169,7 +170,7 @@ def generate_command(model: Path, prompt_tokens: int, tokens: int, seed: int, en
                      as_json: bool) -> None:
     """Time prompts and answers of MODEL.
 
-    Of one answer through llama.cpp both are timed apart; of several, or with --engine native, all together.
+    One answer through llama.cpp is timed in two parts; several, or with --engine native, all together.
     """
     from ..bench import generate
     from ..console import table

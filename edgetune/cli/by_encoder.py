@@ -10,7 +10,7 @@ from ..errors import UsageError
 
 if TYPE_CHECKING:
     from ..data.formats import Columns
-    from ..evaluation.served import Graded
+    from ..evaluation.served import Grades
     from ..formats.gguf import Gguf
     from ..serving.classifier import Classifier
 
@@ -25,7 +25,7 @@ def classifier_of(model: Gguf, adapter: Path | None, threads: int) -> Classifier
 
 
 def graded_by_encoder(model: Gguf, adapters: Sequence[Path | None], data: Path, columns: Columns, limit: int | None,
-                      threads: int) -> list[Graded]:
+                      threads: int) -> list[Grades]:
     """Grades with each adapter: of labels, or of vectors where one of them was trained for these; None: without one."""
     from ..data import labelled, paired
     from ..data.files import read_rows

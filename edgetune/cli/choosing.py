@@ -12,7 +12,7 @@ from ..errors import UsageError
 from .app import F, explicit
 
 if TYPE_CHECKING:
-    from ..evaluation.chosen import Choice, Choosing
+    from ..evaluation.chosen import Choosing, ChosenAnswer
     from ..evaluation.graders.base import Grader
     from ..evaluation.graders.reward import RewardFunction
 
@@ -103,20 +103,20 @@ def choosing_of_rows(options: dict[str, Any], other: str) -> Choosing | None:
     return choosing
 
 
-def choice_json(choice: Choice) -> dict[str, Any]:
+def choice_json(choice: ChosenAnswer) -> dict[str, Any]:
     """What is said of a choice: answers that were finished, the share that agrees with it, tokens of all."""
     return {"samples": choice.ended, "share": round(choice.share, 4), "score": round(choice.score, 6),
             "tokens": choice.tokens, "finish_reason": choice.drawn.finish}
 
 
-def choice_text(choosing: Choosing, choice: Choice) -> str:
+def choice_text(choosing: Choosing, choice: ChosenAnswer) -> str:
     """What a person is told of a choice."""
     agree = round(choice.share * choice.ended)
     return f"{agree} of {choice.ended} answers say this, of {choosing.samples} at most; {choice.tokens} tokens"
 
 
 def chosen_answer(choosing: Choosing, served: Any, prompt: str, messages: Sequence[dict[str, Any]] | None,
-                  **options: Any) -> Choice:
+                  **options: Any) -> ChosenAnswer:
     """The chosen answer to a prompt, or to messages. Raises UsageError where llama.cpp does not answer here."""
     from ..serving.llama import LlamaModel
     if not isinstance(served, LlamaModel):

@@ -19,7 +19,7 @@ from .graded import SHOWN, comparison_headline, comparison_lines, discordant_tab
 if TYPE_CHECKING:
     from ..data.formats import Columns
     from ..evaluation.compare import Comparison
-    from ..evaluation.served import Graded
+    from ..evaluation.served import Grades
     from ..formats.gguf import Gguf
 
 
@@ -42,7 +42,8 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
                     system: str, prompt_column: str, completion_column: str, as_json: bool, **options: Any) -> None:
     """Say which of two adapters answers DATA better.
 
-    The rows that are right with one alone count: an exact sign test says how often chance makes a difference as large.
+    Only rows that are right with one of the two count: an exact sign test says how often chance makes a difference as
+    large.
     --prompt and --index are for both. In brackets: Wilson's 95 % interval of a share.
     """
     from ..data.formats import Columns
@@ -66,7 +67,7 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
 
 
 def _graded_texts(model: Gguf, data: Path, adapters: Sequence[Path | None], columns: Columns, as_json: bool,
-                  serving: Serving, *, limit: int | None, max_length: int, system: str) -> list[Graded]:
+                  serving: Serving, *, limit: int | None, max_length: int, system: str) -> list[Grades]:
     """Grades of a model that writes text, with each adapter."""
     from ..data.around import together
     from ..data.dataset import load
@@ -90,7 +91,7 @@ def _graded_texts(model: Gguf, data: Path, adapters: Sequence[Path | None], colu
     return graded
 
 
-def compared_lines(title: str, adapters: Sequence[Path | None], graded: Sequence[Graded],
+def compared_lines(title: str, adapters: Sequence[Path | None], graded: Sequence[Grades],
                    found: Comparison) -> list[Any]:
     """Which is better in a line, the scores of both, and some rows on which they differ."""
     from ..console import table

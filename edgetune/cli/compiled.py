@@ -9,16 +9,17 @@ import click
 
 from ..errors import DataError, shell_word, size_text
 from .app import MODEL, command, out, show, threads_option
+from .lab import lab
 
 if TYPE_CHECKING:
-    from ..serving.compiled import Prompt
+    from ..serving.compiled import CompiledPrompt
 
 LARGEST = 1 << 24  # bytes of a prompt's file
 
 
 @command("compile-prompt", MODEL, click.argument("prompt", type=click.Path(path_type=Path)),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."),
-         threads_option)
+         threads_option, group=lab)
 def compile_prompt_command(model: Path, prompt: Path, folder: Path, threads: int, as_json: bool) -> None:
     """Compute PROMPT once, and store it for every request.
 
@@ -41,14 +42,14 @@ def compile_prompt_command(model: Path, prompt: Path, folder: Path, threads: int
          f"edgetune chat {shell_word(name_of(model))} --adapter {shell_word(folder)}")
 
 
-def _prompt(path: Path) -> Prompt:
+def _prompt(path: Path) -> CompiledPrompt:
     """The prompt of a text, or of a request's system message and tools. Raises DataError."""
     from ..data.prompts import check_learnable
     from ..disk import read_object, read_small
-    from ..serving.compiled import Prompt
+    from ..serving.compiled import CompiledPrompt
     if path.suffix != ".json":
         try:
-            return Prompt(read_small(path, LARGEST).decode().strip())
+            return CompiledPrompt(read_small(path, LARGEST).decode().strip())
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read: {error}", "name a text file with a system message") from None
     request = read_object(path, "write a request as a client sends it", LARGEST)
@@ -57,4 +58,4 @@ def _prompt(path: Path) -> Prompt:
     check_learnable(request)
     messages = request.get("messages", [])
     system = next((message["content"] for message in messages if message.get("role") == "system"), "")
-    return Prompt(system, request.get("tools"))
+    return CompiledPrompt(system, request.get("tools"))

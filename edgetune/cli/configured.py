@@ -24,7 +24,10 @@ NOT_KEYS = ("config", "help", "help_all", "json")
 
 
 class ConfigOption(click.Option):
-    """also: commands whose keys may be in the file too, and have no effect on this one."""
+    """An option that --help-all shows. also: commands whose keys may be in the file too, without an effect on this one.
+    """
+
+    common = False
 
     def __init__(self, *names: Any, also: tuple[str, ...] = (), **options: Any) -> None:
         super().__init__(*names, **options)

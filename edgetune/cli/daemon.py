@@ -1,4 +1,4 @@
-"""daemon, and service install, uninstall and key."""
+"""serve, and service install, uninstall and key."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def options_of(policy_file: Path | None, options: dict[str, Any]) -> tuple[Daemo
     return DaemonConfig(**options).check(), policy
 
 
-@command("daemon", from_environment("EDGETUNE_DAEMON"), MODEL, daemon_options())
+@command("serve", from_environment("EDGETUNE_DAEMON"), MODEL, daemon_options())
 def daemon_command(model: Path, policy_file: Path | None, as_json: bool, **options: Any) -> None:
     """Serve MODEL with OpenAI's API, and train it.
 
     MODEL is a GGUF or a bundle. Training has OpenAI's calls too, and a page is shown at /.
 
-    It listens on this machine alone until --host says otherwise, which needs keys. Training yields to answers; a new
+    It listens only on this machine until --host says otherwise, which needs keys. Training yields to answers; a new
     adapter takes over only if it answers held-out rows no worse. SIGTERM, Ctrl-C and a closed terminal finish the
     answers in progress, save what is trained and end with 0; started again, the daemon continues.
 
@@ -93,12 +93,9 @@ def install_command(model: Path, print_only: bool, policy_file: Path | None, as_
     """
     from ..console import Copied
     from ..daemon import unit
-    from ..daemon.kinds.registry import kinds
     from ..daemon.learning.method import learn_method
     config, policy = options_of(policy_file, options)
     learn_method(config)
-    for kind in kinds().values():
-        kind.check(config)
     text = unit.unit(model, config, policy)
     if print_only:
         show(as_json, {"unit": text}, Copied(text))
@@ -131,4 +128,4 @@ def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
     key = add_key(path, name)
     show(as_json, {"key": key, "name": name, "key_file": str(path)}, Copied(key),
          f"that is the key of {name}, shown this once; the file keeps its hash:",
-         Copied(f"edgetune daemon MODEL --key-file {shell_word(path)}"))
+         Copied(f"edgetune serve MODEL --key-file {shell_word(path)}"))

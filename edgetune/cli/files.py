@@ -1,33 +1,26 @@
-"""export, import, merge, info, device and doctor."""
+"""The commands of adapters' files: export, import and merge."""
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from ..errors import UsageError, size_text
-from . import watched
 from .answer import Serving, served_model
 from .app import MODEL, ModelPath, column_options, command, explicit, out, show, system_option, threads_option
 from .around import instruction_of
 from .graded import SHOWN, comparison_lines, discordant_table, exact_text
-from .watched import watch_option
+from .remote import adapters
 
 if TYPE_CHECKING:
-    from ..adapters.ollama import Exported
     from ..data.around import Instruction
     from ..data.formats import Columns
-    from ..evaluation.served import Graded
+    from ..evaluation.served import Grades
     from ..formats.gguf import Gguf
 
-SHORT = 19  # characters of a fingerprint that tell one from another, as errors show them; --json has all
-COUNTED = ("formats", "targets")  # by names that a file has, which stay as they are
 base_option = click.option("--base", type=ModelPath(),
                            help="The model that the adapter was trained on [where it was then].")
 
@@ -41,7 +34,8 @@ base_option = click.option("--base", type=ModelPath(),
          click.option("--rank", type=click.IntRange(1), default=None,
                       help="Instead: cut an adapter of the family dylora to this rank, as an adapter of edgetune."),
          click.option("--system", default=None, help="ollama: the system message of every chat [that of training]."),
-         click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."))
+         click.option("-o", "--out", "folder", type=click.Path(path_type=Path), help="New folder [ADAPTER-peft]."),
+         group=adapters)
 def export_command(adapter: Path, to: str, base: Path | None, base_name: str, rank: int | None, system: str | None,
                    folder: Path | None, as_json: bool) -> None:
     """Write ADAPTER for another program.
@@ -139,28 +133,13 @@ def _to_ollama(adapter: Path, base: Gguf, folder: Path, base_name: str,
     from ..adapters.store import open_adapter
     from ..console import Copied
     pairs = open_adapter(adapter, base).pairs
-    exported = export_ollama(adapter, base, folder, model=base_name, system=system)
-    facts = {"template": exported.chats, "tools": exported.tools, "changed_tools": exported.changed}
-    return {**facts, "pairs": len(pairs)}, [f"written to {folder}; next:",
-                                            Copied(f"cd {folder} && ollama create {folder.name} -f Modelfile"),
-                                            *_told(exported)]
-
-
-def _told(exported: Exported) -> list[str]:
-    """What the template of a Modelfile does not write as training did."""
-    if not exported.chats:
-        return ["the base's chat template writes more than Ollama's can, or there is none: the Modelfile has no "
-                "TEMPLATE, and Ollama chooses one, which may differ from that of training"]
-    if not exported.tools and exported.changed != []:
-        held = "the rows held tools, and" if exported.changed else "if the rows held tools:"
-        return [f"{held} Ollama's templates cannot write them as the base's does, so the TEMPLATE has none; serve the "
-                "adapter by edgetune daemon, or by an Ollama that fills the base's own template (since summer 2026)"]
-    if exported.tools and exported.changed is None:
-        return ["the adapter does not say which tools its rows had: the TEMPLATE writes parameters by the alphabet"]
-    if exported.changed:
-        return [f"Ollama writes some tools otherwise than training did ({', '.join(exported.changed)}): of a parameter "
-                "it keeps type, description, enum, items and anyOf"]
-    return []
+    has_template = export_ollama(adapter, base, folder, model=base_name, system=system)
+    lines: list[str] = [f"written to {folder}; next:",
+                        Copied(f"cd {folder} && ollama create {folder.name} -f Modelfile")]
+    if not has_template:
+        lines.append("the base's chat template writes more than Ollama's can, or there is none: the Modelfile has no "
+                     "TEMPLATE, and Ollama chooses one, which may differ from that of training")
+    return {"template": has_template, "pairs": len(pairs)}, lines
 
 
 def base_of_run(run: dict[str, Any], adapter: Path) -> Path:
@@ -175,7 +154,8 @@ def base_of_run(run: dict[str, Any], adapter: Path) -> Path:
 
 @command("import", click.argument("peft_folder", type=click.Path(path_type=Path)),
          click.option("--base", type=ModelPath(), required=True, help="The GGUF that it is for."),
-         click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."))
+         click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."),
+         group=adapters)
 def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -> None:
     """Turn a LoRA folder of PEFT into an adapter."""
     from ..adapters.peft import import_peft
@@ -198,7 +178,8 @@ def import_command(peft_folder: Path, base: Path, folder: Path, as_json: bool) -
                            "[Q8_0; keep for an adapter that has whole weights]."),
          click.option("--eval", "held_out", type=click.Path(path_type=Path),
                       help="Held-out rows: measure what merging cost, in loss and exact answers."),
-         system_option, column_options, threads_option)
+         system_option, column_options, threads_option,
+         group=adapters)
 def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: Path | None, system: str,
                   prompt_column: str, completion_column: str, threads: int, as_json: bool) -> None:
     """Write MODEL with ADAPTER added into its weights."""
@@ -236,7 +217,7 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
     show(as_json, result, *lines)
 
 
-def _graded(model: Path, serving: Serving, data: Path, system: Instruction, columns: Columns) -> Graded:
+def _graded(model: Path, serving: Serving, data: Path, system: Instruction, columns: Columns) -> Grades:
     """Grades the answers to held-out rows."""
     from ..data.dataset import load
     from ..evaluation.served import grade
@@ -245,7 +226,7 @@ def _graded(model: Path, serving: Serving, data: Path, system: Instruction, colu
         return grade(served, rows, system=system)
 
 
-def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
+def _cost(before: Grades, after: Grades) -> tuple[dict[str, Any], list[Any]]:
     from ..evaluation.compare import compare
     names = ("with the adapter", "merged")
     found = compare(before, after)
@@ -259,96 +240,3 @@ def _cost(before: Graded, after: Graded) -> tuple[dict[str, Any], list[Any]]:
         lines.append(f"exact answers {exact_text(old)} with the adapter, {exact_text(new)} merged")
     lines += comparison_lines(found, *names)
     return facts, [*lines, "", discordant_table(found, *names)] if found.discordant else lines
-
-
-@command("info", click.argument("file", type=ModelPath()))
-def info_command(file: Path, as_json: bool) -> None:
-    """Describe a model, a bundle or an adapter.
-
-    Of a model it says the formats and the size, and whether it can be trained here.
-    """
-    from ..console import Copied
-    from .info import describe
-    facts = describe(file)
-    show(as_json, facts, Copied(facts["file"]), _facts_table({k: v for k, v in facts.items() if k != "file"}))
-
-
-@command("device", click.option("--root", type=click.Path(path_type=Path), default=Path("/"),
-                                help="Describe the machine whose /proc and /sys are below this folder."), watch_option)
-def device_command(root: Path, watch: bool, as_json: bool) -> None:
-    """Show what is known of this device.
-
-    It shows what was detected, the profile with its reason, what overrides it, and the temperature. With --watch: the
-    sensors alone.
-    """
-    from .info import describe_device, sensor_reader
-    if watch:
-        watched.watch(sensor_reader(root), _known_facts, as_json)
-        return
-    facts = describe_device(root)
-    show(as_json, facts, _known_facts(facts))
-
-
-@command("doctor")
-def doctor_command(as_json: bool) -> None:
-    """Check whether this machine can train and answer.
-
-    It begins with whether the machine is ready, or what to do, and exits with 1 if not. Then: the CPU's features,
-    kernels, llama.cpp, memory, and what is missing.
-    """
-    from .info import examine
-    facts = examine()
-    show(as_json, facts, *doctor_lines(facts))
-    click.get_current_context().exit(0 if facts["ready"] else 1)
-
-
-def doctor_lines(facts: dict[str, Any]) -> list[Any]:
-    """The verdict, then what was found."""
-    head, _, rest = facts["verdict"].partition(": ")
-    return [Text.assemble((head, "bold green" if facts["ready"] else "bold yellow"), f": {rest}\n"),
-            _known_facts({key: value for key, value in facts.items() if key not in ("ready", "verdict")})]
-
-
-def _known_facts(facts: dict[str, Any]) -> Table:
-    return _facts_table({key: value for key, value in facts.items() if value not in ("", None)})
-
-
-def _facts_table(facts: dict[str, Any]) -> Table:
-    from ..console import table
-    return table("", ["", ""], [[key.replace("_", " "), Text(_fact(key, value))] for key, value in facts.items()])
-
-
-def _fact(key: str, value: Any) -> str:
-    if key.startswith(("bytes", "memory")):
-        return size_text(value)
-    if key == "fingerprint":
-        return str(value[:SHORT])
-    if key == "schema":
-        return json.dumps(value)
-    if key == "missing":
-        return "\n".join(value) or "nothing"
-    if key in COUNTED:
-        return ", ".join(f"{name} {shown(count)}" for name, count in value.items())
-    return shown(value)
-
-
-def shown(value: Any) -> str:
-    if isinstance(value, dict):
-        return _named(value)
-    if isinstance(value, list | tuple):
-        between = "\n" if any(isinstance(item, dict) for item in value) else ", "
-        return between.join(map(shown, value)) or "nothing"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _named(value: dict[str, Any]) -> str:
-    """Shows names with their values: in one line, or on a line each if a value has several parts."""
-    parts = {"" if key == "name" else key.replace("_", " "): shown(item)
-             for key, item in value.items() if item not in ("", None)}
-    if any(", " in part for name, part in parts.items() if name):
-        return "\n".join(f"{name}: {part}" if name else part for name, part in parts.items())
-    return ", ".join(f"{name} {part}".lstrip() for name, part in parts.items())

@@ -33,7 +33,7 @@ from .app import (
     system_option,
     threads_option,
 )
-from .around import around_options, instruction_of, refuse_both, sources_of, sources_text, taken_around
+from .around import around_options, instruction_of, refuse_around, refuse_both, sources_of, sources_text, taken_around
 from .choosing import choice_json, choice_options, choice_text, chosen_answer, taken_choosing
 from .elsewhere import url_options
 from .prose import Prose
@@ -64,10 +64,8 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
     """
     own = {name: options.pop(name) for name in OWN}
     choosing = taken_choosing(options, own["samples"], is_default=engine != "native")
-    for flag in ("prompt_file", "index") if raw else ():
-        if options[flag]:
-            raise UsageError(f"--raw is given with --{flag.partition('_')[0]} {options[flag]}, which is put around a "
-                             "chat", "leave one of them out")
+    if raw:
+        refuse_around(Serving.taken_from(dict(options)), "and --raw continues a text, which is no chat")
     if engine == "native":
         others = {name: options.pop(name) for name in ("busy_file", "runtime", "structured", "url", "key_file")}
         check_engine(engine, **others)

@@ -43,8 +43,8 @@ OF_MODEL = ("adapter", "samples", "temperature", "max_tokens", "system", "memory
                       "answers]."),
          adapter_option,
          click.option("--samples", type=click.IntRange(1), default=1, show_default=True, help="Answers to each row."),
-         click.option("--temperature", type=float, help="Of answers, drawn from all tokens; 0: always the likeliest "
-                      "one. [0; 1 with several samples]"),
+         click.option("--temperature", type=float, help="Temperature of answers, drawn from all tokens; 0: always the "
+                      "likeliest one. [0; 1 with several samples]"),
          click.option("--max-tokens", type=click.IntRange(1), default=256, show_default=True,
                       help="Tokens of an answer at most."),
          click.option("--seed", type=int, default=0, show_default=True, help="Seed of sampling."), system_option,
@@ -164,7 +164,7 @@ def _texts(gguf: Gguf, rows: Rows, serving: Serving, *, samples: int, temperatur
     from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.call_form import call_form
-    from ..serving.rollouts.texts import Asked, adapter_of, answers
+    from ..serving.rollouts.texts import TokenPrompts, adapter_of, answers
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
     around, serving = taken_around(serving, system)
@@ -176,8 +176,8 @@ def _texts(gguf: Gguf, rows: Rows, serving: Serving, *, samples: int, temperatur
         messages = instructed(asked_messages(row), instruction)
         prompts.append(tokenizer.encode(tokenizer.render(messages, row.get("tools"), add_generation_prompt=True),
                                         bos=True))
-    asked = Asked(prompts, [max_tokens] * len(rows), samples,
-                  Sampling(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, seed=seed))
+    asked = TokenPrompts(prompts, [max_tokens] * len(rows), samples,
+                         Sampling(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, seed=seed))
     form = call_form(tokenizer)
     engine = engine_within(memory, threads=serving.threads, backend=backend)
     for answered in ordered(answers(gguf, tokenizer, opened, asked, engine), samples):

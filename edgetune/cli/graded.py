@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from ..evaluation.compare import Comparison
-    from ..evaluation.served import Answer, Scores
+    from ..evaluation.served import GradedAnswer, Scores
 
 SHOWN = 3  # rows of each kind in which two models differ
 
@@ -30,12 +30,12 @@ def exact_text(scores: Scores) -> str:
 def comparison_headline(found: Comparison, first: str, second: str) -> Text:
     """Says which of two is better, by right answers, or by losses where nobody answered. first, second: their names."""
     from ..console import headline
-    from ..evaluation.compare import LEVEL
+    from ..evaluation.compare import is_chance
     paired = found.right if found.answers else found.lower
     rows = "rows right" if found.answers else "rows of lower loss"
     counted = f"{rows} with {first} alone: {paired.losses}, with {second} alone: {paired.wins}"
     p = paired.p_two_sided
-    if p >= LEVEL:
+    if is_chance(paired):
         return headline(["no clear difference", counted, f"p = {p:.2g}"], "yellow")
     return headline([f"{second if paired.wins > paired.losses else first} is better", counted, f"p = {p:.2g}"], "green")
 
@@ -60,12 +60,12 @@ def discordant_table(found: Comparison, first: str, second: str) -> Table:
                     for both in found.some(SHOWN)])
 
 
-def wrong_table(answers: Sequence[Answer]) -> Table:
+def wrong_table(answers: Sequence[GradedAnswer]) -> Table:
     """Shows of each answer the prompt, the expected answer, the given one and, for JSON, the differences."""
     return _blocks([[("prompt", a.question), ("expected", a.expected), *_said("answer", a)] for a in answers])
 
 
-def _said(name: str, answer: Answer) -> list[tuple[str, str]]:
+def _said(name: str, answer: GradedAnswer) -> list[tuple[str, str]]:
     found = answer.differences
     return [(name, answer.answer.strip()), *([("", "; ".join(found))] if found else [])]
 
@@ -79,13 +79,13 @@ def _blocks(blocks: Sequence[Sequence[tuple[str, str]]]) -> Table:
     return table("", ["", ""], lines[1:])
 
 
-def answer_json(answer: Answer) -> dict[str, Any]:
+def answer_json(answer: GradedAnswer) -> dict[str, Any]:
     """A wrong answer, as --show-wrong --json gives it."""
     return {"prompt": answer.question, "expected": answer.expected, "answer": answer.answer,
             "differences": answer.differences}
 
 
-def save_answers(path: Path, base: Sequence[Answer], adapter: Sequence[Answer]) -> None:
+def save_answers(path: Path, base: Sequence[GradedAnswer], adapter: Sequence[GradedAnswer]) -> None:
     """A JSON line a row: prompt, expected, the base's answer and, where it exists, the adapter's; which are right."""
     from .prompts import save_lines
     rows = [{"prompt": b.question, "expected": b.expected, "base": b.answer, "base_correct": b.correct} for b in base]

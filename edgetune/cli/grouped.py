@@ -125,7 +125,7 @@ class GroupedCommand(click.Command):
 
 
 def is_rare(param: click.Parameter) -> bool:
-    return isinstance(param, GroupedOption) and not param.common
+    return not getattr(param, "common", True)
 
 
 def _show_all(ctx: click.Context, _option: click.Parameter, asked: bool) -> None:
@@ -174,3 +174,12 @@ def named(args: Sequence[str], flag: str, default: str) -> str:
         elif word.startswith(f"{flag}="):
             found = word.removeprefix(f"{flag}=")
     return found
+
+
+class Listing(click.Group):
+    """A group whose default command is list."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)

@@ -1,4 +1,4 @@
-"""merge-adapters."""
+"""adapters combine."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import UsageError, size_text
+from . import remote
 from .app import command, show
 from .files import base_of_run
 
@@ -17,17 +18,18 @@ if TYPE_CHECKING:
     from ..adapters.store import Adapter
 
 
-@command("merge-adapters", click.argument("adapters", nargs=-1, type=click.Path(path_type=Path)),
+@command("combine", click.argument("adapters", nargs=-1, type=click.Path(path_type=Path)),
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True, help="New folder."),
          click.option("--rank", type=click.IntRange(1), help="Rank to cut the sum to [all ranks together]."),
          click.option("--weight", "weights", type=float, multiple=True, metavar="W",
                       help="Weight of an adapter in the sum, once for each [1 / their number]."),
-         click.option("--base", type=click.Path(path_type=Path), help="The model [where the first was trained on it]."))
+         click.option("--base", type=click.Path(path_type=Path), help="The model [where the first was trained on it]."),
+         group=remote.adapters)
 def merge_adapters_command(adapters: Sequence[Path], folder: Path, rank: int | None, weights: Sequence[float],
                            base: Path | None, as_json: bool) -> None:
     """Write the weighted sum of LoRAs as one LoRA.
 
-    Without --rank the sum is exact, and `edgetune train --start OUT` trains the weights alone: the family fusion. With
+    Without --rank the sum is exact, and `edgetune train --start OUT` trains only the weights: the family fusion. With
     --rank it is the nearest sum of that rank, as small as one of them.
     """
     from ..adapters.joined import cut, similarity, stacked

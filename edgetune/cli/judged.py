@@ -47,7 +47,7 @@ def feedback_file(model: Path) -> Path:
 
 
 class JudgedInFile:
-    """Rows in a file that its owner alone may read. Of a question the last word counts."""
+    """Rows in a file that only its owner may read. The last word on a question counts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -36,11 +36,13 @@ from .sweep import sweep_options, sweep_table, take_grid
 if TYPE_CHECKING:
     from ..runs.result import Result
 
-allow_changed_option = click.option("--allow-changed", metavar="NAME", multiple=True, help="Continue a run although "
-                                    "this has changed: data, held-out, base, isa, version or the name of an option. "
-                                    "Steps done stay, the rest uses the new value; run.json lists what changed.")
+allow_changed_option = click.option("--allow-changed", metavar="NAME", multiple=True, cls=GroupedOption, common=False,
+                                    help="Continue a run although this has changed: data, held-out, base, isa, version "
+                                    "or the name of an option. Steps done stay, the rest uses the new value; run.json "
+                                    "lists what changed.")
 COLOURS = {"learned": "green", "still falling": "green", "overfitted": "yellow", "unmeasured": "yellow", "worse": "red"}
 answers_option = click.option("--answers/--no-answers", default=True, show_default=True, cls=GroupedOption,
+                              common=False,
                               help="Put held-out questions to the model before and after.")
 
 
@@ -179,7 +181,7 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     if result.is_worse:
         return [f"adapter in {folder}"]
     if result.record.get("objective", {}).get("name") == "embed":
-        merge = f"edgetune merge {shell_word(name_of(model))} {shell_word(folder)} -o NEW.gguf"
+        merge = f"edgetune adapters merge {shell_word(name_of(model))} {shell_word(folder)} -o NEW.gguf"
         return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
     ask = f"edgetune chat {shell_word(name_of(model))} --adapter {shell_word(folder)}"
     return [Copied(f"adapter in {folder}; try: {ask}")]

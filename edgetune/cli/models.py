@@ -1,4 +1,4 @@
-"""The commands pull, which downloads models by name, and models, which lists those here."""
+"""The commands pull, which downloads models by name, and models, which lists and describes those here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from ..errors import size_text
-from .app import command, out, show, step_progress
+from .app import cli, command, out, show, step_progress
+from .grouped import Listing
 
 
 @command("pull", click.argument("name"))
@@ -31,7 +32,15 @@ def pull_command(name: str, as_json: bool) -> None:
          *limits, Copied(f"SHA-256 {found.sha256}"), *([] if found.downloaded else ["it was here already"]))
 
 
-@command("models")
+@cli.group("models", cls=Listing)
+def models() -> None:
+    """List the models of this device, and describe one.
+
+    Without a command: list them.
+    """
+
+
+@command("list", group=models)
 def models_command(as_json: bool) -> None:
     """List the models that are on this device.
 

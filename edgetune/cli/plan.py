@@ -34,9 +34,10 @@ if TYPE_CHECKING:
          click.option("--measure/--no-measure", default=True, show_default=True, cls=GroupedOption,
                       help="Measure two steps where no speed is known."),
          click.option("--speed", type=click.Path(path_type=Path),
-                      help="What edgetune bench train --save FILE wrote [what --save alone left for this device]."),
+                      help="What edgetune lab bench train --save FILE wrote [what --save without a name left for "
+                           "this device]."),
          click.option("--device", metavar="NAME", help="Plan for such a board, the one with the least memory, as "
-                      "edgetune device lists them [this machine]."),
+                      "edgetune lab device lists them [this machine]."),
          click.option("--buffers", is_flag=True, help="Also list every buffer, and what the memory is made of."),
          train_options, config_option("train"), cls=ObjectiveCommand)
 def plan_command(model: Path, data: Path | None, named: Path | None, held_out: str | None, measure: bool,
@@ -45,7 +46,7 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
 
     It also says how many steps it takes, and what is traded for the memory.
 
-    Without DATA, rows are taken to be max-length long. Where no speed is known for this device and these options, two
+    Without DATA, rows are taken to be max-length long. If no speed is known for this device and these options, two
     steps are measured, within --memory.
 
     --buffers: a buffer lives for the whole run, for a step (one micro-batch), or for the pass of a block or of the
@@ -220,13 +221,13 @@ def wear_lines(disk: dict[str, Any], predicted: dict[str, Any] | None) -> list[s
 
 def speed_lines(predicted: dict[str, Any] | None, why_not: str) -> list[str]:
     if predicted is None:
-        return [why_not or "no speed is known for this: edgetune bench train MODEL --save measures it"]
+        return [why_not or "no speed is known for this: edgetune lab bench train MODEL --save measures it"]
     speed = predicted["speed"]
     rate = f"{predicted['tokens_per_s']:.0f} tokens/s"
     how = f"({speed['isa']}, {speed['precision']}, {speed['threads']} threads)"
     if predicted["source"] == "two steps":
-        return [f"speed: {rate} in the second of two steps {how}; edgetune bench train MODEL --save measures more of "
-                "them, for all plans"]
+        return [f"speed: {rate} in the second of two steps {how}; edgetune lab bench train MODEL --save measures more "
+                "of them, for all plans"]
     source = "reached" if predicted["measured"] else "has by its profile, nothing was measured,"
     return [f"speed: {rate}, as {speed['device']} {source} {speed['flops_per_s'] / 1e9:.0f} GFLOP/s {how}"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..evaluation.chosen import Choosing
     from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
-    from ..serving.rollouts.texts import Answered, Engine
+    from ..serving.rollouts.texts import Engine, TextAnswer
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ def answer_file(model: Path, adapter: Path | None, questions: Questions, samplin
     """Yields a line for each answer as soon as it is made, in the order of the prompts."""
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
-    from ..serving.rollouts.texts import Asked, adapter_of, answers
+    from ..serving.rollouts.texts import TokenPrompts, adapter_of, answers
     gguf = open_bundle(model).gguf
     opened = adapter_of(gguf, adapter)
     tokenizer = Tokenizer(gguf)
     tokenizer.markup = questions.markup
     rows = read_prompts(questions.path, tokenizer, questions.system, questions.raw)
-    asked = Asked([tokenizer.encode(row.text, bos=True) for row in rows], [questions.max_tokens] * len(rows),
-                  questions.samples, sampling, questions.stop)
+    asked = TokenPrompts([tokenizer.encode(row.text, bos=True) for row in rows], [questions.max_tokens] * len(rows),
+                         questions.samples, sampling, questions.stop)
     found = ordered(answers(gguf, tokenizer, opened, asked, engine), questions.samples)
     if questions.choosing:
         yield from chosen_lines(rows, found, questions.choosing)
@@ -101,14 +101,15 @@ def answer_file(model: Path, adapter: Path | None, questions: Questions, samplin
         yield answer_line(rows[answered.rollout.prompt], answered)
 
 
-def chosen_lines(rows: Sequence[PromptRow], found: Iterator[Answered], choosing: Choosing) -> Iterator[dict[str, Any]]:
+def chosen_lines(rows: Sequence[PromptRow], found: Iterator[TextAnswer],
+                 choosing: Choosing) -> Iterator[dict[str, Any]]:
     """Yields the line of the chosen one of all answers to each prompt, in their order, with the tokens of all."""
     from ..evaluation.chosen import chosen_of
-    from ..serving.draws import Drawn
+    from ..serving.draws import DrawnAnswer
     for row in rows:
         made = [next(found) for _ in range(choosing.samples)]
-        drawn = [Drawn(i, each.text, each.rollout.tokens.size, float(each.rollout.logp.sum(dtype=float)),
-                       each.finish_reason) for i, each in enumerate(made)]
+        drawn = [DrawnAnswer(i, each.text, each.rollout.tokens.size, float(each.rollout.logp.sum(dtype=float)),
+                             each.finish_reason) for i, each in enumerate(made)]
         choice = chosen_of(drawn, choosing.chooser(row.asked))
         yield {**answer_line(row, made[choice.drawn.index]), **choice_json(choice)}
 
@@ -135,9 +136,9 @@ def save_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:
     return len(text)
 
 
-def ordered(found: Iterator[Answered], samples: int) -> Iterator[Answered]:
+def ordered(found: Iterator[TextAnswer], samples: int) -> Iterator[TextAnswer]:
     """Orders answers by prompt and sample, and yields each as soon as all before it are there."""
-    early: dict[int, Answered] = {}
+    early: dict[int, TextAnswer] = {}
     following = 0
     for answered in found:
         early[answered.rollout.prompt * samples + answered.rollout.sample] = answered
@@ -146,7 +147,7 @@ def ordered(found: Iterator[Answered], samples: int) -> Iterator[Answered]:
             following += 1
 
 
-def answer_line(row: PromptRow, answered: Answered) -> dict[str, Any]:
+def answer_line(row: PromptRow, answered: TextAnswer) -> dict[str, Any]:
     """The line of an answer. logprob: of the answer, natural; sampling_logprob: with temperature, top-k and so on."""
     rollout = answered.rollout
     return {**row.asked, "sample": rollout.sample, "text": answered.text, "tokens": rollout.tokens.size,

@@ -21,6 +21,7 @@ from .app import (
     train_progress,
     training_options,
 )
+from .lab import lab
 
 OF_DAEMON = ("memory", "context", "threads", "canary", "canary_rise", "max_kl")
 
@@ -31,13 +32,13 @@ OF_DAEMON = ("memory", "context", "threads", "canary", "canary_rise", "max_kl")
          click.option("-o", "--out", "folder", type=click.Path(path_type=Path), required=True,
                       help="New folder of the adapter."),
          config_options(*OF_DAEMON, of=DaemonConfig), training_options(*FILE_OPTIONS, *OF_DAEMON, "shuffle"),
-         policy_file_option, policy_options)
+         policy_file_option, policy_options, group=lab)
 def rebase_command(model: Path, state: Path, folder: Path, policy_file: Path | None, as_json: bool,
                    **options: Any) -> None:
     """Move what a daemon has learned to another MODEL.
 
     All feedback in STATE, which does not change, is learned again on MODEL. The same questions are held out, and
-    compared with MODEL alone; the verdict is in OUT's run.json. Ctrl-C stops; the same command continues.
+    compared with only MODEL; the verdict is in OUT's run.json. Ctrl-C stops; the same command continues.
     """
     from ..daemon.rebase import rebase
     policy = policy_of(policy_file, options)

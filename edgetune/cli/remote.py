@@ -17,9 +17,10 @@ import click
 from rich.text import Text
 
 from ..errors import DataError, NotFoundError, UsageError, shell_word, size_text
+from ..manifest import manifests
 from .app import DATA, F, cli, column_options, command, explicit, job_options, out, show, train_progress
-from .files import shown
-from .grouped import GroupedCommand
+from .facts import shown
+from .grouped import GroupedCommand, Listing
 from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
@@ -33,15 +34,6 @@ BASE = "the base alone"
 MADE = "fine_tuned_model"  # of a job: an id that is too long for a narrow table
 INDENT = "  "  # of what is below an id
 TIMES = ("_at", "_finish")  # how such fields of a job end
-
-
-class Listing(click.Group):
-    """A group whose default command is list."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
 
 
 def request(name: str, *options: Any, group: click.Group = cli, cls: type[click.Command] = GroupedCommand,
@@ -155,8 +147,8 @@ def jobs_create(client: Any, data: Path, held_out: str | None, model: str, suffi
     columns = Columns(prompt_column, completion_column)
     objective = take_objective(options)
     asked = {**explicit(options), **objective.options()}
-    body = {"model": model or client.get("/v1/device")["model"], "training_file": _file_id(client, str(data), columns),
-            "validation_file": _file_id(client, held_out, columns) if held_out else None,
+    body = {"model": model or client.get("/v1/device")["model"], "training_file": file_id(client, str(data), columns),
+            "validation_file": file_id(client, held_out, columns) if held_out else None,
             "suffix": suffix or None, "seed": asked.pop("seed", None),
             "method": {"type": objective.method, objective.method: _method(objective, asked)}}
     job = client.post(JOBS, {name: value for name, value in body.items() if value is not None})
@@ -186,7 +178,7 @@ def begun_lines(job: dict[str, Any]) -> list[str]:
     return [f"{job['id']} is {state_of(job)}; to follow it:", Copied(f"edgetune jobs follow {shell_word(job['id'])}")]
 
 
-def _file_id(client: Any, data: str, columns: Columns) -> str:
+def file_id(client: Any, data: str, columns: Columns) -> str:
     """The id of a file that the daemon has, or of rows of this machine, which are uploaded."""
     from ..data.formats import BY_KEYS
     from ..data.parts import parts_of
@@ -312,9 +304,10 @@ def adapters() -> None:
 def adapters_list(client: Any, as_json: bool) -> None:
     """List all adapters, and why each is active or not."""
     found = client.get(ADAPTERS)
+    facts = [fact for manifest in manifests() for fact in manifest.adapter]
     verdicts = [a.get("verdict") or {} for a in found["data"]]
     rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or "",
-              f"{a['questions']} questions" if a.get("questions") else ""],
+              *(f"{a[fact]} {fact}" if a.get(fact) else "" for fact in facts)],
              "; ".join(filter(None, (verdict.get("reason"), verdict.get("remembered")))))
             for a, verdict in zip(found["data"], verdicts, strict=True)]
     show(as_json, found, *(entries(rows) if rows else ["there are no adapters"]), _serving(found))
@@ -353,29 +346,6 @@ def adapters_add(client: Any, adapter: Path, suffix: str, as_json: bool) -> None
     found = client.add_adapter(adapter, suffix)
     show(as_json, found, f"{found['id']} is a candidate",
          Copied(f"edgetune adapters evaluate {shell_word(found['id'])} --promote"))
-
-
-@request("route", click.argument("adapter"), click.argument("data", type=click.Path(path_type=Path), required=False),
-         column_options, click.option("--off", is_flag=True, help="Let it be chosen no longer."), group=adapters)
-def adapters_route(client: Any, adapter: str, data: Path | None, prompt_column: str, completion_column: str, off: bool,
-                   as_json: bool) -> None:
-    """Let NAME:auto choose ADAPTER by questions of its task.
-
-    DATA has them: a file of this machine, or the id (file-...) of one that the daemon has [what ADAPTER was trained
-    on]. The daemon needs --embeddings. It keeps vectors of the questions alone.
-    """
-    from ..data.formats import Columns
-    path = url_path(ADAPTERS, adapter, "questions")
-    if off:
-        show(as_json, client.delete(path), f"{adapter} is chosen no longer")
-        return
-    file = _file_id(client, str(data), Columns(prompt_column, completion_column)) if data else None
-    try:
-        found = client.post(path, {"file": file})
-    finally:
-        if file and file != str(data):
-            client.delete(url_path("/v1/files", file))
-    show(as_json, found, f"{found['id']} is chosen for questions like {found['questions']} of its task")
 
 
 @request("recover", group=adapters)

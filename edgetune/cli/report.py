@@ -21,7 +21,7 @@ WIDE = 80  # columns of a terminal in which the table has its usual spaces
 def report_command(folders: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
     """Show how a run went, or compare several.
 
-    It is one HTML file that loads nothing from the network. OUT is the folder of a training, which may still run. Of
+    It is one HTML file that loads nothing from the network. OUT is the folder of a training, which may still run. For
     one run it shows the verdict, charts, answers before and after, and options; of several their losses together, and
     the options that differ.
     """

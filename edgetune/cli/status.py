@@ -16,6 +16,7 @@ from rich.text import Text
 
 from ..console import ACTIONS
 from ..errors import size_text
+from ..manifest import manifests
 from . import watched
 from .app import out, show
 from .remote import ADAPTERS, BASE, request
@@ -64,7 +65,8 @@ def view(facts: dict[str, Any]) -> RenderableType:
                     f"{serving['tokens_per_s']:.1f} tokens/s in the last one{''.join(others)}"],
         ["job", Text(_job(facts["job"]) if facts["job"] else "none")],
         ["learning", Text("\n".join(filter(None, (facts["learning"]["state"], facts["learning"]["unused"]))))],
-        *_tutor(facts["learning"].get("tutor")),
+        *([name, Text(text)] for manifest in manifests() if manifest.status
+          for name, text in manifest.load(manifest.status)(facts)),
     ]
     return Group(table(facts["model"], ["", ""], rows),
                  *_happened("activated", [(event["at"], names.get(event["adapter"], BASE), event["cause"])
@@ -79,18 +81,6 @@ def short_names(adapters: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     count = Counter(suffix for suffix, _ in parts.values())
     return {each["id"]: each.get("name") or (suffix if suffix and count[suffix] == 1 else f"{suffix} {number}".strip())
             for each in adapters for suffix, number in [parts[each["id"]]]}
-
-
-def _tutor(found: dict[str, Any] | None) -> list[list[str | Text]]:
-    """The condition for which the tutor waits, and the results of the rounds of its latest job."""
-    if found is None:
-        return []
-    counts = found["prompts"]
-    lines = [found["state"], f"{counts['kept']} prompts of {counts['most']} at most are kept, {counts['new']} are new"]
-    for one in found["rounds"]:
-        said = "published" if one["published"] else "not published"
-        lines.append(f"round {one['round']}, {said}: {one['reason']}")
-    return [["tutor", Text("\n".join(lines))]]
 
 
 def _happened(title: str, events: Sequence[tuple[float, str, str]]) -> list[RenderableType]:
@@ -117,8 +107,8 @@ def _job(job: dict[str, Any]) -> str:
     if progress.get("phase") == "judging":
         of = f" {progress['judged']} of {progress['judging']}" if "judging" in progress else ""
         parts.append(f"evaluating{of}: the trained adapter answers held-out rows, compared with the active one")
-    elif progress.get("phase") == "tutor":
-        parts.append(f"round {progress['round']} of {progress['rounds']}: prompts are answered and evaluated")
+    elif "says" in progress:
+        parts.append(progress["says"])
     elif "step" in progress:
         parts.append(f"step {progress['step']}/{progress['steps']}")
         for name, form in (("loss", "loss {:.3f}"), ("reward", "reward {:.3f}"), ("tokens_per_s", "{:.0f} tokens/s")):

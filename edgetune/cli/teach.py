@@ -22,6 +22,7 @@ from .app import (
     stop_on_signals,
     threads_option,
 )
+from .data import data
 
 
 @command("teach", MODEL, DATA,
@@ -30,8 +31,8 @@ from .app import (
          click.option("--top", type=click.IntRange(1, 256), default=32, show_default=True,
                       help="The likeliest tokens that are told apart at each token; all others are one."),
          click.option("--temperature", type=click.FloatRange(0.1, 20), default=1.0, show_default=True,
-                      help="Of the teacher's distribution, and of the student's that is compared with it."),
-         config_options(*READING, *FILE_OPTIONS), threads_option)
+                      help="Temperature of the teacher's distribution, and of the student's that is compared with it."),
+         config_options(*READING, *FILE_OPTIONS), threads_option, group=data)
 def teach_command(model: Path, data: Path, path: Path, adapter: Path | None, top: int, temperature: float,
                   threads: int, as_json: bool, **reading: Any) -> None:
     """Write what MODEL expects in DATA, for a student.

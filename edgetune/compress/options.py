@@ -48,7 +48,7 @@ class CompressConfig:
     format: str = option("gguf", "gguf, for llama.cpp and training, or onnx, for ONNX Runtime.",
                          choices=("gguf", "onnx"), common=True, group="What is stored")
     type: str = option("", "llama.cpp's type, such as Q4_K_M or Q8_0 [Q4_K_M].", common=True)
-    static: int = option(0, "Of an encoder: a table of a vector of this length a token, such as 256, which numpy alone "
+    static: int = option(0, "For an encoder: a table of a vector of this length a token, such as 256, which only numpy "
                          "serves; 0: the encoder itself.", low=0, high=4096)
     target_size: str = option("", "Bytes of the file at most, such as 80M (10^6 bytes each): the type of each tensor "
                               "is chosen by its cost.", common=True)

@@ -174,19 +174,10 @@ class Client:
         """Lets the gate evaluate an adapter, waits, and returns it with the verdict. options: of the request. Raises
         EdgetuneError where the job does not succeed.
         """
-        self._succeeded(self.post(f"/v1/adapters/{quote(id, safe=':')}/evaluate", dict(options)))
+        self.succeeded(self.post(f"/v1/adapters/{quote(id, safe=':')}/evaluate", dict(options)))
         return self.get(f"/v1/adapters/{quote(id, safe=':')}")
 
-    def evaluate_base(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Lets the gate evaluate the base in the other side of the slot, and waits; its verdict. Otherwise as
-        evaluate_adapter.
-        """
-        job = self._succeeded(self.post("/v1/base/evaluate", dict(options)))
-        last = self.get(f"/v1/fine_tuning/jobs/{job['id']}/events", limit=1)
-        with self.understood():
-            return dict(last["data"][0]["data"]["verdict"])
-
-    def _succeeded(self, job: dict[str, Any]) -> dict[str, Any]:
+    def succeeded(self, job: dict[str, Any]) -> dict[str, Any]:
         """The job of an evaluation when it has ended. Raises EdgetuneError where it does not succeed."""
         with self.understood():
             while not has_ended(job):
@@ -227,7 +218,7 @@ class Client:
 
     def _no_daemon(self, error: Exception) -> EdgetuneError:
         return AwayError(f"no daemon answers at {self.url} ({error})",
-                         "start one with edgetune daemon MODEL, or name it with --url")
+                         "start one with edgetune serve MODEL, or name it with --url")
 
     @contextmanager
     def understood(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import EdgetuneError, UsageError
-from ..evaluation.collected import Refused
+from ..evaluation.collected import RefusedByTeacher
 from ..evaluation.graders.sample import Sample
 
 BUSY = (408, 409, 425, 429, 500, 502, 503, 504)  # answers after which the same question may be answered
@@ -80,7 +80,7 @@ class Endpoint:
                 if answer.status_code in (401, 403, 404):
                     raise UsageError(f"{self.url} answers {says}", "look at --url, --model and the key")
                 if answer.status_code not in BUSY:
-                    raise Refused(says)
+                    raise RefusedByTeacher(says)
                 wait = _asked_wait(answer)
             if turn < self.retries:
                 self.sleep(min(max(wait, 2.0 ** turn * random.uniform(0.5, 1)), LONGEST_WAIT))

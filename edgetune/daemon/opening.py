@@ -16,9 +16,10 @@ from ..serving.llama import LlamaModel
 from ..serving.memory import may_repack, memory_needed
 from . import memory
 from .jobs.room import small_job_bytes
-from .options import OFF, DaemonConfig
+from .options import OFF, DaemonConfig, part_options
 
 CONTEXT = 4096  # tokens, unless another number is given or the model was trained for fewer,
+NEED_TEXT = ("prompt",)  # options of which a model that writes text alone makes use
 LEAST_CONTEXT = 1024  # or for this many or more, where memory has no room for more with a small job
 
 log = logging.getLogger("edgetune.daemon")
@@ -50,12 +51,8 @@ def least_memory(gguf: Gguf, config: DaemonConfig, process: int) -> int:
 
 
 def _open_encoder(gguf: Gguf, name: str, config: DaemonConfig) -> Classifying:
-    if config.tutors:
-        raise UsageError(f"learn is {config.learn}, and {name} is an encoder, which cannot answer prompts that it has "
-                         "not learned", "choose idle or nightly, or a model that writes text")
-    for option, given in (("first", config.first), ("home", config.home), ("prompt", config.prompt),
-                          ("index", config.index)):
-        if given:
+    for option in (*NEED_TEXT, *(name for own in part_options() for name in own.needs_text)):
+        if given := getattr(config, option):
             raise UsageError(f"{option} is {given}, and {name} is an encoder itself", "leave it out, or serve a model "
                              "that writes text")
     if config.context:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass, replace
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import UsageError
 from ..evaluation.graders import landlock
-from ..formats.signature import private_key
 from ..machine.policy import read_hours
-from ..options import AUTO, check_options, option, share_of
+from ..manifest import PartOptions, manifests
+from ..options import AUTO, check_options, declared, option, share_of
 from ..training.config import TrainConfig
 
 OFF = "off"
 NUMBER = r"\d{1,4}(?:\.\d{1,4})?"
+NIGHTLY = "-nightly"  # after a value of --learn that parts add
+WHEN = ("", NIGHTLY)
+MORE = tuple((name, source) for manifest in manifests() for name, source in manifest.learn.items())
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+C = TypeVar("C", bound="DaemonOptions")
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,8 @@ class AllowedPython:
 
 
 @dataclass(frozen=True)
-class DaemonConfig:
-    """Options of a daemon, or of a service within an app. Immutable."""
+class DaemonOptions:
+    """Options of every daemon. `DaemonConfig` has those of the parts, too."""
 
     # where it listens
     host: str = option("127.0.0.1", "Address to listen on; any but loopback needs --key-file.",
@@ -48,41 +54,24 @@ class DaemonConfig:
     socket: str = option("", "Listen on this Unix socket instead.", common=True)
     key_file: str = option("", "File with the hashes of keys that clients must show; edgetune service key adds one.",
                            common=True)
-    trusted_proxy: str = option("", "IP address of a proxy that lets in the right people alone, such as Home "
+    trusted_proxy: str = option("", "IP address of a proxy that lets in only the right people, such as Home "
                                 "Assistant's ingress, 172.30.32.2: its requests need no key, and its pages may show "
                                 "the daemon's in a frame [none].")
     # data that it keeps
     state: str = option("", "Folder of the daemon's state [~/.local/state/edgetune].",
                         common=True, group="What it keeps")
-    fleet: str = option("", "Folder of a fleet: devices fetch its rounds and roll-outs from this daemon, and send "
-                        "their answers.")
-    fleet_sign: str = option("", "Private Ed25519 key that signs orders of a roll-out: those by which rings begin by "
-                             "themselves, and what is decided on the page.")
     log_prompts: bool = option(False, "Write prompts and answers into the log.")
-    keep_prompts: int = option(0, "Prompts of people kept at most for --learn tutor, without answers; the oldest leave "
-                               "first; 0: none, and those that were kept leave.", low=0, high=100_000)
     drawn_days: int = option(90, "Days for which one in five questions is kept, without its answer, to test new "
                              "adapters by; 0: none, and the test promises less.", low=0, high=3650)
     propose: bool = option(True, "Propose corrections that people made in the chat itself; they are learned only if "
                            "somebody accepts them.")
     keep: int = option(3, "Adapters kept with the active one: the previous one, and the latest.",
                        low=2, high=100)
-    library_size: int = option(0, "MiB of the adapters among which NAME:auto chooses at most; 0: any.", low=0)
     # models for answers, in addition to the base
     embeddings: str = option("", "GGUF or name of an encoder or another model for /v1/embeddings [the model's own "
-                             "hidden states].", group="What it answers with")
-    prompt: str = option("", "Prompt file, put around chats that have no system message (edgetune prompt makes one).",
+                             "hidden states].", group="What it answers with", local=True)
+    prompt: str = option("", "Prompt file, put around chats that have no system message.",
                          common=True)
-    index: str = option("", "Index of documents (edgetune index), whose passages are put before questions of chats.",
-                        common=True)
-    passages: int = option(3, "Passages of a question at most.", low=1, high=50)
-    first: str = option("", "Adapter of an encoder, which answers what it is sure of; the model answers the rest "
-                        "[the model answers all].", common=True)
-    first_share: float = option(0.9, "Share of those answers that is right at least, of JSON in the fields of few "
-                                "values, with a certainty of 95 % over the draw of the encoder's held-out questions.",
-                                low=0.5, high=0.999)
-    home: str = option("", "House (of edgetune home train) that answers Home Assistant; the model answers the rest "
-                       "[the model answers all].", common=True)
     # resources that it may use
     memory: str = option("", "Memory of the daemon at most, training included, such as 500M or 25% of what is "
                          "available [75%].", common=True, group="What it may use")
@@ -102,11 +91,11 @@ class DaemonConfig:
     allow_python_graders: bool = option(False, "Let clients send python graders, which run in a sandbox. Needs a "
                                         "kernel with Landlock.")
     rewards: str = option("", "Folder of reward functions that jobs may name, as module:function; they run in the "
-                          "process that trains [none].")
+                          "process that trains [none].", local=True)
     # how it learns
     learn: str = option("off", "Learn from feedback by itself: idle (ten minutes after the last answer), nightly (in "
-                        "--learn-hours), or off; tutor and tutor-nightly also from kept prompts, by answering them.",
-                        choices=("off", "idle", "nightly", "tutor", "tutor-nightly"),
+                        "--learn-hours), or off" + "".join(f"; {one} and {one}{NIGHTLY} also {of}" for one, of in MORE)
+                        + ".", choices=("off", "idle", "nightly", *(one + when for one, _ in MORE for when in WHEN)),
                         common=True, group="How it learns")
     learn_hours: str = option("01:00-06:00", "Hours in which nightly learning may start, local time.", common=True)
     learn_method: str = option(AUTO, "How feedback is learned, by a method of edgetune train: auto (sft, or classify "
@@ -114,14 +103,11 @@ class DaemonConfig:
                                "kto: which were good and which bad; grpo, rloo, rest and others: what --learn-grader "
                                "rewards.")
     learn_options: str = option("", "Options of that method, such as beta=0.2,sft_weight=1; of an encoder also of "
-                                "training, such as steps=1: the heads alone.")
-    learn_grader: str = option("", "File of a grader, which rewards answers to the questions of feedback, and to the "
-                              "tutor's prompts.")
+                                "training, such as steps=1: only the heads.")
+    learn_grader: str = option("", "File of a grader, which rewards answers to questions that people asked.",
+                               local=True)
     learn_rows: int = option(20, "New pieces of feedback that start a training, held-out ones included.",
                              low=1)
-    tutor_prompts: int = option(64, "Kept prompts, not asked yet, that start the tutor's rounds.", low=1)
-    tutor_options: str = option("", "Options of the tutor, such as rounds=5,per_round=32 [edgetune tutor's, but 3 "
-                                "rounds and the limits on the canary below].")
     compact_every: int = option(0, "Activated feedback jobs after which all feedback is learned again, when --learn "
                                 "allows it; 0: only when told.", low=0)
     recall: bool = option(True, "Answer an exact repeat of a corrected question as corrected, until a training has "
@@ -135,20 +121,22 @@ class DaemonConfig:
     feedback_size: int = option(64, "MiB of feedback kept at most, half of it not learned yet.", low=1)
     replay: float = option(1.0, "Earlier rows that are mixed with each new one, after one pass over all earlier "
                            "rows.", low=0.0, high=100.0)
-    canary: str = option("", "Text whose perplexity a new adapter must not raise [a page of ours].")
+    canary: str = option("", "Text whose perplexity a new adapter must not raise [a page of ours].", local=True)
     canary_rise: str = option("5%", "Share by which a new adapter may raise the canary's perplexity over the base's, "
                               "such as 5% or 0.05; off: any.")
     max_kl: str = option("0.1", "Nats a token by which a new adapter's predictions on the canary may differ from the "
                          "base's (KL); off: any.")
 
     @property
-    def tutors(self) -> bool:
-        """Returns whether it learns from prompts, too."""
-        return self.learn.startswith("tutor")
+    def learns_more(self) -> bool:
+        """Returns whether it learns from something in addition to feedback."""
+        return self.learn.removesuffix(NIGHTLY) in dict(MORE)
 
-    def check(self) -> DaemonConfig:
+    def check(self: C) -> C:
         """Returns self; raises UsageError for the first option out of its range."""
         check_options(self)
+        for own in part_options():
+            own.check_own(cast(PartOptions, self))
         TrainConfig(memory=self.memory).memory_bytes(2**40)
         read_hours("learn-hours", self.learn_hours)
         self.limits()
@@ -161,8 +149,6 @@ class DaemonConfig:
             raise UsageError(f"host is {self.host}, which others can reach, and there is no key-file",
                              "make a key with edgetune service key and give its file, or listen on 127.0.0.1")
         self._check_proxy()
-        if self.fleet_sign:
-            private_key(Path(self.fleet_sign).expanduser())  # a wrong file must be known before a roll-out is stopped
         return self
 
     def _check_proxy(self) -> None:
@@ -204,6 +190,32 @@ class DaemonConfig:
         base = os.environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd's
         default = Path(base) if base else Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "edgetune"
         return Path(self.state).expanduser() if self.state else default.expanduser()
+
+
+@cache
+def part_options() -> tuple[type[PartOptions], ...]:
+    """Returns the options of the parts that add some, in the parts' order."""
+    return tuple(manifest.load(manifest.options) for manifest in manifests() if manifest.options)
+
+
+if TYPE_CHECKING:
+
+    class DaemonConfig(DaemonOptions):
+        """Options of a daemon, or of a service within an app, with those of all parts. Immutable."""
+
+        def __init__(self, **given: Any) -> None: ...
+
+else:
+    DaemonConfig = make_dataclass(
+        "DaemonConfig", (), bases=(*reversed(part_options()), DaemonOptions), frozen=True, namespace={
+            "__module__": __name__,
+            "__doc__": "Options of a daemon, or of a service within an app, with those of all parts. Immutable."})
+
+
+def without_parts(config: DaemonConfig) -> DaemonConfig:
+    """Returns a daemon's options without those of its parts."""
+    plain: dict[str, Any] = {spec.name: spec.default for own in part_options() for spec in declared(own)}
+    return replace(config, **plain)
 
 
 def model_name(path: Path) -> str:

@@ -28,7 +28,7 @@ from ..training.config import TrainConfig
 from .jobs.decide import without_scores
 from .jobs.table import ENDED, Job
 from .kinds.feedback import ALL
-from .options import DaemonConfig
+from .options import DaemonConfig, without_parts
 from .service import Service
 from .state import adapters
 from .state.database import NAME as DATABASE
@@ -40,7 +40,7 @@ SYSTEM = "system.txt"  # in it: the system message of the adapter that was activ
 RECORD = "rebase.json"  # in it: the options of the rebase
 COPIED = (DATABASE, f"{DATABASE}-wal", KEY)
 CLEARED = """DELETE FROM checkpoints; DELETE FROM events; DELETE FROM jobs; DELETE FROM adapters; DELETE FROM service;
-             DELETE FROM files; DELETE FROM prompts; UPDATE feedback SET job = NULL WHERE state = 'new'"""
+             DELETE FROM files; UPDATE feedback SET job = NULL WHERE state = 'new'"""
 POLL = 0.5  # seconds between two looks at the job
 EVENTS = 200  # that are read at a time at most
 
@@ -81,9 +81,8 @@ def rebase(model: str | Path, state: str | Path, out: str | Path, *, config: Dae
     refuse_made(target, work)
     config = config or DaemonConfig()
     imitates = config.learn_method in (AUTO, Sft.name)
-    grader = "" if imitates else config.learn_grader  # for prompts, of which there are none here
-    config = replace(config, state=str(work), learn="off", keep_prompts=0, tutor_options="",
-                     learn_grader=grader).check()
+    grader = "" if imitates else config.learn_grader  # of a part
+    config = replace(without_parts(config), state=str(work), learn="off", learn_grader=grader).check()
     train = (train or TrainConfig(threads=config.threads)).check()
     asked = {"model": open_bundle(find_model(model)).fingerprint, "from": str(Path(state).resolve()),
              "train": {name: value for name, value in train.to_json().items() if name != "threads"}}

@@ -17,10 +17,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from .. import disk
-from ..data.around import instructed, together
+from ..data.around import Instruction, instructed, sourced, together
 from ..errors import UsageError, size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model, name_of
@@ -32,19 +32,15 @@ from ..machine.policy import Policy
 from ..machine.sensors import Sensors
 from ..models.networks import network_of
 from ..objectives.base import objectives
-from ..serving.around import opened_around
 from ..serving.completion import MODEL, Completion, OnPiece
 from ..serving.llama import LlamaModel
+from ..serving.prompt_file import opened_around
 from ..serving.question import Question
 from ..serving.served import Served
 from ..serving.tool_calls import CallReader
 from ..training.config import TrainConfig
 from . import memory
-from .advancing import Advancing
-from .contest import Contest
-from .documents import Documents
 from .embeddings import Embedded, Embeddings, Text
-from .first import First, FirstEncoder
 from .grading import Grading
 from .jobs.jobs import FOLDER as RUNS
 from .jobs.jobs import NAMES as RUN_NAMES
@@ -59,15 +55,13 @@ from .learning.feedback import Feedback
 from .learning.learner import Learner
 from .learning.like import LikeRecall
 from .learning.method import learn_method
-from .learning.prompts import Prompts
 from .learning.proposals import Proposals
 from .learning.recall import Recall
-from .learning.traffic import Traffic
-from .library import Library
+from .learning.traffic import DrawnTraffic
 from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
-from .slots import arrival, slot_facts
+from .running import Chooser, RunningPart, running_parts
 from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
 from .state.adapters import LATEST, Adapter, Adapters
 from .state.database import Store
@@ -75,21 +69,10 @@ from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
 from .thinking import thinking_of
-from .threads import Part, health_of
+from .threads import Threaded, health_of
 from .turns import EARLIER, continued
 
-if TYPE_CHECKING:
-    from .house import HouseReplies
-
 log = logging.getLogger("edgetune.daemon")
-
-
-def _house(config: DaemonConfig) -> HouseReplies | None:
-    """The house of --home, opened. Its packages are those of the extra home."""
-    if not config.home:
-        return None
-    from .house import HouseReplies
-    return HouseReplies(config)
 
 
 class Service:
@@ -97,7 +80,7 @@ class Service:
     policy: rules by which training yields. train: options of a job that its request leaves open. start_process: starts
     the process of a job.
 
-    The app may use its parts from any thread: files, jobs, adapters, feedback, prompts, batcher, embeddings, grading.
+    The app may use its parts from any thread: files, jobs, adapters, feedback, batcher, embeddings, grading.
     Raises UsageError for options out of their range and where another process has the state folder.
     """
 
@@ -111,12 +94,11 @@ class Service:
         self.train.check()
         learn_method(self.config)  # raises for options that are wrong
         self.start_process = start_process
-        for kind in kinds().values():
-            kind.check(self.config)
         self.slot = slot_of(Path(model))
         self.path = opened_side(find_model(model))
         self.name = model_name(self.slot.path if self.slot else self.path)
         self.stopping = threading.Event()
+        self.running: dict[str, RunningPart] = {}
         self.answered = Counter[str]()  # answers by their source
         self._counting = threading.Lock()
         self._reading = memory.Reading()
@@ -136,10 +118,7 @@ class Service:
             self.method = learn_method(self.config, self.objective.name)
             self.store = Store(folder)
             opened.callback(self.store.close)
-            self.first = FirstEncoder(self.config) if self.config.first else None  # what it takes the model must leave
-            self.house = _house(self.config)
-            self.documents = Documents(self.config)
-            opened.callback(self.documents.close)
+            self.running = running_parts(self.config, opened)
             self._open_model()
             opened.callback(self.served.close)
             self._put_around(opened)
@@ -149,18 +128,20 @@ class Service:
             self._known = {name_of(file): model_name(file) for file in (given, self.embeddings.file) if file}
             self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders, self._left)
             self.files = Files(self.store, folder, self.config)
-            opened.callback(self.documents.open_stores(folder, self.files, self.config).close)
             self.adapters = Adapters(self.store, folder, self.batcher, self.config, self.name, self._left,
                                      self.bundle.fingerprint, may_differ=self.slot is not None)
-            self.library = Library(self.adapters, self.embeddings, self.name, self.config.library_size * disk.MIB)
             self.holdout = open_holdout(folder, in_use=self.store.holds_feedback())
             self.feedback = Feedback(self.store, self.holdout, self.config, self.method.kind)
-            self.traffic = Traffic(self.store, self.holdout, self.config.drawn_days,
+            self.traffic = DrawnTraffic(self.store, self.holdout, self.config.drawn_days,
                                    lambda: self.adapters.serving or self.adapters.base)
-            self.prompts = Prompts(self.store, self.config.keep_prompts)
-            for asked in (self.feedback, self.prompts):
-                asked.on_deleted.append(self.traffic.forget)
-            self.proposals = Proposals(self.store, self.feedback, self.config.keep_prompts > 0)
+            self.feedback.on_deleted.append(self.traffic.forget)
+            self.proposals = Proposals(self.store, self.feedback,
+                                       any(running.keeps_questions for running in self.running.values()))
+            names = ("", self.name + LATEST)
+            self.model = ModelSource(self.batcher, self.adapters, self.served, self.config)
+            self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
+            for running in self.running.values():
+                running.join(self)
             self.sources = self._sources()
             self.jobs = self._jobs(folder)
             starters = [starter for kind in kinds().values() for starter in kind.starters(self)]
@@ -169,42 +150,27 @@ class Service:
             self._used_at_start = memory.in_use(self.bundle.gguf.path.resolve())[0]
             self.probations = Probations(self.adapters, self.store)
             self.feedback.on_added.append(self.probations.look)
-            self.advancing = Advancing(self.config, self.stopping)
-            for part in (self.batcher, self.adapters, self.jobs, self.learner, self.advancing):
+            for part in (self.batcher, self.adapters, self.jobs, self.learner):
                 part.start()
                 if not isinstance(part, Adapters):
                     opened.callback(part.stop)
-            self.came = arrival(self.path, self.adapters) if self.slot else None
+            for running in self.running.values():
+                running.start()
+                opened.callback(running.stop)
             self.probations.look()  # the daemon may have ended before it could
-            self.library.start()
-            if self.first:
-                self.contest.start()
-                opened.callback(self.contest.stop)
-            self.parts: Sequence[Part] = (self.batcher, self.jobs, self.learner, self.advancing, self.documents.stores,
-                                          *([self.contest] if self.first else []))
+            self.parts: Sequence[Threaded] = (self.batcher, self.jobs, self.learner, *self.running.values())
             self._opened = opened.pop_all()
         return self
 
     def _sources(self) -> list[AnswerSource]:
         """Returns the sources of answers in order; an app may insert others."""
-        names = ("", self.name + LATEST)
-        model = ModelSource(self.batcher, self.adapters, self.served, self.config)
-        self.recall = Recall(self.feedback, self.adapters, self.served, names, self.method.imitates)
         has_likes = self.config.recall and self.config.recall_like != "off" and self.embeddings.encoder
         self.likes = LikeRecall(self.recall, self.embeddings) if has_likes else None
         found: list[AnswerSource] = [self.recall] if self.config.recall else []
         if self.likes:
             found.append(self.likes)
-        if self.house:
-            from .house import HouseSource
-            self.house.join(self.batcher)
-            found.append(HouseSource(self.house, self.served, self.adapters, names, self.recall.is_disputed,
-                                     cast(LlamaModel, self.served).call_form))
-        if self.first:
-            self.contest = Contest(self.first, model, self.stopping)
-            found.append(First(self.first, self.served, self.adapters, names, self.recall.is_disputed,
-                               self.contest.is_better))
-        return [*found, model]
+        found += [source for running in self.running.values() for source in running.sources()]
+        return [*sorted(found, key=lambda source: source.place), self.model]
 
     def _answer(self, asked: AskedQuestion) -> Completion:
         found = first_answer(self.sources, asked)
@@ -236,8 +202,22 @@ class Service:
         """Puts around every chat what the options say."""
         prompt = Path(self.config.prompt).expanduser() if self.config.prompt else None
         around = opened.enter_context(opened_around(prompt, self.config.threads))
-        if found := together(around, self.documents.passages):
+        if found := together(around, *(running.around for running in self.running.values())):
             cast(LlamaModel, self.served).around = found
+
+    def sources_of(self, question: Question) -> Sequence[dict[str, Any]] | None:
+        """Returns the sources of what is put around a question: none if nothing was found, None if nothing has any."""
+        found = sourced(question.around) or sourced(getattr(self.served, "around", None))
+        return found.sources(question.messages or ()) if found else None
+
+    def tool(self, given: Mapping[str, Any]) -> Instruction:
+        """Returns what a tool that the daemon itself runs puts around a question. Raises UsageError if no part knows
+        the tool, and the part's errors.
+        """
+        for running in self.running.values():
+            if found := running.tool(given):
+                return found
+        raise UsageError(f"this daemon has no tool of type {given['type']}", "leave it out")
 
     def stop(self) -> None:
         """Finishes the answers in progress, saves the training, closes. A second call does nothing."""
@@ -254,8 +234,15 @@ class Service:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def models(self) -> Sequence[str]:
-        """Returns names for requests: the base, the base with the active adapter, every adapter, and the library."""
-        return [*self.adapters.models(), *([self.library.name] if self.library.members() else [])]
+        """Returns names for requests: the base, the base with the active adapter, every adapter, and `choosing`."""
+        return [*self.adapters.models(), *self.choosing()]
+
+    def choosing(self) -> Sequence[str]:
+        """Returns names by which a part chooses a model for each question."""
+        return [name for running in self.running.values() for name in running.models()]
+
+    def _chooser(self, model: str) -> Chooser | None:
+        return next((found for running in self.running.values() if (found := running.chooser(model))), None)
 
     def spelled(self, model: str) -> str:
         """Returns the name in `models` of a model that a request calls as commands do: "smollm2:latest", say."""
@@ -263,11 +250,11 @@ class Service:
         return self._known.get(known, known) + colon + rest
 
     def adapter_for(self, model: str) -> str | None:
-        """Returns the adapter that answers for a model's name now; None: the base alone, or whatever the library
-        chooses. Raises NotFoundError.
+        """Returns the adapter that answers for a model's name now; None: the base alone, or whatever a part chooses.
+        Raises NotFoundError.
         """
         model = self.spelled(model)
-        return None if model == self.library.name else self.adapters.named(model)
+        return None if self._chooser(model) else self.adapters.named(model)
 
     def chat(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None, *,
              model: str = "", **options: Any) -> Completion:
@@ -312,12 +299,12 @@ class Service:
         return self._answer(AskedQuestion(content, prompt, model, is_free, options, question.may_be_kept))
 
     def chosen(self, model: str, content: Mapping[str, Any]) -> str:
-        """Returns the model that answers: of the library the one that it chooses for this question."""
+        """Returns the model that answers a question; that which a part chooses, if the name is one of `choosing`."""
         model = self.spelled(model)
-        if model != self.library.name:
+        if not (choose := self._chooser(model)):
             return model
-        found = self.library.choose(content)
-        return self.name + LATEST if found == self.adapters.serving else found  # corrections and --first count for it
+        found = choose(content)
+        return self.name + LATEST if found == self.adapters.serving else found  # its sources count for it
 
     def _rendered(self, messages: Sequence[Any], tools: Sequence[Any] | None, model: str,
                   thinks: bool | None = None) -> str:
@@ -397,7 +384,7 @@ class Service:
         that the daemon stays within its own, and the job can resume when the daemon is larger.
         """
         used, weights = memory.in_use(self.bundle.gguf.path.resolve())
-        busy = self.served.busy_bytes + sum(one.busy_bytes for one in (self.first, self.house) if one)
+        busy = self.served.busy_bytes + sum(running.busy_bytes for running in self.running.values())
         least = self._used_at_start + (0 if has_begun else memory.OBJECTS + busy)
         later = max(used - least, 0) if self.batcher.busy else 0
         left = self.budget - max(used, least)
@@ -410,12 +397,11 @@ class Service:
         job = self.jobs.running
         return {"model": self.name, "fingerprint": self.bundle.fingerprint, "adapter": self.adapters.serving,
                 "device": {**asdict(here), "kind": here.kind, "profile": here.profile.name if here.profile else None},
-                "fleet": bool(self.config.fleet), "slot": slot_facts(self),
                 "memory": {"budget": self.budget, "used": self._reading.bytes(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),
-                "answered": dict(self.answered), "first": self.contest.facts() if self.first else None,
+                "answered": dict(self.answered),
                 "learning": self.learner.state(),
-                "keep_prompts": self.config.keep_prompts, "drawn": self.traffic.facts(),
-                "proposals": self.proposals.count(),
+                "drawn": self.traffic.facts(), "proposals": self.proposals.count(),
                 "job": job and {"id": job.id, "status": job.status, "progress": job.progress},
-                "governor": self.jobs.governor}
+                "governor": self.jobs.governor,
+                **{name: value for running in self.running.values() for name, value in running.device().items()}}

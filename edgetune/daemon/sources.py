@@ -15,6 +15,7 @@ from ..serving.served import Served
 from .options import DaemonConfig
 from .state.adapters import Adapters
 
+RECALL, SIMILAR, CERTAIN = 100, 200, 300  # places of sources, with room between them
 FORMS = ("grammar", "echo", "among")  # options that ask for another answer than a text
 
 
@@ -35,9 +36,12 @@ class AskedQuestion:
 
 
 class AnswerSource(Protocol):
-    """Something that answers questions. name: as `Completion.source` and the API say it."""
+    """Something that answers questions. name: as `Completion.source` and the API say it. place: those with a lower
+    number are asked first: corrections (RECALL), similar ones (SIMILAR), then models of certain questions (CERTAIN).
+    """
 
     name: ClassVar[str]
+    place: ClassVar[int]
 
     def answer(self, asked: AskedQuestion) -> Completion | None:
         """Returns the answer; None asks the next source. Any thread calls it. Raises errors for a bad question."""
@@ -49,6 +53,7 @@ class ModelSource:
     """The model with the adapter that the question names; it answers everything."""
 
     name: ClassVar[str] = MODEL
+    place: ClassVar[int] = 1000
     batcher: Answering[Any]
     adapters: Adapters
     served: Served

@@ -17,7 +17,7 @@ log = logging.getLogger("edgetune.daemon")
 RETRY_SECONDS = 60.0  # after an error
 
 
-class Part(Protocol):
+class Threaded(Protocol):
     """A part of the daemon that works by itself."""
 
     def threads(self) -> Sequence[threading.Thread]:
@@ -63,7 +63,7 @@ def told(error: Exception) -> str:
     return str(error) if isinstance(error, EdgetuneError) else named(error)
 
 
-def health_of(parts: Sequence[Part]) -> list[str]:
+def health_of(parts: Sequence[Threaded]) -> list[str]:
     """Returns why parts do not work, a sentence each: threads that died first."""
     dead = [f"the thread {thread.name} has died: restart the daemon; its log says why"
             for part in parts for thread in part.threads() if thread.ident and not thread.is_alive()]

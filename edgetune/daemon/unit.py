@@ -14,22 +14,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .. import disk
 from ..errors import EdgetuneError, UsageError
 from ..formats.bundle import open_bundle
 from ..formats.signature import TRUSTED, trusted_folder, trusted_keys
-from ..home.house import House
 from ..machine.device import devices_folder, read_device
 from ..machine.policy import Policy
-from ..serving.learned import encoder_of
+from ..manifest import PartOptions
+from ..options import declared
 from ..training.config import TrainConfig
 from .keys import read_keys
-from .options import LOOPBACK, DaemonConfig
+from .options import LOOPBACK, DaemonConfig, part_options
 
 NAME = "edgetune"
-FILES = ("canary", "embeddings", "first", "home", "learn_grader", "rewards")  # options that name a file or a folder
+FILES = [spec.name for spec in declared(DaemonConfig) if spec.metadata["local"]]  # options that name a file or a folder
 UNITS = Path("/etc/systemd/system")
 RUN = Path("/run") / NAME
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome and PrivateTmp
@@ -67,7 +67,7 @@ def unit(model: Path, config: DaemonConfig, policy: Policy) -> str:
 def command(model: Path, config: DaemonConfig, policy: Policy, budget: int) -> list[str]:
     """Returns the arguments that start the daemon with these options and `budget` MiB, without the key file."""
     python = Path(sys.executable)  # in a virtual environment a link that must be called by its own name
-    return [str(python.parent.resolve() / python.name), "-m", "edgetune", "daemon", str(model.absolute()),
+    return [str(python.parent.resolve() / python.name), "-m", "edgetune", "serve", str(model.absolute()),
             "--memory", f"{budget}M", *_flags(config, "memory", "key_file", *FILES), *_flags(policy, "nice"),
             *(word for name, path in _files(config) for word in (f"--{name.replace('_', '-')}", str(path.absolute())))]
 
@@ -89,16 +89,11 @@ def _flags(options: Any, *left_out: str) -> Iterator[str]:
 def _needed(model: Path, config: DaemonConfig) -> list[Path]:
     """Returns the paths that the service reads (Python, edgetune, model, keys) by name, and where links lead."""
     named = [Path(sys.base_prefix), Path(sys.prefix), Path(__file__).parents[1], devices_folder(), model,
-             *(path for _, path in _files(config)), *([encoder_of(Path(config.first))] if config.first else []),
-             *_needed_by_house(config.home),
+             *(path for _, path in _files(config)),
+             *(path for own in part_options() for path in own.files(cast(PartOptions, config))),
              *([] if trusted_keys() is None else [trusted_folder()])]
     paths = {at for path in named for at in (path.absolute(), path.resolve())}
     return sorted(path for path in paths if not paths.intersection(path.parents))
-
-
-def _needed_by_house(folder: str) -> list[Path]:
-    house = House.open(folder) if folder else None
-    return [encoder_of(house.encoder)] if house and house.facts.encoder else []
 
 
 def _check_readable(path: Path) -> None:
@@ -159,7 +154,7 @@ def _word(text: str) -> str:
 
 def install(text: str, folder: Path = UNITS) -> Path:
     """Writes, enables and restarts the unit. Raises EdgetuneError if it does not start, UsageError without systemd."""
-    _require_root(folder, "start edgetune daemon in its own way; edgetune service install --print shows the unit")
+    _require_root(folder, "start edgetune serve in its own way; edgetune service install --print shows the unit")
     path = folder / f"{NAME}.service"
     with disk.replaced(path) as beside:
         beside.write_text(text)

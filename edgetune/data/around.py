@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Message = dict[str, Any]  # in OpenAI's shape
 
@@ -21,6 +21,17 @@ class Around(Protocol):
 
         The messages of a row end with its answer, which stays the last one: nothing of that answer may be put before
         it. Messages of an assistant that are added to a row have `"weight": 0`, as they are not learned.
+        """
+        ...
+
+
+@runtime_checkable
+class Sourced(Around, Protocol):
+    """Something that is put around a conversation, and can say from where."""
+
+    def sources(self, messages: Sequence[Mapping[str, Any]], /) -> list[dict[str, Any]] | None:
+        """Returns the sources of an answer to messages: {source, score, file, heading, page, line} each, where heading,
+        page and line may be None, and perhaps file_id. Returns None without a question.
         """
         ...
 
@@ -73,6 +84,13 @@ def together(*parts: Instruction) -> Instruction:
     """Several instructions as one, in their order; those that are empty are left out."""
     given = [part for part in parts if part]
     return given[0] if len(given) == 1 else InOrder(given) if given else None
+
+
+def sourced(instruction: Instruction) -> Sourced | None:
+    """Returns what says its sources among the parts of an instruction."""
+    if isinstance(instruction, InOrder):
+        return next((found for part in instruction.parts if (found := sourced(part))), None)
+    return instruction if isinstance(instruction, Sourced) else None
 
 
 def flat_prompt(prompt: str, completion: str, instructions: Instruction) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from typing import Any
 
 from ..errors import DataError
@@ -50,13 +49,10 @@ def calls_in(message: Mapping[str, Any], place: str) -> Iterator[tuple[str, Any]
     """The calls of an assistant's message: (name, arguments). place: of the message, for the error. Raises CallError
     for a call between tags that is no JSON.
     """
-    return chain(_called(message), _written(place, message.get("content")))
-
-
-def _called(message: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for call in read_calls(message.get("tool_calls") or []):
         function = call.get("function", call)
         yield function["name"], function.get("arguments") or {}
+    yield from _written(place, message.get("content"))
 
 
 def _written(place: str, content: Any) -> Iterator[tuple[str, Any]]:

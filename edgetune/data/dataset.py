@@ -22,7 +22,7 @@ from .formats import BY_KEYS, Columns, recognised
 from .holdout import digest_of, held_out_indices
 from .packing import Example, is_supervised
 from .parts import title_of
-from .rows import Row, RowParser, common_system, example, first_tools, shape_of
+from .rows import Row, RowParser, common_system, example, shape_of
 
 if TYPE_CHECKING:
     from typing_extensions import Required, Unpack
@@ -34,8 +34,7 @@ class Dataset:
 
     `truncated` counts examples that were cut to max_length; `skipped` those left out: too long and the option says so,
     or nothing to learn in what the cut left. `digest` is the sha256 of the file's bytes, or of the rows. `schema` is
-    what `answer_schema` derives from the answers, `system` the system message that all rows have, `tools` those of the
-    first row that has some.
+    what `answer_schema` derives from the answers, `system` the system message that all rows have.
     """
 
     examples: list[Example]
@@ -46,7 +45,6 @@ class Dataset:
     digest: str
     schema: dict[str, Any] | None = None
     system: str = ""
-    tools: Sequence[dict[str, Any]] = ()
 
     @property
     def asking(self) -> list[Row]:
@@ -130,8 +128,7 @@ class Tokenized:
             groups += made.groups
         rows = [made.row for made in self.rows if made.examples]
         return Dataset(examples, rows, self.kind, sum(made.truncated for made in self.rows),
-                       sum(made.skipped for made in self.rows), self.digest, derive(rows), common_system(rows),
-                       first_tools(rows))
+                       sum(made.skipped for made in self.rows), self.digest, derive(rows), common_system(rows))
 
     def divided(self) -> tuple[Dataset, Dataset | None]:
         """(rows to learn, rows held out), as of `load_divided`."""

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..disk import PIECE, open_regular
-from ..errors import DataError, size_text
-from . import parquet
+from ..errors import DataError, install_hint, lacking, size_text
 from .parts import STDIN, SUFFIXES, parts_of
 from .rows import Row, json_type
 
 LINE_LIMIT = 1 << 20  # bytes of a row's line: more than any context holds, and a row takes 160 times its bytes
 TEXT_LIMIT = 256 << 20  # bytes of a file of plain text, which is tokenized as a whole
 ARRAY_LIMIT = 64 << 20  # bytes of a file that is one array of JSON
+PARQUET_ROWS = 256  # read at once
 NESTED = 100  # levels of a row: whatever writes or reads it again needs some of Python's stack for each
 KINDS = f"name a file ({', '.join(SUFFIXES)}), or {STDIN} to read rows from standard input"
 LINES = "write one JSON object a line; a file of plain text must be named .txt"
@@ -101,7 +101,7 @@ def _read_file(path: Path, name: str, digest: Digest) -> Iterator[tuple[int, Row
             elif kind == ".parquet":
                 digest.update_from(file)
                 file.seek(0)
-                for line, row in parquet.rows_of(file, name):
+                for line, row in _parquet(file, name):
                     _check_size(len(json.dumps(row)), line, name)
                     yield line, row
             elif kind == ".json" and _START.match(file.peek(512)):  # type: ignore[attr-defined]
@@ -267,3 +267,36 @@ def _header(cells: list[str], name: str) -> list[str]:
     if twice is not None:
         raise DataError(f"the header of {name} names {twice!r:.80} twice", "give each column another name")
     return header
+
+
+def _parquet(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
+    """(number, row) of each row of a Parquet file, by pyarrow. Values that JSON does not have, such as images, and null
+    are left out. Raises DataError.
+    """
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise lacking(error) or DataError(f"{name} is Parquet, and pyarrow, which reads it, is not installed",
+                        install_hint("parquet")) from None
+    number = 0
+    try:
+        with ParquetFile(file) as table:
+            for batch in table.iter_batches(PARQUET_ROWS, use_threads=False):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, _json(row)
+    except (ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{name} cannot be read as Parquet ({reason:.200})", "write it again, or as lines of JSON") \
+            from None
+
+
+def _json(value: Any) -> Any:
+    """The parts of a value that JSON has."""
+    if isinstance(value, dict):
+        parts = {key: _json(part) for key, part in value.items()}
+        return {key: part for key, part in parts.items() if part is not None}
+    if isinstance(value, list):
+        return [_json(part) for part in value]
+    return value if isinstance(value, str | int | float | bool) else None

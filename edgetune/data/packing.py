@@ -37,7 +37,7 @@ class Example:
     `held` how much more than others it is held to the reference model; `item` is its row as JSON, for an objective that
     grades the model's answers. `logp` is the log-probability that its supervised tokens had when the model drew them,
     `values` what was expected there, where an objective needs it. `prompts` are other prompts for the same answer,
-    after which the reference model reads it too (views.py), or a prompt that the model is given later: the tokens of
+    after which the reference model reads it too, or a prompt that the model is given later: the tokens of
     each, in an order that its row's parser and its objective know; empty for one that the row lacks. With `labels` a
     head says the class of the tokens themselves, and `weights[i]` is the weight of `labels[i]`. `document` are labels
     of the document as a whole, each predicted at its first token with weight 1.

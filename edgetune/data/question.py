@@ -1,6 +1,6 @@
 """The question of a row: the prompt, or the messages before the answer; its digests, and its text for people.
 
-Digests decide which rows are held out, and are stored with feedback and with the tutor's rounds. They must not change.
+Digests decide which rows are held out, and are stored with feedback and with prompts. They must not change.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def question_digest(row: Row, by_shape: bool = False) -> str:
 
 def question_key(row: Mapping[str, Any]) -> str:
     """32 hexadecimal digits, equal for rows that ask the same in other letters: case, spacing and punctuation do not
-    count, nor whether the question is a prompt or messages, because the tutor's prompts are what people typed.
+    count, nor whether the question is a prompt or messages, because prompts are what people typed.
     """
     asked = [[message["role"], " ".join(re.findall(r"\w+", str(message.get("content")).casefold()))]
              for message in asked_messages(row)]

@@ -299,16 +299,6 @@ def common_system(rows: Iterable[Row]) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def first_tools(rows: Iterable[Row]) -> list[dict[str, Any]]:
-    """The tools of the first row that has some; where OpenAI's pairs have them, too."""
-    for row in rows:
-        if not isinstance(row, str):
-            asked = row.get("input")
-            if found := row.get("tools") or (asked.get("tools") if isinstance(asked, Mapping) else None):
-                return list(found)
-    return []
-
-
 def as_messages(prompt: str, completion: str) -> list[dict[str, Any]]:
     """A prompt and its completion as a conversation of one turn."""
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]

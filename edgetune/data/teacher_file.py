@@ -38,7 +38,7 @@ HEADER = 4096
 KEY = 16  # bytes
 INDEXED = 40  # bytes of memory that a row of an open file takes
 PIECE = 1 << 16  # bytes of the file that are in memory while it is checked
-AGAIN = "write it again: edgetune teach"
+AGAIN = "write it again: edgetune data teach"
 SHORT_IDS = 1 << 16  # tokens of a vocabulary whose ids take two bytes
 Floats = NDArray[np.float32]
 
@@ -151,7 +151,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         stat = Path(path).stat()
     except OSError as error:
         raise UsageError(f"the teacher file {path} cannot be read: {error.strerror}",
-                         "name what edgetune teach wrote") from None
+                         "name what edgetune data teach wrote") from None
     return _header(str(path), stat.st_size, stat.st_mtime_ns)
 
 
@@ -163,7 +163,7 @@ def _header(path: str, size: int, _changed: int) -> Header:
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise FormatError(f"{path} is no teacher file", "name what edgetune teach wrote")
+        raise FormatError(f"{path} is no teacher file", "name what edgetune data teach wrote")
     if found.get("version") != VERSION:
         raise FormatError(f"{path} is a teacher file of version {found.get('version')!r:.20}, this edgetune reads "
                           f"{VERSION}", AGAIN)

@@ -1,5 +1,5 @@
 """Decides whether B is better than A, by their answers to the same rows. Everything that accepts or refuses a model
-calls `decide`: the gates of the daemon and the tutor, the search for a prompt, the update of a house, the contest.
+calls `decide`: all gates, the update of a house, the contest.
 
 Right answers decide. How likely the right answer is decides nothing in favour of B. It can only refuse B, and only if B
 does not answer more rows right. Four rules keep the error below ALPHA, and all four are needed:

@@ -13,30 +13,31 @@ from ..data.question import question_text
 from ..data.rows import Row, answered_messages
 from ..errors import DataError
 from .judge import same
-from .served import Answer, Scores, exact_share, parsed_share
+from .served import GradedAnswer, Scores, exact_share, parsed_share
 
 TOGETHER = 8  # questions in progress
 Messages = list[dict[str, Any]]
 Ask = Callable[[Messages, Sequence[dict[str, Any]], int], str]  # messages, tools, tokens at most; the answer
 
 
-def asked_match(rows: Iterable[Row], ask: Ask, system: Instruction = None, limit: int | None = None) -> list[Answer]:
+def asked_match(rows: Iterable[Row], ask: Ask, system: Instruction = None,
+                limit: int | None = None) -> list[GradedAnswer]:
     """The answers to the first `limit` rows (None: all), in their order; an answer is cut if it is certainly wrong.
 
     Raises DataError for a row whose answer is a call of a tool, and what `ask` raises.
     """
     questions = [_question(row, system) for row in islice(rows, limit)]
 
-    def answer(question: tuple[Row, Messages, Sequence[dict[str, Any]], str]) -> Answer:
+    def answer(question: tuple[Row, Messages, Sequence[dict[str, Any]], str]) -> GradedAnswer:
         row, messages, tools, expected = question
         text = ask(messages, tools, 2 * len(expected.encode()) + 16)  # a token has a byte at least
-        return Answer("", expected, text, same(expected, text), True, question_text(row))
+        return GradedAnswer("", expected, text, same(expected, text), True, question_text(row))
 
     with ThreadPoolExecutor(TOGETHER) as pool:
         return list(pool.map(answer, questions))
 
 
-def asked_scores(engine: str, rows: int, answers: Sequence[Answer]) -> Scores:
+def asked_scores(engine: str, rows: int, answers: Sequence[GradedAnswer]) -> Scores:
     """No tokens, and a loss that is not known."""
     return Scores(engine, rows, 0, math.nan, exact_share(answers), len(answers), parsed_share(answers))
 

@@ -17,14 +17,14 @@ from ..data.dataset import Dataset
 from ..data.question import question_text
 from ..data.rows import prompt_of
 from ..llamacpp.sampling import SEED_LIMIT
-from ..serving.draws import Drawn, Draws
+from ..serving.draws import DrawnAnswer, Draws
 from ..serving.llama import LlamaModel
 from .graders.agreement import form_of
 from .graders.base import Grader
 from .graders.reward import RewardFunction
 from .graders.sample import Sample
 from .judge import same
-from .served import Answer, Graded, Scores, exact_share, example_losses, mean_loss, parsed_share
+from .served import GradedAnswer, Grades, Scores, exact_share, example_losses, mean_loss, parsed_share
 
 MAJORITY = "majority"
 LIKELIHOOD = "likelihood"
@@ -34,12 +34,12 @@ BEST = 1.0  # reward of a grader above which there is none
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenAnswer:
     """The chosen answer. ended: answers that were finished; share: of these, those that say the same; score: its mean
     log p, or its reward; tokens: of all answers.
     """
 
-    drawn: Drawn
+    drawn: DrawnAnswer
     ended: int
     share: float
     score: float
@@ -49,13 +49,13 @@ class Choice:
 class Chooser(Protocol):
     """A way to choose among answers that come one after another."""
 
-    def take(self, drawn: Drawn) -> None:
+    def take(self, drawn: DrawnAnswer) -> None:
         """Notes an answer."""
 
     def is_decided(self, left: int) -> bool:
         """Whether none of `left` further answers can change the choice."""
 
-    def choice(self) -> Choice:
+    def choice(self) -> ChosenAnswer:
         """The choice among the answers so far, of which there are some."""
 
 
@@ -66,10 +66,10 @@ class Majority:
 
     def __init__(self, pattern: str = "") -> None:
         self._pattern = re.compile(pattern) if pattern else None
-        self._said: dict[Hashable, list[Drawn]] = defaultdict(list)
-        self._all: list[Drawn] = []
+        self._said: dict[Hashable, list[DrawnAnswer]] = defaultdict(list)
+        self._all: list[DrawnAnswer] = []
 
-    def take(self, drawn: Drawn) -> None:
+    def take(self, drawn: DrawnAnswer) -> None:
         self._all.append(drawn)
         form = None if drawn.finish == "length" else form_of(part_of(drawn.text, self._pattern))
         if form is not None:
@@ -79,27 +79,27 @@ class Majority:
         counts = sorted(map(len, self._said.values()))
         return bool(counts) and counts[-1] > left + (counts[-2] if len(counts) > 1 else 0)
 
-    def choice(self) -> Choice:
+    def choice(self) -> ChosenAnswer:
         most = max(self._said.values(), key=lambda said: (len(said), _likeliest(said).likelihood), default=self._all)
         best = _likeliest(most)
-        return Choice(best, len(self._all), len(most) / len(self._all) if self._said else 0.0, best.likelihood)
+        return ChosenAnswer(best, len(self._all), len(most) / len(self._all) if self._said else 0.0, best.likelihood)
 
 
-class Likeliest:
+class LikeliestAnswer:
     """The answer whose tokens have the greatest mean log p. All answers are made."""
 
     def __init__(self) -> None:
-        self._all: list[Drawn] = []
+        self._all: list[DrawnAnswer] = []
 
-    def take(self, drawn: Drawn) -> None:
+    def take(self, drawn: DrawnAnswer) -> None:
         self._all.append(drawn)
 
     def is_decided(self, left: int) -> bool:
         return left == 0
 
-    def choice(self) -> Choice:
+    def choice(self) -> ChosenAnswer:
         best = _likeliest(self._all)
-        return Choice(best, len(self._all), _share(best, self._all), best.likelihood)
+        return ChosenAnswer(best, len(self._all), _share(best, self._all), best.likelihood)
 
 
 class Preferred:
@@ -110,9 +110,9 @@ class Preferred:
     def __init__(self, grader: Grader | RewardFunction, item: Mapping[str, Any]) -> None:
         self._grader = grader
         self._item = item
-        self._all: list[tuple[float, Drawn]] = []
+        self._all: list[tuple[float, DrawnAnswer]] = []
 
-    def take(self, drawn: Drawn) -> None:
+    def take(self, drawn: DrawnAnswer) -> None:
         [grade] = self._grader.grade([Sample(drawn.text, finish_reason=drawn.finish)], [self._item])
         self._all.append((grade.reward if grade.applicable else 0.0, drawn))
 
@@ -120,9 +120,9 @@ class Preferred:
         is_bounded = isinstance(self._grader, Grader) and self._grader.type != "multi"
         return left == 0 or (is_bounded and any(reward >= BEST for reward, _ in self._all))
 
-    def choice(self) -> Choice:
+    def choice(self) -> ChosenAnswer:
         reward, best = max(self._all, key=lambda each: (each[0], each[1].finish == "stop", each[1].likelihood))
-        return Choice(best, len(self._all), _share(best, [drawn for _, drawn in self._all]), reward)
+        return ChosenAnswer(best, len(self._all), _share(best, [drawn for _, drawn in self._all]), reward)
 
 
 def chooser_of(way: str, pattern: str = "", grader: Grader | RewardFunction | None = None,
@@ -131,12 +131,12 @@ def chooser_of(way: str, pattern: str = "", grader: Grader | RewardFunction | No
     if way == MAJORITY:
         return Majority(pattern)
     if way == LIKELIHOOD:
-        return Likeliest()
+        return LikeliestAnswer()
     assert grader is not None
     return Preferred(grader, item or {})
 
 
-def chosen(draws: Draws, count: int, chooser: Chooser) -> Choice:
+def chosen(draws: Draws, count: int, chooser: Chooser) -> ChosenAnswer:
     """Takes answers, `count` at most, until the choice is decided, and returns it."""
     for ended, drawn in enumerate(draws, start=1):
         chooser.take(drawn)
@@ -156,7 +156,7 @@ class Choosing:
     pattern: str = ""
     grader: Grader | RewardFunction | None = None
 
-    def answer(self, served: LlamaModel, prompt: str, item: Mapping[str, Any], **options: Any) -> Choice:
+    def answer(self, served: LlamaModel, prompt: str, item: Mapping[str, Any], **options: Any) -> ChosenAnswer:
         """The chosen answer to a prompt. item: its row, for a grader. options: of Draws, whose errors it raises."""
         return chosen(Draws(served, prompt, self.samples, **options), self.samples, self.chooser(item))
 
@@ -166,7 +166,7 @@ class Choosing:
 
 
 def grade_chosen(served: LlamaModel, dataset: Dataset, choosing: Choosing, *, system: Instruction = None,
-                 limit: int | None = None, **options: Any) -> Graded:
+                 limit: int | None = None, **options: Any) -> Grades:
     """The held-out loss, and the chosen answers to the first `limit` rows (None: all). With a pattern the part counts
     that it finds. options: of Draws. Raises DataError for a row that lacks what the grader names.
     """
@@ -188,14 +188,14 @@ def grade_chosen(served: LlamaModel, dataset: Dataset, choosing: Choosing, *, sy
         choice = choosing.answer(served, prompt, item, **options | {"max_tokens": budget, "seed": seed})
         text = choice.drawn.text
         right = same(part_of(expected, pattern) or expected, part_of(text, pattern))
-        found.append(Answer(prompt, expected, text, right, choice.drawn.finish == "stop", question_text(row)))
+        found.append(GradedAnswer(prompt, expected, text, right, choice.drawn.finish == "stop", question_text(row)))
         tokens += choice.tokens
     scores = Scores(served.engine, len(dataset.examples), count, loss, exact_share(found), len(found),
                     parsed_share(found), sampled_tokens=tokens / len(found) if found else None)
-    return Graded(scores, losses, found)
+    return Grades(scores, losses, found)
 
 
-def chosen_of(made: Sequence[Drawn], chooser: Chooser) -> Choice:
+def chosen_of(made: Sequence[DrawnAnswer], chooser: Chooser) -> ChosenAnswer:
     """The choice among answers that are made already."""
     for drawn in made:
         chooser.take(drawn)
@@ -214,10 +214,10 @@ def part_of(text: str, pattern: re.Pattern[str] | None) -> str:
     return (found[-1][1] if pattern.groups else found[-1][0]) or ""
 
 
-def _likeliest(drawn: Iterable[Drawn]) -> Drawn:
+def _likeliest(drawn: Iterable[DrawnAnswer]) -> DrawnAnswer:
     return max(drawn, key=lambda each: (each.finish == "stop", each.likelihood))
 
 
-def _share(best: Drawn, all_drawn: list[Drawn]) -> float:
+def _share(best: DrawnAnswer, all_drawn: list[DrawnAnswer]) -> float:
     form = form_of(best.text)
     return sum(form_of(each.text) == form for each in all_drawn) / len(all_drawn)

@@ -27,11 +27,11 @@ Ask = Callable[[Row, int], Sample]  # a row and the number of its answer; may ra
 AHEAD = 2  # prompts that are asked before they are graded, for each thread
 
 
-class Refused(Exception):
+class RefusedByTeacher(Exception):
     """A question that a teacher refuses, and will refuse again."""
 
 
-class Judge(Protocol):
+class AnswerJudge(Protocol):
     """A grader, or a reward function."""
 
     @property
@@ -41,7 +41,7 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Counts:
+class PromptCounts:
     """Numbers of prompts: kept with a right answer, wrong without one, refused; answers: that were graded;
     cut: of these, those that ended at the limit of tokens, which are never right.
     """
@@ -53,17 +53,17 @@ class Counts:
     answers: int = 0
     cut: int = 0
 
-    def plus(self, other: Counts) -> Counts:
-        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+    def plus(self, other: PromptCounts) -> PromptCounts:
+        return PromptCounts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
 def journal_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.part")
 
 
-def collect(rows: Sequence[Row], ask: Ask, judge: Judge, out: Path, *, samples: int = 1, threads: int = 4,
+def collect(rows: Sequence[Row], ask: Ask, judge: AnswerJudge, out: Path, *, samples: int = 1, threads: int = 4,
             options: Mapping[str, Any] | None = None, on_progress: Callable[[str, int, int], None] = lambda *_: None,
-            should_stop: Callable[[], bool] = lambda: False) -> Counts:
+            should_stop: Callable[[], bool] = lambda: False) -> PromptCounts:
     """Writes the first right answer to each prompt, of `samples`, into the new file `out`.
 
     options: what else decides the answers, as JSON. Raises Interrupted once should_stop returns True, UsageError for a
@@ -94,10 +94,10 @@ def collect(rows: Sequence[Row], ask: Ask, judge: Judge, out: Path, *, samples: 
     return sum_of(found.values())
 
 
-def sum_of(entries: Any) -> Counts:
-    total = Counts()
+def sum_of(entries: Any) -> PromptCounts:
+    total = PromptCounts()
     for entry in entries:
-        total = total.plus(Counts(**entry["counts"]))
+        total = total.plus(PromptCounts(**entry["counts"]))
     return total
 
 
@@ -133,12 +133,12 @@ def _journal(path: Path, of_command: str) -> dict[int, dict[str, Any]]:
     return found
 
 
-def _answered(rows: Sequence[Row], left: Sequence[int], ask: Ask, judge: Judge, samples: int, threads: int,
+def _answered(rows: Sequence[Row], left: Sequence[int], ask: Ask, judge: AnswerJudge, samples: int, threads: int,
               pool: ThreadPoolExecutor) -> Iterator[tuple[int, dict[str, Any]]]:
     """Prompts with what became of them. A round asks one answer to each that has no right one yet."""
     waiting = iter(left)
     while numbers := list(islice(waiting, AHEAD * threads)):
-        counts = dict.fromkeys(numbers, Counts(prompts=1))
+        counts = dict.fromkeys(numbers, PromptCounts(prompts=1))
         right: dict[int, Any] = {}
         for turn in range(samples):
             asked = [number for number in numbers if number not in right and not counts[number].refused]
@@ -148,22 +148,23 @@ def _answered(rows: Sequence[Row], left: Sequence[int], ask: Ask, judge: Judge, 
             grades = dict(zip(given, graded, strict=True))
             for number, reply in zip(asked, replies, strict=True):
                 if not reply:
-                    counts[number] = counts[number].plus(Counts(refused=1))
+                    counts[number] = counts[number].plus(PromptCounts(refused=1))
                     continue
                 is_cut = reply.finish_reason == "length"
-                counts[number] = counts[number].plus(Counts(answers=1, cut=int(is_cut)))
+                counts[number] = counts[number].plus(PromptCounts(answers=1, cut=int(is_cut)))
                 grade = grades[number]
                 if grade.applicable and grade.reward >= judge.passes_at and not is_cut:
                     right[number] = with_answer(rows[number], reply)
         for number in numbers:
-            ended = Counts(kept=int(number in right), wrong=int(number not in right and not counts[number].refused))
+            is_wrong = number not in right and not counts[number].refused
+            ended = PromptCounts(kept=int(number in right), wrong=int(is_wrong))
             yield number, {"row": right.get(number), "counts": asdict(counts[number].plus(ended))}
 
 
 def _try(ask: Ask, row: Row, turn: int) -> Sample | None:
     try:
         return ask(row, turn)
-    except Refused:
+    except RefusedByTeacher:
         return None
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .acceptance import Paired
-from .served import Answer, Graded
+from .served import GradedAnswer, Grades
 
 LEVEL = 0.05  # a difference that chance makes less often than this is taken for one
 
@@ -20,10 +20,10 @@ class Comparison:
 
     right: Paired
     lower: Paired
-    answers: Sequence[tuple[Answer, Answer]]
+    answers: Sequence[tuple[GradedAnswer, GradedAnswer]]
 
     @property
-    def discordant(self) -> list[tuple[Answer, Answer]]:
+    def discordant(self) -> list[tuple[GradedAnswer, GradedAnswer]]:
         """The answers of which one alone is right."""
         return [(a, b) for a, b in self.answers if a.correct != b.correct]
 
@@ -33,13 +33,13 @@ class Comparison:
                  "right": "first" if a.correct else "second"} for a, b in self.some(shown)]
         return {"right": to_json(self.right), "lower_loss": to_json(self.lower), "discordant": rows}
 
-    def some(self, most: int) -> list[tuple[Answer, Answer]]:
+    def some(self, most: int) -> list[tuple[GradedAnswer, GradedAnswer]]:
         """The first of the discordant rows that are right with the first alone, then of the others."""
         kinds = ([pair for pair in self.discordant if pair[side].correct] for side in (0, 1))
         return [pair for kind in kinds for pair in kind[:most]]
 
 
-def compare(first: Graded, second: Graded) -> Comparison:
+def compare(first: Grades, second: Grades) -> Comparison:
     """Compares two models on the same rows."""
     answers = list(zip(first.answers, second.answers, strict=True))
     right = Paired.of([a.correct for a, _ in answers], [b.correct for _, b in answers])
@@ -47,16 +47,21 @@ def compare(first: Graded, second: Graded) -> Comparison:
     return Comparison(right, lower, answers)
 
 
+def is_chance(found: Paired) -> bool:
+    """Whether a difference may be chance. It says so to a person, who decides; what accepts a model calls `decide`."""
+    return found.p_two_sided >= LEVEL
+
+
 def in_words(found: Paired, first: str, second: str) -> str:
     """Says whether the difference may be chance. first, second: as in "right with A"."""
     if not found.wins + found.losses:
         return "no difference"
     p = found.p_two_sided
-    if p >= LEVEL:
+    if is_chance(found):
         return f"this may be chance (exact sign test, p = {p:.2g})"
     return f"not chance (exact sign test, p = {p:.2g}), better {second if found.wins > found.losses else first}"
 
 
 def to_json(found: Paired) -> dict[str, Any]:
-    p = found.p_two_sided
-    return {"first_alone": found.losses, "second_alone": found.wins, "p": p, "chance": p >= LEVEL}
+    return {"first_alone": found.losses, "second_alone": found.wins, "p": found.p_two_sided,
+            "chance": is_chance(found)}

@@ -10,12 +10,12 @@ from ..data.rows import Row
 from ..errors import DataError
 from ..serving.classifier import Classifier
 from .judge import same
-from .served import Answer, Graded, Loss, Scores, exact_share, mean_loss, parsed_share
+from .served import GradedAnswer, Grades, Loss, Scores, exact_share, mean_loss, parsed_share
 
 LEAST = 1e-12  # probability of an answer that was never learned
 
 
-def grade_labels(served: Classifier, rows: Sequence[Row], limit: int | None = None) -> Graded:
+def grade_labels(served: Classifier, rows: Sequence[Row], limit: int | None = None) -> Grades:
     """Exact answers of the first `limit` rows, and the loss of all. Raises DataError for rows without an answer."""
     if not rows:
         raise DataError("there are no rows to evaluate", "hold some out")
@@ -23,8 +23,8 @@ def grade_labels(served: Classifier, rows: Sequence[Row], limit: int | None = No
     graded = served.graded(pairs)
     losses = [Loss(-math.log(LEAST), 1.0, 1) if nats is None else Loss(float(nats.sum()), float(nats.size), nats.size)
               for _, nats in graded]
-    answers = [Answer(question, right, found.label, same(served.canonical(right), found.label), True, question)
+    answers = [GradedAnswer(question, right, found.label, same(served.canonical(right), found.label), True, question)
                for (question, right), (found, _) in zip(pairs, graded, strict=True)][:limit]
     loss, tokens = mean_loss(losses)
     scores = Scores("native", len(rows), tokens, loss, exact_share(answers), len(answers), parsed_share(answers))
-    return Graded(scores, losses, answers)
+    return Grades(scores, losses, answers)

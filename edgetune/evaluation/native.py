@@ -15,12 +15,12 @@ from ..data.trees import micro_batches
 from ..formats.bundle import Bundle
 from ..objectives.sft import Sft
 from ..serving.rollouts.scoring import open_scorer
-from ..serving.rollouts.texts import Asked, Engine
+from ..serving.rollouts.texts import Engine, TokenPrompts
 from ..serving.rollouts.texts import answers as answers_of
 from ..training.config import TrainConfig
 from ..training.passes import measure
 from .judge import same
-from .served import Answer, Graded, Scores, exact_share, parsed_share
+from .served import GradedAnswer, Grades, Scores, exact_share, parsed_share
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
@@ -39,7 +39,7 @@ def native_loss(bundle: Bundle, dataset: Dataset, adapter: Artifact | Lora | Non
 
 
 def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, adapter: Artifact | None, engine: Engine, *,
-                 system: Instruction = None, limit: int | None = None) -> list[Answer]:
+                 system: Instruction = None, limit: int | None = None) -> list[GradedAnswer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows, as `served.exact_match` has them.
 
     Each may have twice the tokens of the expected one and 16 more, because a longer one is wrong.
@@ -48,22 +48,22 @@ def native_match(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, adapter
     pairs_of_text = [prompt_of(row, tokenizer, system) for row in rows]
     prompts = [tokenizer.encode(prompt, bos=True) for prompt, _ in pairs_of_text]
     budgets = [2 * len(tokenizer.encode(expected)) + 16 for _, expected in pairs_of_text]
-    found: dict[int, Answer] = {}
-    for answered in answers_of(bundle.gguf, tokenizer, adapter or {}, Asked(prompts, budgets), engine):
+    found: dict[int, GradedAnswer] = {}
+    for answered in answers_of(bundle.gguf, tokenizer, adapter or {}, TokenPrompts(prompts, budgets), engine):
         index = answered.rollout.prompt
         prompt, expected = pairs_of_text[index]
-        found[index] = Answer(prompt, expected, answered.text, same(expected, answered.text), answered.rollout.ended,
-                              question_text(rows[index]))
+        found[index] = GradedAnswer(prompt, expected, answered.text, same(expected, answered.text),
+                                    answered.rollout.ended, question_text(rows[index]))
     return [found[index] for index in range(len(rows))]
 
 
 def native_grade(bundle: Bundle, tokenizer: Tokenizer, dataset: Dataset, adapter: Artifact | None, engine: Engine, *,
-                 answers: bool = True, system: Instruction = None, limit: int | None = None) -> Graded:
+                 answers: bool = True, system: Instruction = None, limit: int | None = None) -> Grades:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows."""
     loss, tokens = native_loss(bundle, dataset, adapter, engine)
     given = native_match(bundle, tokenizer, dataset, adapter, engine, system=system, limit=limit) if answers else []
     scores = Scores("native", len(dataset.examples), tokens, loss, exact_share(given), len(given), parsed_share(given))
-    return Graded(scores, [], given)
+    return Grades(scores, [], given)
 
 
 def engine_within(memory: str = "", **options: object) -> Engine:

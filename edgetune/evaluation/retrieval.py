@@ -17,10 +17,10 @@ from ..errors import DataError
 from ..objectives.embed import Embed
 from ..objectives.labelling import Floats
 from ..serving.encoder import Encoder
-from .served import Answer, Graded, Loss, Scores, exact_share, mean_loss
+from .served import GradedAnswer, Grades, Loss, Scores, exact_share, mean_loss
 
 
-def grade_vectors(encoder: Encoder, adapter: Path | None, rows: Sequence[Row], limit: int | None = None) -> Graded:
+def grade_vectors(encoder: Encoder, adapter: Path | None, rows: Sequence[Row], limit: int | None = None) -> Grades:
     """The nearest passage of the first `limit` queries as their answers, and of all the loss of `Embed` among all
     passages. adapter: a path; None: the encoder alone. Raises DataError for rows that are no pairs, or one pair.
     """
@@ -39,10 +39,10 @@ def grade_vectors(encoder: Encoder, adapter: Path | None, rows: Sequence[Row], l
     ranks = 1 + (cosines > found[:, None]).sum(1)
     z = (cosines - found[:, None]).astype(np.float64) / Embed().temperature
     losses = [Loss(float(np.log(np.exp(each).sum())), 1.0, 1) for each in z]
-    answers = [Answer(text[0], text[1], passages[best], bool(rank == 1), True, text[0])
+    answers = [GradedAnswer(text[0], text[1], passages[best], bool(rank == 1), True, text[0])
                for text, best, rank in zip(texts, cosines.argmax(1), ranks, strict=True)][:limit]
     loss, _ = mean_loss(losses)
-    return Graded(Scores("native", len(rows), len(rows), loss, exact_share(answers), len(answers),
+    return Grades(Scores("native", len(rows), len(rows), loss, exact_share(answers), len(answers),
                          reciprocal_rank=float((1 / ranks).mean())), losses, answers)
 
 

@@ -24,7 +24,7 @@ from .judge import differences, is_json, same
 
 
 @dataclass(frozen=True)
-class Answer:
+class GradedAnswer:
     """The generated answer to one row, and the expected one. ended: whether the model ended it before the limit.
 
     prompt: all that the model was given. question: what the row asks, as it is written there.
@@ -99,16 +99,16 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Graded:
+class Grades:
     """A model's scores, and what they were computed from: the loss of each example, and the answers to the rows."""
 
     scores: Scores
     losses: list[Loss]
-    answers: list[Answer]
+    answers: list[GradedAnswer]
 
 
 def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system: Instruction = None,
-          max_tokens: int | None = None, limit: int | None = None, structured: bool = True) -> Graded:
+          max_tokens: int | None = None, limit: int | None = None, structured: bool = True) -> Grades:
     """Held-out loss, and with `answers` the exact match of the first `limit` rows, with the adapter in use.
 
     structured: also of answers that are held to the schema of the adapter's rows, where it has one.
@@ -121,7 +121,7 @@ def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system:
                        ) if grammar else []
     scores = Scores(served.engine, len(dataset.examples), tokens, loss, exact_share(given), len(given),
                     parsed_share(given), exact_share(held), parsed_share(held))
-    return Graded(scores, losses, given)
+    return Grades(scores, losses, given)
 
 
 def served_loss(served: LlamaModel, dataset: Dataset) -> tuple[float, int]:
@@ -158,7 +158,7 @@ def mean_loss(losses: Sequence[Loss]) -> tuple[float, int]:
 
 def exact_match(served: LlamaModel, dataset: Dataset, *, system: Instruction = None, max_tokens: int | None = None,
                 limit: int | None = None, grammar: str = "",
-                on_answer: Callable[[], None] | None = None) -> list[Answer]:
+                on_answer: Callable[[], None] | None = None) -> list[GradedAnswer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows; none for plain text.
 
     max_tokens: None allows each answer twice the tokens of the expected one and 16 more, because a longer one is wrong.
@@ -167,22 +167,22 @@ def exact_match(served: LlamaModel, dataset: Dataset, *, system: Instruction = N
     rows = dataset.asking[:limit]
     pairs = [prompt_of(row, served.tokenizer, system) for row in rows]
     budgets = [max_tokens or 2 * len(served.tokenizer.encode(expected)) + 16 for _, expected in pairs]
-    answers: dict[int, Answer] = {}
+    answers: dict[int, GradedAnswer] = {}
     for index, text in served.complete([prompt for prompt, _ in pairs], budgets, grammar):
         prompt, expected = pairs[index]
         ended = len(served.tokenizer.encode(text, continues=True)) < budgets[index]
-        answers[index] = Answer(prompt, expected, text, same(expected, text), ended, question_text(rows[index]))
+        answers[index] = GradedAnswer(prompt, expected, text, same(expected, text), ended, question_text(rows[index]))
         if on_answer:
             on_answer()
     return [answers[index] for index in range(len(pairs))]
 
 
-def exact_share(answers: Sequence[Answer]) -> float | None:
+def exact_share(answers: Sequence[GradedAnswer]) -> float | None:
     """The share of right answers; None without answers."""
     return share([answer.correct for answer in answers])
 
 
-def parsed_share(answers: Sequence[Answer]) -> float | None:
+def parsed_share(answers: Sequence[GradedAnswer]) -> float | None:
     """The share that is JSON of the answers that should be; None where none should."""
     return share([answer.parsed for answer in answers if answer.parsed is not None])
 

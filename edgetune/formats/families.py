@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-QKV = ("attn_q", "attn_k", "attn_v")
-ALL = (*QKV, "attn_output", "ffn_gate", "ffn_up", "ffn_down")
+from .targets import TARGETS
 
+ALL = tuple(TARGETS.values())
+QKV = ALL[:3]
 
 GRANITE_EXPERTS = {"block_sparse_moe.input_linear": ("ffn_gate_exps", "ffn_up_exps"),
                    "block_sparse_moe.output_linear": ("ffn_down_exps",)}

@@ -100,7 +100,7 @@ def check(folder: Path, message: bytes) -> Signer | None:
     if not os.path.lexists(folder / FILE):
         if trusted is not None:
             raise MismatchError(f"{folder} is not signed, and only what a key in {trusted_folder()} signed is opened",
-                                "sign it where it is made: edgetune compress or fleet, with --sign KEY")
+                                "sign it where it is made, with --sign KEY")
         return None
     public = _verified(folder / FILE, message)
     if trusted is not None and public not in trusted:

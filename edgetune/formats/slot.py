@@ -35,8 +35,7 @@ class Slot:
         try:
             side = str(link.readlink())
         except OSError as error:
-            raise FormatError(f"{link} cannot be read: {error.strerror}", "make the slot again: edgetune fleet slot"
-                              ) from None
+            raise FormatError(f"{link} cannot be read: {error.strerror}", "make the slot again") from None
         if side not in SIDES:
             raise FormatError(f"{link} leads to {side!r:.80}, it must lead to a or b", f"ln -sfn a {link}")
         return side

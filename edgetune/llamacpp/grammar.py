@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import UsageError
-from .states import States, network_of
+from .states import FormStates, network_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,7 +40,7 @@ class Grammar:
     def __init__(self, tokenizer: Tokenizer, text: str, budget: int | None = None) -> None:
         self._tokenizer = tokenizer
         self._table = tokenizer.table
-        self._states = States(network_of(text))
+        self._states = FormStates(network_of(text))
         self._state = self._states.start()
         self._begun = b""  # of a character whose last bytes are still to come
         self._left = math.inf if budget is None else budget

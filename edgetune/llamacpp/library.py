@@ -104,7 +104,8 @@ def open_model(file: str | os.PathLike[str], shown: Path, vocabulary_only: bool 
     if vocabulary_only:
         raise UnsupportedError(f"llama.cpp cannot read the tokenizer of {shown.name} ({reason})",
                                "convert the model again with a current llama.cpp")
-    raise UnsupportedError(f"llama.cpp cannot load {shown} ({reason})", "edgetune info FILE says what the file holds")
+    raise UnsupportedError(f"llama.cpp cannot load {shown} ({reason})",
+                           "edgetune models info FILE says what the file holds")
 
 
 def complaint() -> str:

@@ -44,7 +44,7 @@ def network_of(text: str) -> Network:
     may begin a rule in more ways than a state can have.
     """
     network = Network(gbnf.parse(text))
-    states = States(network)
+    states = FormStates(network)
     for start in network.starts:
         states.start(start)
     if not states.start().stacks:
@@ -52,7 +52,7 @@ def network_of(text: str) -> Network:
     return network
 
 
-class States:
+class FormStates:
     """The states that the texts of a grammar lead to, as far as one answer has met them."""
 
     def __init__(self, network: Network) -> None:

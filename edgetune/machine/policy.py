@@ -25,13 +25,12 @@ class Policy:
                           "battery. Lack of memory may change the result, by its last bits.",
                           group="What it yields to")
     max_temp: float = option(0.0, "Pause at this temperature (degrees Celsius), slow down 5 below it; auto: where the "
-                             "board slows down by itself.", low=0.0, high=120.0, zero=AUTO, common=True)
+                             "board slows down by itself.", low=0.0, high=120.0, zero=AUTO)
     min_free: int = option(0, "MiB of memory left to others: pause below, slow down below twice as much; auto: by the "
                            "device's profile, at most an eighth of what is available.", low=0, zero=AUTO)
-    only_on_power: bool = option(False, "Pause while running on battery.", common=True)
+    only_on_power: bool = option(False, "Pause while running on battery.")
     min_battery: int = option(20, "Pause on battery below this percentage.", low=0, high=100)
-    quiet_hours: str = option("", "No training in these hours, local time: 08:00-22:00, or 22:00-07:00 over midnight.",
-                              common=True)
+    quiet_hours: str = option("", "No training in these hours, local time: 08:00-22:00, or 22:00-07:00 over midnight.")
     nice: int = option(0, "Niceness of the process: 19 computes only where nobody else does.", low=0, high=19)
     busy_file: str = option("", "Pause while this file exists. It may hold process numbers, one a line: then it counts "
                             "while one of them lives.")

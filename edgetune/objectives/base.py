@@ -73,7 +73,7 @@ class Objective(ABC):
     once. Several micro-batches are then computed once more. Needs needs_logp.
     needs_files: whether it needs a file of this machine, which a client of a daemon cannot name.
     rows: the module that reads its rows of data (see `rows.RowParser`).
-    source: of the examples that it learns, as training/sources.py names them.
+    source: of the examples that it learns, as training/source.py names them.
     defaults: options that every training has, and that have another default with this objective, such as lr.
     """
 

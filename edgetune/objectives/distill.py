@@ -1,6 +1,6 @@
 """Distillation from a teacher's file (data/teacher_file.py; Hinton et al. 2015, arXiv 1503.02531; generalized
 divergences Agarwal et al. 2024, arXiv 2306.13649): the student learns at each token of a row's answer what another
-model expects there, which `edgetune teach` has written.
+model expects there, which `edgetune data teach` has written.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .divergence import Divergent
 if TYPE_CHECKING:
     from ..formats.gguf import Gguf
 
-AGAIN = "write another with edgetune teach, for these rows and with these options"
+AGAIN = "write another with edgetune data teach, for these rows and with these options"
 
 
 @register
@@ -42,7 +42,7 @@ class Distill(Divergent):
     needs_files: ClassVar[bool] = True
     source: ClassVar[str] = "taught"
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-3}
-    teacher: str = option("", "The file of the teacher, which edgetune teach wrote.", local=True)
+    teacher: str = option("", "The file of the teacher, which edgetune data teach wrote.", local=True)
     label_share: float = option(0.0, "The share of the loss that is the cross-entropy of the rows' own answers.",
                                 low=0.0, high=1.0, share=True)
 
@@ -53,8 +53,8 @@ class Distill(Divergent):
     @property
     def _file(self) -> str:
         if not self.teacher:
-            raise UsageError("the method distill needs a teacher's file", "write one with edgetune teach, and name it "
-                             "with --teacher")
+            raise UsageError("the method distill needs a teacher's file",
+                             "write one with edgetune data teach, and name it with --teacher")
         return self.teacher
 
     def check_model(self, gguf: Gguf) -> None:

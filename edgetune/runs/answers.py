@@ -17,7 +17,7 @@ from ..data.rows import Row
 from ..errors import BudgetError, DataError, Interrupted, size_text
 from ..evaluation.acceptance import ALPHA, Paired
 from ..evaluation.labels import grade_labels
-from ..evaluation.served import Answer, exact_match, exact_share, parsed_share
+from ..evaluation.served import GradedAnswer, exact_match, exact_share, parsed_share
 from ..formats.gguf import ENCODERS, Gguf
 from ..machine import device
 from ..serving.classifier import Classifier
@@ -105,7 +105,7 @@ def _labels(exam: Exam, begin: Callable[[int], object]) -> dict[str, Any]:
     return summary(was, said)
 
 
-def summary(before: Sequence[Answer], after: Sequence[Answer]) -> dict[str, Any]:
+def summary(before: Sequence[GradedAnswer], after: Sequence[GradedAnswer]) -> dict[str, Any]:
     """Answers to the same questions; the pairs shown are those that changed, as far as there are any."""
     asked = list(zip(before, after, strict=True))
     changed = sorted(asked, key=lambda pair: pair[0].correct == pair[1].correct)

@@ -28,7 +28,7 @@ from ..persisted import from_json
 from ..training import checkpoint
 from ..training.callbacks import Event, RunCallbacks
 from ..training.config import TrainConfig, TrainOptions
-from ..training.origin import TENTH, Origin, read_origin
+from ..training.origin import TENTH, RunOrigin, read_origin
 from ..training.run import run
 from ..training.sized import as_begun, load_run, objective_for
 from .reported import is_reported, reported
@@ -79,8 +79,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     if resume and eval is None:
         eval = _recorded_eval(out)
     config.check_held_out(eval != NONE)
-    origin = Origin(str(bundle.path.absolute()), _place(data), TENTH if eval is None else _place(eval),
-                    list(calls.command))
+    origin = RunOrigin(str(bundle.path.absolute()), _place(data), TENTH if eval is None else _place(eval),
+                       list(calls.command))
     with _shown(progress, calls.on_event) as show, rewards.limited() if rewards else nullcontext():
         with as_file(data, "data") as rows_file, as_file(eval, "held-out") as held_file:
             assert rows_file

@@ -10,17 +10,17 @@ from numpy.typing import NDArray
 from ..errors import EdgetuneError
 from . import kv_cache
 from .completion import Completion
-from .model import Request
+from .model import AnswerRequest
 
 GROWTH = 16  # tokens that each answer must have room for when another one begins
 
 
 @dataclass(eq=False)
-class Answer:
+class AnswerInProgress:
     """A request and how far it is."""
 
     completion: Completion
-    request: Request
+    request: AnswerRequest
     sequence: kv_cache.Sequence = field(default_factory=kv_cache.nowhere)
     first_at: float = 0.0  # when its first token was made, on the monotonic clock
 
@@ -40,7 +40,7 @@ class Answer:
         return self.pending == 1 and self.completion.completion_tokens > 0
 
     @property
-    def lane(self) -> Answer | str | None:
+    def lane(self) -> AnswerInProgress | str | None:
         """The unit that takes turns: an answer that must repeat, or all others of an adapter."""
         return self if self.request.repeats else self.completion.adapter
 

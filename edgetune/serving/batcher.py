@@ -22,7 +22,7 @@ from ..errors import UsageError
 from ..llamacpp.context import FEWEST
 from ..llamacpp.sampling import SEED_LIMIT, log_softmax
 from . import kv_cache
-from .answer import Answer
+from .answer import AnswerInProgress
 from .answering import Answering
 from .completion import Completion, OnPiece, TokenLogprob, logprob_of
 from .llama import LlamaModel
@@ -31,7 +31,7 @@ TOGETHER = 63  # tokens in a decode: few, for answers that run; from 64 on llama
 KEPT = 16  # sequences that a model should be opened with besides those in progress, to keep finished answers
 
 
-class Batcher(Answering[Answer]):
+class Batcher(Answering[AnswerInProgress]):
     """Answers by continuous batching. Raises UsageError if `served` was opened for fewer sequences."""
 
     served: LlamaModel
@@ -42,7 +42,7 @@ class Batcher(Answering[Answer]):
         super().__init__(served, parallel, queue)
         self._speed = 0.0  # tokens a second of the answer that got the latest token
         self._cells = kv_cache.KvCache(served.cache, served.prefix_of)
-        self._turns: dict[Answer | str | None, float] = {}  # when each lane had its last one
+        self._turns: dict[AnswerInProgress | str | None, float] = {}  # when each lane had its last one
 
     # ---- for any thread -----------------------------------------------------------------------------------------
 
@@ -71,7 +71,7 @@ class Batcher(Answering[Answer]):
         completion.prompt = tuple(request.tokens)
         if request.sampler.thinking:
             completion.inside_thinking = request.sampler.thinking.inside
-        return self._take_in(Answer(completion, request))
+        return self._take_in(AnswerInProgress(completion, request))
 
     def facts(self) -> dict[str, Any]:
         """Counts since the start, and the current state; tokens_per_s: of the last answer, from its first token to its
@@ -109,7 +109,7 @@ class Batcher(Answering[Answer]):
                 return
             self._working.append(self._waiting.popleft())
 
-    def _has_room_in_order(self, answer: Answer) -> bool:
+    def _has_room_in_order(self, answer: AnswerInProgress) -> bool:
         """Whether an answer can begin without harm to answers that must repeat, itself included: no cell may be given
         back before they end. If nothing is in progress, the cache is emptied for that.
         """
@@ -141,13 +141,13 @@ class Batcher(Answering[Answer]):
             if not answer.pending:
                 self._continue(answer, rows[-1])
 
-    def _decode(self, plan: list[tuple[Answer, int]]) -> NDArray[np.float32]:
+    def _decode(self, plan: list[tuple[AnswerInProgress, int]]) -> NDArray[np.float32]:
         context = self.served.cache
         if plan[0][0].request.repeats:
             return context.decode_anywhere(self._cells.used + context.batch.size)
         return context.decode()
 
-    def _measure(self, answer: Answer, logits: NDArray[np.float32]) -> None:
+    def _measure(self, answer: AnswerInProgress, logits: NDArray[np.float32]) -> None:
         """Note the log-probabilities of a prompt's tokens by the logits [n, V] before each."""
         completion = answer.completion
         known = completion.prompt_logprobs
@@ -156,7 +156,7 @@ class Batcher(Answering[Answer]):
                 token = answer.request.tokens[len(known)]
                 known.append(logprob_of(token, row, answer.request.logprobs or 0, self.served.tokenizer))
 
-    def _continue(self, answer: Answer, logits: NDArray[np.float32]) -> None:
+    def _continue(self, answer: AnswerInProgress, logits: NDArray[np.float32]) -> None:
         """Pick the next token of an answer by these logits, [V], if it is to have one."""
         if answer.request.among:
             answer.completion.among = log_softmax(logits)[list(answer.request.among)]
@@ -169,10 +169,10 @@ class Batcher(Answering[Answer]):
         self._totals["completion_tokens"] += 1
         return self._take(answer, token, logits)
 
-    def _plan(self) -> list[tuple[Answer, int]]:
+    def _plan(self) -> list[tuple[AnswerInProgress, int]]:
         """The answers of the next decode and their tokens, from the lane whose last turn is longest ago."""
         lane = min((answer.lane for answer in self._working), key=lambda lane: self._turns.get(lane, 0.0))
-        if isinstance(lane, Answer):
+        if isinstance(lane, AnswerInProgress):
             self._begin(lane)
             return [(lane, lane.piece)]
         mine = [answer for answer in self._working if answer.lane == lane]
@@ -189,7 +189,7 @@ class Batcher(Answering[Answer]):
                     left -= count
         return plan
 
-    def _begin(self, answer: Answer) -> None:
+    def _begin(self, answer: AnswerInProgress) -> None:
         """Give it a sequence, if it has none. It is late because earlier answers may have read the same beginning."""
         if answer.sequence.tokens or answer.sequence in self._cells.working:
             return
@@ -205,7 +205,7 @@ class Batcher(Answering[Answer]):
             self._totals["prompt_tokens"] += len(tokens)
             self._totals["cached_tokens"] += completion.cached_tokens
 
-    def _fill(self, plan: list[tuple[Answer, int]]) -> NDArray[np.intp]:
+    def _fill(self, plan: list[tuple[AnswerInProgress, int]]) -> NDArray[np.intp]:
         """Put the tokens into the batch; return the ends of each answer's rows in the logits."""
         batch = self.served.cache.batch
         rows = []
@@ -219,7 +219,7 @@ class Batcher(Answering[Answer]):
             rows.append(int(wanted.sum()))
         return np.cumsum(rows)
 
-    def _take(self, answer: Answer, token: int, logits: NDArray[np.float32]) -> None:
+    def _take(self, answer: AnswerInProgress, token: int, logits: NDArray[np.float32]) -> None:
         """Add a token, picked by these logits, to an answer."""
         completion = answer.completion
         request = answer.request
@@ -244,18 +244,18 @@ class Batcher(Answering[Answer]):
             self._end(answer, "error")
         return None
 
-    def _note(self, answer: Answer, token: int, logits: NDArray[np.float32]) -> None:
+    def _note(self, answer: AnswerInProgress, token: int, logits: NDArray[np.float32]) -> None:
         if (count := answer.request.logprobs) is not None:
             answer.completion.logprobs.append(logprob_of(token, logits, count, self.served.tokenizer))
 
-    def _put_back(self, answer: Answer) -> None:
+    def _put_back(self, answer: AnswerInProgress) -> None:
         """Let an answer wait until there is room again; its cells are kept until somebody needs them."""
         self._working.remove(answer)
         self._cells.end(answer.sequence)
         answer.sequence = kv_cache.nowhere()
         self._waiting.appendleft(answer)
 
-    def _end(self, answer: Answer, finish: str, piece: str = "") -> None:
+    def _end(self, answer: AnswerInProgress, finish: str, piece: str = "") -> None:
         if answer in self._working:
             self._cells.end(answer.sequence)
         self._turns.pop(answer, None)

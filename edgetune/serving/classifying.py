@@ -13,21 +13,21 @@ import numpy as np
 from ..objectives.labelling import Classified
 from .answering import Answering
 from .completion import Completion, OnPiece, TokenLogprob
-from .encoder_model import EncoderModel, Request
+from .encoder_model import EncoderModel, LabelRequest
 
 TOGETHER = 64  # questions until others have a turn
 PARALLEL = 256  # that are taken besides those that may wait: a question costs no memory
 
 
 @dataclass(eq=False)
-class Asked:
+class QuestionInProgress:
     """A question in progress."""
 
     completion: Completion
-    request: Request
+    request: LabelRequest
 
 
-class Classifying(Answering[Asked]):
+class Classifying(Answering[QuestionInProgress]):
     """Answers with labels, or JSON, by adapters of an encoder. The options of a model that writes text are checked and
     have no effect; an answer is one piece.
     """
@@ -48,7 +48,8 @@ class Classifying(Answering[Asked]):
         """
         self.served.reader(adapter)
         request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, among, seed=seed or 0, **sampling)
-        return self._take_in(Asked(Completion(adapter, len(request.tokens), self._notify, on_piece), request))
+        completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
+        return self._take_in(QuestionInProgress(completion, request))
 
     def facts(self) -> dict[str, Any]:
         """Counts since the start, and the current state, as of a Batcher; there is no cache."""
@@ -57,7 +58,7 @@ class Classifying(Answering[Asked]):
 
     def _admit(self) -> None:
         """Takes those that wait longest, and as many others as can be computed with them, by the same adapter."""
-        others: deque[Asked] = deque()
+        others: deque[QuestionInProgress] = deque()
         while self._waiting and len(self._working) < TOGETHER:
             asked = self._waiting.popleft()
             first = self._working[0] if self._working else asked
@@ -70,7 +71,7 @@ class Classifying(Answering[Asked]):
         for asked, answer in zip(self._working.copy(), found, strict=True):
             self._give(asked, answer, reader.learned.labels)
 
-    def _give(self, asked: Asked, found: Classified, labels: Sequence[str]) -> None:
+    def _give(self, asked: QuestionInProgress, found: Classified, labels: Sequence[str]) -> None:
         completion = asked.completion
         p = np.asarray(found.probabilities if labels else [found.probability], np.float64)
         completion.among = np.log(np.maximum(p, np.finfo(np.float64).tiny))

@@ -30,7 +30,7 @@ QUESTIONS = ("a", "Zero 0")  # two that begin differently: what is before them d
 
 
 @dataclass(frozen=True)
-class Prompt:
+class CompiledPrompt:
     """What every request begins with. system: its system message; tools: as in a request; None: none."""
 
     system: str
@@ -47,7 +47,7 @@ class Prompt:
         return asked[0][:count]
 
 
-def compile_prompt(bundle: Bundle, prompt: Prompt, out: Path, threads: int = 0) -> int:
+def compile_prompt(bundle: Bundle, prompt: CompiledPrompt, out: Path, threads: int = 0) -> int:
     """Writes the adapter to the new folder `out`. Returns the number of tokens that it stands for.
 
     Raises EdgetuneError for a prompt that is longer than the model's context or its windows, and where memory or disk

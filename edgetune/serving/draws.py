@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 from ..errors import UsageError
 from ..llamacpp.sampling import SEED_LIMIT, log_softmax
 from .llama import LlamaModel
-from .model import Request
+from .model import AnswerRequest
 
 MOST = 256  # answers to a prompt
 STOPPED = -1  # in place of a token, after a stop string
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnAnswer:
     """An answer. index: which of the answers to the prompt. tokens: its number of tokens, without the one that ends it.
     logprob: the sum of log p of all its tokens, natural, before temperature and the like, with that of its end. finish:
     "stop", or "length" where it was cut.
@@ -62,14 +62,14 @@ class Draws:
         self._ended = [False] * count
         self._found = self._drawn()
 
-    def __iter__(self) -> Iterator[Drawn]:
+    def __iter__(self) -> Iterator[DrawnAnswer]:
         return self._found
 
     def close(self) -> None:
         """Leaves out the answers that are not finished."""
         self._found.close()
 
-    def _drawn(self) -> Generator[Drawn]:
+    def _drawn(self) -> Generator[DrawnAnswer]:
         try:
             budgets = [request.budget for request in self._requests]
             for index, _ in self._served.cache.greedy([self._prompt] * len(budgets), budgets, self._is_end, self._pick):
@@ -77,7 +77,7 @@ class Draws:
                 request = self._requests[index]
                 is_whole = self._ended[index] or request.text.stopped or request.sampler.whole
                 finish = "stop" if is_whole else "length"
-                yield Drawn(index, text, self._made[index], self._logprobs[index], finish)
+                yield DrawnAnswer(index, text, self._made[index], self._logprobs[index], finish)
         finally:
             for request in self._requests:
                 request.sampler.close()
@@ -87,7 +87,7 @@ class Draws:
 
     def _pick(self, index: int, logits: NDArray[np.float32]) -> int:
         """The next token of an answer; after a stop string the one that ends a turn."""
-        request: Request = self._requests[index]
+        request: AnswerRequest = self._requests[index]
         if request.text.stopped:
             return STOPPED
         token = request.sampler.pick(logits)

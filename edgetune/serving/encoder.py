@@ -23,6 +23,7 @@ from ..data import labelled
 from ..data.labelled import Read
 from ..data.packing import Example, collate
 from ..errors import BudgetError, UsageError, size_text
+from ..formats.bundle import open_bundle
 from ..formats.gguf import Gguf
 from ..llamacpp.tokenizers import open_encoder_tokenizer
 from ..machine import device
@@ -78,7 +79,7 @@ class Encoder:
         found = read_artifact(path, self.gguf)
         objective = learned(found, str(path))
         return Reader(self, objective, self._open(found, self._precision, objective.heads),
-                      Known.of(found, str(path)))
+                      KnownAnswers.of(found, str(path)))
 
     def vectors(self, texts: Sequence[Sequence[int]], adapter: str | Path | None = None) -> Floats:
         """The vectors of texts by the encoder, with an adapter or without one, pooled, of length 1: [n, D]. texts:
@@ -152,7 +153,7 @@ class Encoder:
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownAnswers:
     """What an adapter knows about its answers, each None where training had too few rows. sureness: which are sure;
     kinds: likewise of their fields of few values, where others have values from the question. likeness: which questions
     are like the learned ones.
@@ -163,7 +164,7 @@ class Known:
     likeness: Likeness | None
 
     @classmethod
-    def of(cls, found: Artifact, source: str) -> Known:
+    def of(cls, found: Artifact, source: str) -> KnownAnswers:
         """Raises FormatError for a damaged adapter. source: names it."""
         return cls(sureness_of(found, source), sureness_of(found, source, KINDS), likeness_of(found, source))
 
@@ -173,7 +174,7 @@ class Reader:
     knows of these.
     """
 
-    def __init__(self, encoder: Encoder, learned: Labelling, passes: EncoderPasses, known: Known) -> None:
+    def __init__(self, encoder: Encoder, learned: Labelling, passes: EncoderPasses, known: KnownAnswers) -> None:
         self.encoder = encoder
         self.learned = learned
         self.known = known
@@ -215,3 +216,15 @@ class Reader:
             p = np.exp(self.encoder.use(self._passes).labels(batch))
             for read, (_, rows) in zip(questions[part], batch.parts(), strict=True):
                 yield read, p[rows]
+
+
+def vectors(model: str | Path, texts: Sequence[str], adapter: str | Path | None = None, threads: int = 0) -> Floats:
+    """The vectors [n, D] of texts, float32, each of length 1: their scalar products are cosines.
+
+    >>> edgetune.vectors("minilm", ["turn on the light", "lights on"], "my-vectors")
+
+    model: a GGUF, a bundle or a model's name. Of a text that is too long the beginning counts; an empty one raises
+    UsageError. threads: 0 for one a physical core.
+    """
+    encoder = Encoder(open_bundle(model).gguf, threads)
+    return encoder.vectors([encoder.read(text).encoded.ids for text in texts], adapter)

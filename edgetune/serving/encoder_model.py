@@ -26,7 +26,7 @@ AT_ONCE = 512  # tokens that are computed together: more are hardly quicker, and
 
 
 @dataclass(frozen=True)
-class Request:
+class LabelRequest:
     """A question, and whether the log-probability of its answer is wanted, and those of how many labels. budget: any
     label is short enough.
     """
@@ -127,13 +127,13 @@ class EncoderModel:
 
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],  # noqa: ARG002
                 logprobs: int | None = None, echo: bool = False, among: Sequence[int] = (),  # noqa: ARG002
-                **sampling: Any) -> Request:
+                **sampling: Any) -> LabelRequest:
         """Options of sampling are checked, and have no effect: the answer is the likeliest label."""
         Sampling(**{"seed": 0, **sampling}).check()
         if logprobs is not None and not 0 <= logprobs <= MOST_LOGPROBS:
             raise UsageError(f"logprobs is {logprobs} tokens", f"choose from 0 to {MOST_LOGPROBS}")
         text = prompt if isinstance(prompt, str) else self._text(prompt)
-        return Request(self.encoder.read(text), self.context, logprobs)
+        return LabelRequest(self.encoder.read(text), self.context, logprobs)
 
     def _text(self, ids: Sequence[int]) -> str:
         """The text of token ids, without the marks around it."""

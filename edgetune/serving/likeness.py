@@ -1,8 +1,7 @@
 """Whether a question is like those that an encoder learned: by its vector, which training did not change.
 
 The likeness of a question is its cosine to the nearest label, which is the mean of the vectors of its questions. With
-several fields of few values it is the mean over fields. A question is unlike if 98 % of questions that were not learned
-either have a greater likeness.
+several fields of few values it is the mean over fields. neighbours.py says from which likeness on it is like them.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from numpy.typing import NDArray
 
 from ..adapters.base import Artifact
 from ..errors import FormatError
+from .neighbours import Floats, Neighbours, limit_of_learned, mean_of_greatest
 
 NAME = "likeness"  # among an adapter's facts
-UNLIKE = 0.02  # share of questions that were not learned, the least alike, by which the limit is set
 AT_ONCE = 64  # questions that are compared together
 TINY = 1e-12  # the least length that a vector is divided by
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Likeness:
     that is like the learned ones.
     """
 
-    labels: tuple[Floats, ...]
+    labels: tuple[Neighbours, ...]
     limit: float
 
     @classmethod
@@ -44,21 +42,21 @@ class Likeness:
         sums = [np.zeros((own.max() + 1, vectors.shape[1]), np.float32) for own in fields]
         for total, own in zip(sums, fields, strict=True):
             np.add.at(total, own, vectors)
-        labels = tuple(map(_normed, sums))
+        labels = tuple(Neighbours(_normed(total)) for total in sums)
         if len(others):
             found = _nearest(others, labels)
         else:
             found = np.concatenate([_nearest_of_the_rest(vectors[part], labels, sums, [own[part] for own in fields])
                                     for part in _blocks(vectors)])
-        return cls(labels, float(np.sort(found)[int(len(found) * UNLIKE)]))
+        return cls(labels, limit_of_learned(found))
 
     def likeness(self, vectors: Floats) -> Floats:
         """The likeness [n] of questions with these vectors [n, D]."""
         return _nearest(vectors, self.labels)
 
     def to_json(self) -> dict[str, Any]:
-        return {"limit": self.limit, "width": self.labels[0].shape[1],
-                "labels": [b64encode(each.astype("<f2").tobytes()).decode() for each in self.labels]}
+        return {"limit": self.limit, "width": self.labels[0].vectors.shape[1],
+                "labels": [b64encode(each.vectors.astype("<f2").tobytes()).decode() for each in self.labels]}
 
     @classmethod
     def of_json(cls, found: Mapping[str, Any]) -> Likeness:
@@ -67,7 +65,7 @@ class Likeness:
                        for each in found["labels"])
         if not labels or not all(len(each) and np.isfinite(each).all() for each in labels):
             raise ValueError("no vectors")
-        return cls(tuple(each.astype(np.float32) for each in labels), float(found["limit"]))
+        return cls(tuple(Neighbours(each.astype(np.float32)) for each in labels), float(found["limit"]))
 
 
 def likeness_of(found: Artifact, source: str) -> Likeness | None:
@@ -89,17 +87,22 @@ def _blocks(vectors: Floats) -> Iterator[slice]:
     return (slice(begin, begin + AT_ONCE) for begin in range(0, len(vectors), AT_ONCE))
 
 
-def _nearest(vectors: Floats, labels: Sequence[Floats]) -> Floats:
+def _nearest(vectors: Floats, labels: Sequence[Neighbours]) -> Floats:
     """The likeness [n] to the labels of every field."""
-    found = [np.mean([(vectors[part] @ each.T).max(1) for each in labels], axis=0) for part in _blocks(vectors)]
+    found = [_of_fields([each.likeness(vectors[part]) for each in labels]) for part in _blocks(vectors)]
     return np.concatenate([np.empty(0, np.float32), *found])
 
 
-def _nearest_of_the_rest(vectors: Floats, labels: Sequence[Floats], sums: Sequence[Floats],
+def _nearest_of_the_rest(vectors: Floats, labels: Sequence[Neighbours], sums: Sequence[Floats],
                          fields: Sequence[NDArray[np.int32]]) -> Floats:
     """The same of learned questions, each without its own part in its labels, which are the sums, normed."""
-    cosines = [vectors @ each.T for each in labels]
+    cosines = [each.likeness(vectors) for each in labels]
     for cosine, total, own in zip(cosines, sums, fields, strict=True):
         cosine[np.arange(len(own)), own] = (vectors * _normed(total[own] - vectors)).sum(1)
-    found: Floats = np.mean([cosine.max(1) for cosine in cosines], axis=0)
+    return _of_fields(cosines)
+
+
+def _of_fields(cosines: Sequence[Floats]) -> Floats:
+    """The likeness [n] by the cosines [n, labels] of every field: the mean of those to the nearest labels."""
+    found: Floats = np.mean([mean_of_greatest(each, 1) for each in cosines], axis=0)
     return found

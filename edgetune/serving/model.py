@@ -22,7 +22,7 @@ MOST_LOGPROBS = 100  # likeliest tokens of which they are given
 
 
 @dataclass
-class Request:
+class AnswerRequest:
     """A checked prompt, and the options of its answer."""
 
     tokens: list[int]  # the prompt's, then those of the answer too
@@ -93,7 +93,7 @@ class ServedModel(ABC):
 
     def prepare(self, prompt: str | Sequence[int], max_tokens: int, stop: str | Iterable[str],
                 logprobs: int | None = None, echo: bool = False, among: Sequence[int] = (),
-                thinking_budget: int = ANY, **sampling: Any) -> Request:
+                thinking_budget: int = ANY, **sampling: Any) -> AnswerRequest:
         """The checked request; errors as in `generate`. For any thread. thinking_budget: tokens of thinking, as of
         ThinkingBudget; only of a model that thinks.
         """
@@ -108,9 +108,9 @@ class ServedModel(ABC):
         marks = self.thinking
         thinking = ThinkingBudget(marks, thinking_budget, marks.opened_by(tokens)) if marks else None
         sampler = Sampler(llamacpp.load(), checked, self.tokenizer, tokens, budget, thinking)
-        return Request(tokens, budget, sampler, text, logprobs, echo, among)
+        return AnswerRequest(tokens, budget, sampler, text, logprobs, echo, among)
 
-    def _stream(self, request: Request) -> Iterator[str]:
+    def _stream(self, request: AnswerRequest) -> Iterator[str]:
         tokens = request.tokens
         text = request.text
         with request.sampler as sampler, answering(self.busy_file):

@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ..disk import cache, cache_folder, replaced
 from ..formats.gguf import fingerprint
 from ..formats.named import CONVERTED, find_model
 from .embedding import EncoderFile, TableFile, open_vectors
+from .neighbours import Neighbours
 
 ENCODER = CONVERTED
 FOLDER = "vectors"
@@ -37,8 +39,8 @@ class NearestRows:
         self.rows = rows
         self._opened: EncoderFile | TableFile = open_vectors(find_model(encoder), threads)
         self._turn = threading.Lock()
-        self._known: dict[str, NDArray[np.float32]] = {}
-        self._vectors = self._kept([question_text(row) for row in rows])
+        self._vector = lru_cache(REMEMBERED)(lambda question: self.embed([question])[0])
+        self._known = Neighbours(self._kept([question_text(row) for row in rows]))
 
     def close(self) -> None:
         """Frees the model for vectors."""
@@ -48,7 +50,7 @@ class NearestRows:
         """The indices of all rows [n], the nearest first; of equally near ones the earlier first."""
         if not question.strip():
             return np.arange(len(self.rows))
-        return np.argsort(-(self._vectors @ self._vector(question)), kind="stable")
+        return self._known.nearest(self._vector(question))[0]
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """The vectors [n, D] of texts, each of length 1; of a text that is too long the beginning counts."""
@@ -58,16 +60,6 @@ class NearestRows:
         with self._turn:
             for _ in embedder.embed(found, tokens):
                 pass
-        return found
-
-    def _vector(self, question: str) -> NDArray[np.float32]:
-        """The vector [D] of a question; those of the last ones are known."""
-        if (found := self._known.get(question)) is None:
-            found = self.embed([question])[0]
-            with self._turn:
-                self._known[question] = found
-                while len(self._known) > REMEMBERED:
-                    del self._known[next(iter(self._known))]
         return found
 
     def _kept(self, texts: list[str]) -> NDArray[np.float32]:

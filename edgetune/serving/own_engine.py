@@ -30,7 +30,7 @@ from ..models.cache import Cache, CacheArrays
 from ..models.common import Cached
 from ..models.decoder import Decoder, Model
 from ..models.head import cap_logits
-from ..models.linear import Activations, RunShape
+from ..models.linear import Activations
 from ..models.states import BEGIN, END, ZEROS, States
 from ..models.structure import DecoderStructure
 from .rollouts.forward import forward_run, network_buffers, open_passes
@@ -54,7 +54,8 @@ def own_memory(base: Gguf, adapters: Iterable[str | Path], context: int, sequenc
         return 0
     model = Model(base)
     ops = Cpu(thread_count(threads))
-    runs = [_run(model, artifact, context, threads) for artifact in found]
+    runs = [forward_run(model, artifact, threads=threads, max_tokens=PASS, max_length=context, precision=PRECISION)
+            for artifact in found]
     return shared_bytes(base, context, sequences, ops) + sum(
         arena_bytes([*network_buffers(model, run), *_work(model, sequences)]) for run in runs)
 
@@ -239,7 +240,3 @@ def _buffers(base: Gguf, context: int, sequences: int) -> list[Buffer]:
 def _work(model: Model, sequences: int) -> list[Buffer]:
     """Work space of passes of an adapter."""
     return _cache(model.shape).work(PASS, min(PASS, sequences + SPARE), KEPT)
-
-
-def _run(model: Model, found: Artifact, context: int, threads: int) -> RunShape:
-    return forward_run(model, found, threads=threads, max_tokens=PASS, max_length=context, precision=PRECISION)

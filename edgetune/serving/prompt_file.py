@@ -1,4 +1,4 @@
-"""A prompt file: what a chat without a system message is given, in YAML or JSON. `edgetune prompt` writes such files.
+"""A prompt file: what a chat without a system message is given, in YAML or JSON.
 
     system: Answer with the intent of the command.
     examples:                                   # earlier turns, the same for every question
@@ -19,20 +19,21 @@ import importlib.util
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..adapters.store import PROMPT
-from ..data.around import Message, is_row, last_question, unlearned
+from ..data.around import Instruction, Message, is_row, last_question, unlearned
 from ..data.asking import asking_rows
 from ..data.hub_rows import is_name
 from ..data.parts import STDIN, names_of
 from ..data.question import content_text, question_text
 from ..data.rows import Row, answered_messages, check_row
-from ..data.yaml_text import read_yaml, write_yaml
+from ..data.yaml_text import read_yaml
 from ..disk import json_lines, json_text, read_small, refuse_existing, replaced
 from ..errors import DataError, EdgetuneError, FormatError, install_hint
 from ..formats.named import find_model
@@ -45,7 +46,7 @@ WAY_OUT = "write system, examples or nearest, as docs/reference/files.md shows"
 
 
 @dataclass(frozen=True)
-class Nearest:
+class NearestExamples:
     """Examples by nearness. rows: their file, as DATA of edgetune train."""
 
     rows: str = option("", "File of rows, relative to the prompt file.")
@@ -60,7 +61,7 @@ class Prompt:
 
     system: str = ""
     examples: Sequence[Mapping[str, Any]] = ()
-    nearest: Nearest | None = None
+    nearest: NearestExamples | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The content of a prompt file."""
@@ -74,17 +75,15 @@ class OpenPrompt:
     turns, the nearest last. No example asks what the row that it is put around asks.
 
     rows: those of `nearest`, whose model is opened by the first question and freed by `close`. threads: of that model.
-    nearest: these rows, where others have opened them, and close them.
     """
 
-    def __init__(self, prompt: Prompt, rows: Sequence[Row] = (), threads: int = 0,
-                 nearest: NearestRows | None = None) -> None:
+    def __init__(self, prompt: Prompt, rows: Sequence[Row] = (), threads: int = 0) -> None:
         self.prompt = prompt
-        self.rows = nearest.rows if nearest else rows
+        self.rows = rows
         self._threads = threads
         self._turns = [turns_of(row) for row in prompt.examples]
         self._opening = threading.Lock()
-        self._nearest = nearest
+        self._nearest: NearestRows | None = None
 
     def close(self) -> None:
         """Frees the model for vectors; the next question opens it again."""
@@ -134,6 +133,16 @@ def open_prompt(path: Path, threads: int = 0) -> OpenPrompt:
         return OpenPrompt(prompt)
     find_model(prompt.nearest.encoder)
     return OpenPrompt(prompt, asking_rows(Path(prompt.nearest.rows)), threads)
+
+
+@contextmanager
+def opened_around(prompt: Path | None = None, threads: int = 0) -> Iterator[Instruction]:
+    """The prompt of a file, opened; None without one. Raises the errors of open_prompt."""
+    if prompt is None:
+        yield None
+        return
+    with closing(open_prompt(prompt, threads)) as found:
+        yield found
 
 
 def kept_prompt(path: str) -> OpenPrompt:
@@ -199,19 +208,10 @@ def read_prompt(path: Path) -> Prompt:
 
 
 def write_prompt(path: Path, prompt: Prompt) -> None:
-    """Writes a new prompt file: YAML where its name ends so, else JSON. Raises UsageError for one that exists."""
+    """Writes a new prompt file, as JSON. Raises UsageError for one that exists."""
     refuse_existing(path)
     with replaced(path) as beside:
-        beside.write_text(prompt_text(prompt, path), encoding="utf-8")
-
-
-def prompt_text(prompt: Prompt, path: Path) -> str:
-    """The content of a prompt file of this name."""
-    content = prompt.to_json()
-    if path.suffix.lower() not in YAML:
-        return json_text(content, indent=2) + "\n"
-    _require_yaml()
-    return write_yaml(content)
+        beside.write_text(json_text(prompt.to_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def turns_of(row: Row) -> list[Message]:
@@ -225,7 +225,7 @@ def _loaded(path: Path) -> Any:
     try:
         text = read_small(path, LIMIT).decode("utf-8")
     except FileNotFoundError:
-        raise FormatError(f"there is no prompt file {path}", "edgetune prompt MODEL DATA -o FILE makes one") from None
+        raise FormatError(f"there is no prompt file {path}", WAY_OUT) from None
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise FormatError(f"{path} cannot be read: {reason}", WAY_OUT) from None
@@ -234,16 +234,12 @@ def _loaded(path: Path) -> Any:
             return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{path} is no JSON: {error}", "mend it, or name a file in YAML .yaml") from None
-    _require_yaml()
+    if importlib.util.find_spec("yaml") is None:
+        raise EdgetuneError("prompt files in YAML need pyyaml", f"{install_hint('prompts')}, or write JSON")
     try:
         return read_yaml(text, str(path), LIMIT)
     except DataError as error:
         raise FormatError(error.what, error.hint) from None
-
-
-def _require_yaml() -> None:
-    if importlib.util.find_spec("yaml") is None:
-        raise EdgetuneError("prompt files in YAML need pyyaml", f"{install_hint('prompts')}, or write JSON")
 
 
 def _prompt(found: Mapping[str, Any], folder: Path) -> Prompt:
@@ -276,15 +272,15 @@ def _example(number: int, row: Any) -> Mapping[str, Any]:
     return row
 
 
-def _nearest(found: Any, folder: Path) -> Nearest:
+def _nearest(found: Any, folder: Path) -> NearestExamples:
     if not isinstance(found, Mapping):
         raise FormatError(f"nearest is {found!r:.60}, no keys", "write rows, k and encoder below it")
-    made = make_options(Nearest, {str(key): value for key, value in found.items()})
+    made = make_options(NearestExamples, {str(key): value for key, value in found.items()})
     check_options(made)
     if made.rows in ("", STDIN):
         raise FormatError("nearest has no file of rows", "name one, relative to the prompt file")
     encoder = str((folder / made.encoder).absolute()) if (folder / made.encoder).is_file() else made.encoder
-    return Nearest(_beside(made.rows, folder), made.k, encoder)
+    return NearestExamples(_beside(made.rows, folder), made.k, encoder)
 
 
 def _beside(rows: str, folder: Path) -> str:

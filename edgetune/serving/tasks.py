@@ -1,7 +1,7 @@
 """Which of several tasks a question belongs to, by vectors of questions of each task; none, where it is unlike them.
 
 A linear classifier by least squares chooses the task. The likeness of a question is its mean cosine to the nearest
-questions of that task. It is unlike if 98 % of these questions have a greater likeness to the others.
+questions of that task. neighbours.py says from which likeness on it is like them.
 Letters: n questions, D width of a vector, all of length 1.
 """
 
@@ -13,37 +13,37 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-NEAREST = 3  # questions
-UNLIKE = 0.02  # share of a task's own questions, the least alike, by which its limit is set
+from .neighbours import Floats, Neighbours, limit_of_learned, mean_of_greatest
+
+NEAREST = 3  # questions; docs/results/retrieval.md compares them with means, as likeness.py has them of labels
 RIDGE = 1.0  # added to the squares of the vectors, of which there is one a question
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Task:
-    """questions [n, D]; limit: the least likeness of a question that is like them."""
+class LearnedTask:
+    """limit: the least likeness of a question that is like them."""
 
-    questions: Floats
+    known: Neighbours
     limit: float
 
     @classmethod
-    def of(cls, questions: Floats) -> Task:
-        """questions: NEAREST + 1 different ones or more."""
-        cosines = questions @ questions.T
+    def of(cls, questions: Floats) -> LearnedTask:
+        """questions [n, D]: NEAREST + 1 different ones or more."""
+        known = Neighbours(questions)
+        cosines = known.likeness(questions)
         np.fill_diagonal(cosines, -np.inf)  # each is compared with the others
-        found = np.sort(_nearest(cosines))
-        return cls(questions, float(found[int(len(found) * UNLIKE)]))
+        return cls(known, limit_of_learned(mean_of_greatest(cosines, NEAREST)))
 
     def is_like(self, question: Floats) -> bool:
         """question: [D]."""
-        return bool(_nearest(question[None] @ self.questions.T)[0] >= self.limit)
+        return bool(mean_of_greatest(self.known.likeness(question[None]), NEAREST)[0] >= self.limit)
 
 
 class Tasks:
     """Tasks by their names, with the vectors of questions of each."""
 
     def __init__(self, questions: Mapping[str, Floats]) -> None:
-        self._tasks = {name: Task.of(own) for name, own in questions.items()}
+        self._tasks = {name: LearnedTask.of(own) for name, own in questions.items()}
         self._weights = _fitted(list(questions.values()))
 
     def of(self, question: Floats) -> str | None:
@@ -54,12 +54,6 @@ class Tasks:
     def nearest(self, question: Floats) -> str:
         """The name of the likeliest task, however unlike the question is."""
         return list(self._tasks)[int(np.argmax(_with_one(question[None]) @ self._weights))]
-
-
-def _nearest(cosines: Floats) -> Floats:
-    """The likeness [n], by cosines [n, m] to the questions of a task."""
-    found: Floats = np.sort(cosines, axis=1)[:, -NEAREST:].mean(1)
-    return found
 
 
 def _fitted(tasks: Sequence[Floats]) -> NDArray[np.float64]:

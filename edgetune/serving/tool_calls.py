@@ -31,7 +31,7 @@ class CallPiece:
 
 
 @dataclass(frozen=True)
-class Call:
+class WholeCall:
     """A whole call; arguments: JSON as the model wrote it."""
 
     id: str
@@ -39,12 +39,12 @@ class Call:
     arguments: str
 
 
-def join(pieces: list[CallPiece]) -> list[Call]:
+def join(pieces: list[CallPiece]) -> list[WholeCall]:
     """The calls of which an answer's pieces are the parts."""
-    calls: dict[int, Call] = {}
+    calls: dict[int, WholeCall] = {}
     for piece in pieces:
-        call = calls.get(piece.index, Call(piece.id, piece.name, ""))
-        calls[piece.index] = Call(call.id, call.name, call.arguments + piece.arguments)
+        call = calls.get(piece.index, WholeCall(piece.id, piece.name, ""))
+        calls[piece.index] = WholeCall(call.id, call.name, call.arguments + piece.arguments)
     return [calls[index] for index in sorted(calls)]
 
 

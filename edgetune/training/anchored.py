@@ -45,7 +45,7 @@ Prompts = list[list[int]]
 
 
 @dataclass(frozen=True)
-class Questions:
+class AnchorQuestions:
     """Texts to continue and questions, as tokens; the tokens that end an answer."""
 
     texts: Prompts
@@ -87,7 +87,7 @@ def prepare(bundle: Bundle, config: TrainConfig, batches: range, should_stop: Ca
     check: called before any is drawn; may raise. Raises Interrupted once should_stop returns True.
     """
     name = _name(bundle, config)
-    asked: Questions | None = None
+    asked: AnchorQuestions | None = None
     found: list[Example] = []
     for done, batch in enumerate(number % (MOST // BATCH) for number in batches):
         path = cache_folder() / "anchors" / f"{sha256(name.encode()).hexdigest()[:32]}-{batch}.npz"
@@ -121,16 +121,16 @@ def _cut(example: Example, max_length: int) -> Example:
     return _example(example.tokens[:example.begin].tolist(), example.tokens[example.begin:limit])
 
 
-def _drawn(bundle: Bundle, config: TrainConfig, questions: Questions, batch: int,
+def _drawn(bundle: Bundle, config: TrainConfig, questions: AnchorQuestions, batch: int,
            should_stop: Callable[[], bool]) -> list[Example]:
     """Draws a batch of anchors. Raises UsageError if they do not fit into memory or the model's context."""
     from ..llamacpp.sampling import Sampling  # here: most trainings draw none
-    from ..serving.rollouts.texts import Asked, Engine, draw
+    from ..serving.rollouts.texts import Engine, TokenPrompts, draw
     prompts = of_batch(questions.texts, batch) + of_batch(questions.chats, batch)
     engine = Engine(config.memory_here(), config.memory_asked, PARALLEL, config.precision, config.threads,
                     config.backend)
     natural = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=batch)  # tokens as likely as the base says
-    asked = Asked(prompts, [TOKENS] * len(prompts), BATCH // len(prompts), natural)
+    asked = TokenPrompts(prompts, [TOKENS] * len(prompts), BATCH // len(prompts), natural)
 
     def before_block() -> None:
         if should_stop():
@@ -143,7 +143,7 @@ def _drawn(bundle: Bundle, config: TrainConfig, questions: Questions, batch: int
     return [found[key] for key in sorted(found)]
 
 
-def _questions(bundle: Bundle, config: TrainConfig) -> Questions:
+def _questions(bundle: Bundle, config: TrainConfig) -> AnchorQuestions:
     """Returns texts to continue and questions; a model without a chat template has texts alone."""
     end = bundle.gguf.metadata.get("tokenizer.ggml.eos_token_id")
     ends = {end} if isinstance(end, int) else set()
@@ -165,7 +165,8 @@ def _questions(bundle: Bundle, config: TrainConfig) -> Questions:
     texts = [one for one in loaded.examples if one.begin <= 1]  # all of it is supervised
     said = [one for one in loaded.examples if one.begin > 1]
     ends |= {int(one.tokens[-1]) for one in said}
-    return Questions([one.tokens.tolist() for one in texts], [one.tokens[:one.begin].tolist() for one in said], ends)
+    return AnchorQuestions([one.tokens.tolist() for one in texts], [one.tokens[:one.begin].tolist() for one in said],
+                           ends)
 
 
 def _example(prompt: Sequence[int], said: np.ndarray) -> Example:

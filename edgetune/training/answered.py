@@ -20,7 +20,7 @@ PASS = 1.0  # the least reward of a right answer
 
 
 @dataclass(frozen=True)
-class Answer:
+class RewardedAnswer:
     """An answer to reward. item: the row of its prompt, as JSON; ended: whether the model ended it."""
 
     text: str
@@ -37,7 +37,7 @@ class Reward:
     parts: Mapping[str, float] = field(default_factory=dict)
 
 
-Rewards = Callable[[Sequence[Answer]], Sequence[Reward]]
+Rewards = Callable[[Sequence[RewardedAnswer]], Sequence[Reward]]
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ def needs_judge(rewards: Rewards | None) -> bool:
 
 
 @dataclass(frozen=True)
-class Answered:
+class RewardedGroups:
     """The answers to some prompts, G each, with their rewards; there are none if the objective has no rewards.
 
     asked: the prompt of each answer; second answers, each with another prompt, follow all first ones.
@@ -98,16 +98,17 @@ class Answered:
                 seen.add(answer.tokens.tobytes())
         return found
 
-    def chosen(self, indices: Sequence[int]) -> Answered:
-        return Answered([self.prompts[i] for i in indices], [self.asked[i] for i in indices],
-                        [self.answers[i] for i in indices], [self.rewards[i] for i in indices],
-                        self.penalized[list(indices)], self.turns)
+    def chosen(self, indices: Sequence[int]) -> RewardedGroups:
+        return RewardedGroups([self.prompts[i] for i in indices], [self.asked[i] for i in indices],
+                              [self.answers[i] for i in indices], [self.rewards[i] for i in indices],
+                              self.penalized[list(indices)], self.turns)
 
-    def with_others(self, other: Answered) -> Answered:
-        return Answered([*self.prompts, *other.prompts], [*self.asked, *other.asked], [*self.answers, *other.answers],
-                        [*self.rewards, *other.rewards], np.concatenate([self.penalized, other.penalized]), self.turns)
+    def with_others(self, other: RewardedGroups) -> RewardedGroups:
+        return RewardedGroups([*self.prompts, *other.prompts], [*self.asked, *other.asked],
+                              [*self.answers, *other.answers], [*self.rewards, *other.rewards],
+                              np.concatenate([self.penalized, other.penalized]), self.turns)
 
-    def with_second(self, second: Answered) -> Answered:
+    def with_second(self, second: RewardedGroups) -> RewardedGroups:
         """Appends the second answers; in `second` each is the only answer to its own prompt."""
         count = len(self.prompts)
         g = self.penalized.shape[1]
@@ -116,9 +117,9 @@ class Answered:
             flat = [one for of in behind for one in of]
             return [[*of, *flat[i * g:(i + 1) * g]] for i, of in enumerate(first)]
 
-        return Answered(self.prompts, joined(self.asked, second.asked), joined(self.answers, second.answers),
-                        joined(self.rewards, second.rewards),
-                        np.concatenate([self.penalized, second.penalized.reshape(count, g)], axis=1), 2)
+        return RewardedGroups(self.prompts, joined(self.asked, second.asked), joined(self.answers, second.answers),
+                              joined(self.rewards, second.rewards),
+                              np.concatenate([self.penalized, second.penalized.reshape(count, g)], axis=1), 2)
 
     def metrics(self) -> dict[str, float]:
         """TRL's names. entropy is estimated by the log p of the tokens that were drawn."""

@@ -9,7 +9,6 @@ import numpy as np
 
 from ..data.lengths import Lengths
 from ..data.packing import Batch, Example
-from ..data.trees import micro_batches
 from ..errors import UsageError
 from ..models.base import Structure
 from ..objectives.base import Objective
@@ -19,29 +18,29 @@ from . import length
 from .answered import Expectation
 from .batches import Batches
 from .config import TrainConfig
-from .passes import Measurement, measure
+from .passes import LossMeasurement
 from .rollouts import Known, Roller, answer_plan, keep
-from .source import Learned, Parts, Room, Source
+from .source import ExampleSource, Learned, SourceParts, SourceRoom
 
 
-class Answers(Source):
+class AnswerExamples(ExampleSource):
     """Answers of the model; those that have a signal are learned."""
 
     keeps_tokenizer: ClassVar[bool] = True
     refers: ClassVar[bool] = True
 
     @classmethod
-    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> Room:
+    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> SourceRoom:
         assert isinstance(objective, Drawn)
         if structure.cache is None:
             raise UsageError(f"{objective.name} needs a model that answers", "choose another method")
         units = len(lengths.units)
         steps = objective.steps_per_generation
         at_once = (steps * length.batch_of(config, units) if steps else units) or 1  # prompts answered together
-        return Room(answer_plan(objective, at_once, lengths, config.row_limit, structure.n_tokens),
-                    objective.keeps_start)
+        return SourceRoom(answer_plan(objective, at_once, lengths, config.row_limit, structure.n_tokens),
+                          objective.keeps_start)
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: SourceParts) -> None:
         objective = parts.objective
         assert isinstance(objective, Drawn)
         self.is_rewarded = isinstance(objective, Rewarded)
@@ -66,7 +65,7 @@ class Answers(Source):
         answers, metrics = self.roller.of_step(step, batches.of_step, batches.examples, batches.steps_per_epoch)
         telling = [answer for answer in answers if self.objective.has_signal(answer)]
         if self.objective.needs_reference:
-            self.roller.refer(micros.cut(telling), micros.max_tokens)
+            self.roller.refer(micros.cut(telling))
         micros.computing = False
         return Learned(telling, self.objective.count(answers) or 1.0, metrics, batches.anchors_of_step(step))
 
@@ -77,14 +76,9 @@ class Answers(Source):
     def after_step(self, step: int, batches: Batches) -> None:
         self.roller.learned(step, batches.steps_per_epoch, self._known)
 
-    def measure(self, examples: Sequence[Example]) -> Measurement:
-        micros = self.parts.micros
-        micros.computing = True
-        if self.is_rewarded:
-            return self.roller.measure(examples)
-        found = micro_batches(self.roller.greedy(examples), micros.max_tokens, share=False)  # in their order
-        self.roller.refer(found, micros.max_tokens)
-        return measure(self.parts.decoder, self.objective, micros.one_by_one(found), self.roller)
+    def measure(self, examples: Sequence[Example]) -> LossMeasurement:
+        self.parts.micros.computing = True
+        return self.roller.measure(examples)
 
     def progress(self, loss: float, metrics: Mapping[str, float]) -> float | None:
         """A reward is known when answers are drawn."""

@@ -25,7 +25,7 @@ from .answered import Rewards, needs_judge, reserved
 from .callbacks import Event, RunCallbacks
 from .config import LORA, TrainConfig
 from .length import anchors_learned, units_of
-from .origin import Origin
+from .origin import RunOrigin
 from .planned import make_plan
 from .resume import Identity, differences, fingerprint_run
 from .state import RunState, next_leg
@@ -39,7 +39,7 @@ VALUED = "lora with a value"  # an earlier name of LoRA with a value head
 
 
 @dataclass(frozen=True)
-class Task:
+class RunTask:
     """The arguments of `run`."""
 
     bundle: Bundle
@@ -49,7 +49,7 @@ class Task:
     held_out: Dataset | None
     start: Path | None
     more: float
-    origin: Origin | None
+    origin: RunOrigin | None
     allow_changed: Collection[str]
     objective: Objective | None
     rewards: Rewards | None
@@ -71,7 +71,7 @@ class Begun:
     event: Event = field(default_factory=dict)
 
 
-def anew(task: Task) -> Begun:
+def anew(task: RunTask) -> Begun:
     begun = _open(task, None, {}, {})
     if task.start:
         begun.state.start = {"path": str(task.start.resolve()), "fingerprint": begun.identity["start"]}
@@ -80,7 +80,7 @@ def anew(task: Task) -> Begun:
     return begun
 
 
-def resumed(task: Task) -> Begun:
+def resumed(task: RunTask) -> Begun:
     """Continues from the folder: from the newest undamaged checkpoint; from the start, after a kill before the first
     one; or from the finished adapter, if epochs are added.
     """
@@ -96,7 +96,7 @@ def resumed(task: Task) -> Begun:
     return _from_checkpoint(task, record) if saved else _again(task, record)
 
 
-def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping[str, Any]) -> Begun:
+def _open(task: RunTask, previous: Tradeoffs | None, was: Identity, record: Mapping[str, Any]) -> Begun:
     """Builds the trainer. was, record: identity and run.json of a resumed run."""
     parts = [part.examples for part in (task.data, task.held_out) if part]
     objective = task.objective or Sft()
@@ -120,7 +120,7 @@ def _open(task: Task, previous: Tradeoffs | None, was: Identity, record: Mapping
     return Begun(trainer, identity, RunState(), _origin(task, trainer, None))
 
 
-def _anchors(task: Task, objective: Objective, was: Identity, record: Mapping[str, Any],
+def _anchors(task: RunTask, objective: Objective, was: Identity, record: Mapping[str, Any],
              fits: Callable[[], object]) -> tuple[list[Example], range]:
     """Returns the anchors and their batches. A resumed run has those that it began with; one without any gets none,
     unless the options name a number. fits: raises before any is drawn, if training does not fit.
@@ -137,7 +137,7 @@ def _anchors(task: Task, objective: Objective, was: Identity, record: Mapping[st
     return anchored.prepare(task.bundle, task.config, batches, should_stop, calls.on_event, fits), batches
 
 
-def _origin(task: Task, trainer: Trainer, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _origin(task: RunTask, trainer: Trainer, before: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The origin to write to run.json. An origin that it holds already keeps its `started`."""
     if task.origin is None:
         return dict(before) if before else None
@@ -152,7 +152,7 @@ def asked(options: Mapping[str, Any]) -> list[Any]:
     return [options["micro_batch"], options["recompute"], options["optimizer_state"]]
 
 
-def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan: Mapping[str, Any], was: Identity,
+def _reopened(task: RunTask, record: Mapping[str, Any], was_asked: list[Any], plan: Mapping[str, Any], was: Identity,
               source: str) -> tuple[Begun, list[Event]]:
     """Returns the run and what has changed since. It keeps its plan, regardless of the available memory, unless the
     options differ. Raises MismatchError for a change that is not allowed.
@@ -169,7 +169,7 @@ def _reopened(task: Task, record: Mapping[str, Any], was_asked: list[Any], plan:
     return begun, changed
 
 
-def _from_record(task: Task, record: Mapping[str, Any]) -> tuple[Begun, list[Event]]:
+def _from_record(task: RunTask, record: Mapping[str, Any]) -> tuple[Begun, list[Event]]:
     kept = {spec.name: record["plan"][spec.name] for spec in fields(Tradeoffs) if spec.name in record["plan"]}
     return _reopened(task, record, asked(record["options"]), kept, record["identity"],
                      f"the plan in {task.out / store.RUN}")
@@ -178,7 +178,7 @@ def _from_record(task: Task, record: Mapping[str, Any]) -> tuple[Begun, list[Eve
 # ---- after a kill before the first checkpoint ------------------------------------------------------------------------
 
 
-def _again(task: Task, record: Mapping[str, Any]) -> Begun:
+def _again(task: RunTask, record: Mapping[str, Any]) -> Begun:
     """Begins again after such a kill. It leaves metrics, and perhaps an adapter that run.json does not call done; a
     report may have been written since.
     """
@@ -207,7 +207,7 @@ def _again(task: Task, record: Mapping[str, Any]) -> Begun:
 # ---- from a checkpoint -----------------------------------------------------------------------------------------------
 
 
-def _from_checkpoint(task: Task, record: Mapping[str, Any]) -> Begun:
+def _from_checkpoint(task: RunTask, record: Mapping[str, Any]) -> Begun:
     found, damaged = checkpoint.newest(task.out)
     meta = found.meta
     begun, changed = _reopened(task, record, meta["asked"], meta["plan"], meta["identity"],
@@ -263,7 +263,7 @@ def _restore(begun: Begun, found: checkpoint.Checkpoint) -> None:
 # ---- more epochs -----------------------------------------------------------------------------------------------------
 
 
-def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
+def _next_leg(task: RunTask, record: Mapping[str, Any]) -> Begun:
     """Adds epochs after the end: from the adapter in the folder, with a new optimizer and schedule, on the next rows.
     """
     if not task.more:
@@ -289,7 +289,7 @@ def _next_leg(task: Task, record: Mapping[str, Any]) -> Begun:
     t.begun_at = s.begun_at
     t.more = s.more
     begun.state = s
-    begun.position = metrics.Metrics(task.out).position()
+    begun.position = metrics.MetricsFile(task.out).position()
     s.written = max(record["disk"]["written_bytes"] - begun.position, 0)
     begun.event |= {"step": s.begun_at, "more": task.more}
     return begun

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ..data.around import Instruction
 from ..errors import FormatError, UsageError
+from ..formats.targets import OTHER_TARGETS, TARGETS
 from ..machine.device import is_removable, read_device, rss
 from ..options import AUTO, check_options, declared, option, seconds_of, unknown_option
 from ..persisted import checked_fields, from_json
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 ADAPTER = "The adapter"  # the title of a group of options
 LORA = "lora"  # the family of a training that names none
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-OTHER_TARGETS = ("qkv_proj", "gate_up_proj", "in_proj", "in_proj_qkv", "in_proj_z", "out_proj", "per_layer_input_gate",
-                 "per_layer_projection")  # of phi3, lfm2, qwen35, gemma4
 DEFAULT_MEMORY = "75%"
 SECONDS = 300.0  # between two checkpoints by default,
 WEARING_SECONDS = 900.0  # and on storage that wears out
@@ -64,32 +62,31 @@ class CommonOptions:
     # the data
     epochs: float | Literal["auto"] = option("auto", "Passes over the data; auto: the more, the fewer rows there are.",
                                              low=0.0, high=1e6, auto=float, common=True, group="The data")
-    steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9, common=True)
+    steps: int = option(0, "Optimizer steps; overrides epochs when not 0.", low=0, high=10**9)
     batch_size: int | Literal["auto"] = option("auto", "Rows (with packing: packs) in an optimizer step; auto: 8, and "
-                                               "down to 4 where rows are few.", low=1, auto=int, common=True)
+                                               "down to 4 where rows are few.", low=1, auto=int)
     max_length: int | Literal["auto"] = option("auto", "Tokens in a row at most; auto: those of the longest row, at "
                                                "least 512, at most 4096 and what memory has room for.", low=2,
-                                               auto=int, common=True)
+                                               auto=int)
     overflow: str = option("truncate", "What happens to a longer row.", choices=("truncate", "skip"))
     packing: bool = option(False, "Fill rows up to max-length with several documents that never see each other.")
     anchors: int | Literal["auto"] = option("auto", "Rows for each answer of the base itself that is learned with "
                                             "them, so that it stays as it was on unrelated text; 0: no such answers; "
-                                            "auto: 5 for sft with --epochs auto, else 0.", low=0, high=10**9, auto=int,
-                                            common=True)
+                                            "auto: 5 for sft with --epochs auto, else 0.", low=0, high=10**9, auto=int)
     share_prefixes: str = option("auto", "Compute a common beginning of rows, such as a system message, once a batch; "
                                  "off: for each row. Results are equal up to rounding.",
                                  choices=("auto", "off"))
     shuffle: bool = option(True, "Shuffle the rows again in every epoch.")
     system: str = option("", "System message for rows that have none.", common=True)
     prompt: str = option("", "Prompt file for rows that have no system message; the adapter is saved with it.",
-                         common=True, local=True)
+                         local=True)
     prompt_column: str = option("", "Key of a row's question, for rows of no known format [by the keys of known ones].")
     completion_column: str = option("", "Key of a row's answer, likewise.")
     markup: str = option("escape", "Control tokens such as <|im_end|> in a message: escape keeps them text; parse "
                          "makes tokens of them, so that a message can forge a turn.",
                          choices=("escape", "parse"))
     thinking: str = option("keep", "Thoughts before an answer, as <think> marks them: keep: they are learned; drop: "
-                           "they are left out of the rows; mask: the model reads them, and learns the answer alone.",
+                           "they are left out of the rows; mask: the model reads them, and learns only the answer.",
                            choices=("keep", "drop", "mask"))
     # the run
     memory: str = option("", "Memory of the whole process at most, such as 300M, 1.5G, or 25% of what is available "
@@ -113,10 +110,9 @@ class CommonOptions:
                                    "auto: 5m, or 15m on SD card, eMMC or USB stick, which wear out.")
     seed: int = option(0, "Seed of everything random. Same seed, data, machine and plan: the same bytes.", low=0,
                        high=2**63 - 1)
-    threads: int = option(0, "Threads; auto: one a core that this process may use.", low=0, high=1024, zero=AUTO,
-                          common=True)
+    threads: int = option(0, "Threads; auto: one a core that this process may use.", low=0, high=1024, zero=AUTO)
     backend: str = option("auto", "What computes: cpu, cuda (an NVIDIA GPU), or auto: the GPU where one can be used.",
-                          choices=BACKENDS, common=True)
+                          choices=BACKENDS)
 
 
 @dataclass(frozen=True, init=False)
@@ -168,7 +164,7 @@ class TrainConfig(CommonOptions):
     def target_names(self) -> tuple[str, ...]:
         """The projections to train, in the order of TARGETS."""
         if self.targets == "all":
-            return TARGETS
+            return tuple(TARGETS)
         asked = [name.strip() for name in self.targets.split(",") if name.strip()]
         known = (*TARGETS, *OTHER_TARGETS)
         unknown = [name for name in asked if name not in known]

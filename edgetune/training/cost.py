@@ -1,4 +1,4 @@
-"""The FLOP of a training step, and its time at a speed that `edgetune bench train` has measured."""
+"""The FLOP of a training step, and its time at a speed that `edgetune lab bench train` has measured."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def work_of(s: Structure, run: RunShape) -> Work:
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed that a device reached in `edgetune bench train`, and the options that decide it."""
+    """The speed that a device reached in `edgetune lab bench train`, and the options that decide it."""
 
     device: str
     isa: str
@@ -70,12 +70,12 @@ class Speed:
 
 
 def state_file() -> Path:
-    """The file of the measured speed: `edgetune bench train --save` writes it, plans read it."""
+    """The file of the measured speed: `edgetune lab bench train --save` writes it, plans read it."""
     return state_folder() / "speed.json"
 
 
 def read_speed(path: Path) -> Speed:
-    """Reads the file that `edgetune bench train --save` wrote. Raises FormatError for another file."""
+    """Reads the file that `edgetune lab bench train --save` wrote. Raises FormatError for another file."""
     try:
         found = json.loads(read_small(path))
         speed = Speed(**{spec.name: found[spec.name] for spec in fields(Speed)})
@@ -83,7 +83,7 @@ def read_speed(path: Path) -> Speed:
                 and 1 <= speed.kept <= speed.blocks):
             raise ValueError
     except (OSError, ValueError, TypeError, KeyError):
-        raise FormatError(f"{path} holds no measured speed", "make it with edgetune bench train --save") from None
+        raise FormatError(f"{path} holds no measured speed", "make it with edgetune lab bench train --save") from None
     return speed
 
 

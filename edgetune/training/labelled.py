@@ -25,24 +25,24 @@ from ..serving.sureness import Sureness
 from . import logistic
 from .batches import Batches
 from .config import TrainConfig
-from .passes import Measurement
-from .source import Learned, Parts, Room, Rows
+from .passes import LossMeasurement
+from .source import Learned, RowExamples, SourceParts, SourceRoom
 
 HEAD = 1  # the step that fits the heads
 MEASURED = 256  # examples by which its loss is known
 
 
-class Labelled(Rows):
+class Labelled(RowExamples):
     milestones: ClassVar[dict[int, str]] = {HEAD: "the heads alone"}
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: SourceParts) -> None:
         super().__init__(parts)
         assert isinstance(parts.objective, Labelling)
         self.objective = parts.objective
 
     @classmethod
     def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths,  # noqa: ARG003
-             structure: Structure) -> Room:
+             structure: Structure) -> SourceRoom:
         assert isinstance(objective, Labelling)
         if not objective.is_fitted:
             raise UsageError(f"the labels that {objective.name} learns are not known", "name the rows, or give labels")
@@ -52,7 +52,7 @@ class Labelled(Rows):
         regressions = {head: rows * (head.size if head.name == MULTILABEL.name else 1)
                        for head in objective.heads if head.name in (CLASSES.name, MULTILABEL.name)}
         fit = max((logistic.fit_bytes(width, head.size) for head in regressions), default=0)
-        return Room(known=fit + 4 * (width * rows + sum(regressions.values())))
+        return SourceRoom(known=fit + 4 * (width * rows + sum(regressions.values())))
 
     def of_step(self, step: int, batches: Batches) -> Learned:
         if step > HEAD:
@@ -79,7 +79,7 @@ class Labelled(Rows):
         assert found is not None
         return found
 
-    def measure(self, examples: Sequence[Example]) -> Measurement:
+    def measure(self, examples: Sequence[Example]) -> LossMeasurement:
         """The loss, and the share of rows whose labels are all right."""
         if self.parts.objective.needs_logp:
             return super().measure(examples)
@@ -98,8 +98,8 @@ class Labelled(Rows):
             supervised += batch.supervised.size
         if not losses:
             raise DataError("the rows have no label", "check their completions")
-        return Measurement(total / self.parts.objective.count(examples), supervised, {"accuracy": right / len(losses)},
-                           tuple(losses))
+        return LossMeasurement(total / self.parts.objective.count(examples), supervised,
+                               {"accuracy": right / len(losses)}, tuple(losses))
 
     # ---- when an answer is sure -----------------------------------------------------------------------------------
 

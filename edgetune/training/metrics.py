@@ -16,7 +16,7 @@ REPORT = "report.html"
 BYTES_PER_DAY = 4096 * 2 * 60 * 24
 
 
-class Metrics:
+class MetricsFile:
     """The file of one run. Every method raises DiskError where the disk refuses."""
 
     def __init__(self, folder: Path) -> None:

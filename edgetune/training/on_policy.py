@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..adapters.base import Artifact
 from ..backends.arena import arena_bytes
 from ..data.lengths import Lengths
-from ..data.packing import Batch, Example, collate
+from ..data.packing import Batch, Example
 from ..data.teacher_file import tokenizer_digest
 from ..errors import DataError, MismatchError
 from ..formats.bundle import Bundle, open_bundle
@@ -22,27 +22,28 @@ from ..models.stream import sizes
 from ..objectives.base import Objective
 from ..objectives.gkd import Gkd
 from ..serving.rollouts.forward import forward_run, network_buffers, open_passes
-from .answers import Answers
+from .answers import AnswerExamples
 from .batches import Batches
 from .config import TrainConfig
-from .passes import Measurement, measure
-from .reference import with_choices
-from .source import Learned, Parts, Room
+from .passes import LossMeasurement, measure
+from .reference import likeliest, with_choices
+from .source import Learned, SourceParts, SourceRoom
 
 GROWTH = 8 << 20  # bytes that Python takes for a second network
 
 
-class OnPolicy(Answers):
+class OnPolicy(AnswerExamples):
     """Answers of the student or of the rows, a step each. The teacher reads them one by one."""
 
     @classmethod
-    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> Room:
+    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> SourceRoom:
         assert isinstance(objective, Gkd)
         found = super().room(objective, config, lengths, structure)
         longest = lengths.longest or config.row_limit
-        return Room(found.answers, found.keeps_start, found.buffers, teacher_bytes(opened(objective), config, longest))
+        teacher = teacher_bytes(opened(objective), config, longest)
+        return SourceRoom(found.answers, found.keeps_start, found.buffers, teacher)
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: SourceParts) -> None:
         super().__init__(parts)
         assert isinstance(parts.objective, Gkd)
         assert isinstance(parts.decoder, Decoder)
@@ -76,7 +77,7 @@ class OnPolicy(Answers):
         return Learned(telling, self.gkd.count(telling) or 1.0, {**metrics, "student_step": float(is_drawn)},
                        batches.anchors_of_step(step))
 
-    def measure(self, examples: Sequence[Example]) -> Measurement:
+    def measure(self, examples: Sequence[Example]) -> LossMeasurement:
         """Measures the student's greedy answers."""
         micros = self.parts.micros
         micros.computing = True
@@ -91,13 +92,8 @@ class OnPolicy(Answers):
         return {"teacher": self.fingerprint}
 
     def _refer(self, answers: Sequence[Example]) -> None:
-        """Has the teacher read each answer: [2, supervised, top], flat, as of `reference.likeliest`."""
-        self._said = {}
-        for one in answers:
-            batch = collate([one])
-            self.teacher.forward(batch, keep=False)
-            tokens, logp = self.teacher.likeliest(batch, self.gkd.needs_top)
-            self._said[id(one)] = np.concatenate([tokens.reshape(-1).astype(np.float32), logp.reshape(-1)])
+        """Has the teacher read each answer."""
+        self._said = {id(one): likeliest(self.teacher, one, self.gkd.needs_top) for one in answers}
 
     def _of_rows(self, prompts: Sequence[Example]) -> list[Example]:
         """The rows' own answers, no longer than those that are drawn."""

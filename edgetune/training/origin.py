@@ -14,12 +14,8 @@ from ..persisted import from_json
 TENTH = "tenth"  # as an origin's held-out rows: nothing was said
 
 
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
 @dataclass(frozen=True)
-class Origin:
+class RunOrigin:
     """An origin. model, data: paths that can be opened from any folder. held_out: a path, or "tenth" or "none".
 
     started: ISO 8601. objective: its name and options. policy: the governor's options. `run` fills in these two.
@@ -29,12 +25,12 @@ class Origin:
     data: str
     held_out: str
     command: list[str] = field(default_factory=list)
-    started: str = field(default_factory=_now)
+    started: str = field(default_factory=lambda: datetime.now().astimezone().isoformat(timespec="seconds"))
     objective: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, Any] = field(default_factory=dict)
 
 
-def read_origin(folder: str | Path) -> Origin:
+def read_origin(folder: str | Path) -> RunOrigin:
     """Reads the origin of the run in `folder`. Raises FormatError if there is no run, or if it has no origin."""
     folder = Path(folder)
     record = read_run(folder)
@@ -43,4 +39,4 @@ def read_origin(folder: str | Path) -> Origin:
     if record.get("origin") is None:
         raise FormatError(f"the run in {folder} does not say which files it was made from",
                           "give them again: edgetune train MODEL DATA -o OUT --resume")
-    return from_json(Origin, record["origin"], f"the origin in {folder / RUN}")
+    return from_json(RunOrigin, record["origin"], f"the origin in {folder / RUN}")

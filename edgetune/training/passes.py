@@ -40,7 +40,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class LossMeasurement:
     """The objective's loss (natural log) and metrics over held-out examples, and the number of supervised tokens.
 
     rows: the loss of each row, or group of rows, in the order in which they were measured.
@@ -111,7 +111,7 @@ def add_metrics(sums: dict[str, tuple[float, float]], signal: Signal) -> None:
 
 
 def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tree],
-            reference: References | None = None) -> Measurement:
+            reference: References | None = None) -> LossMeasurement:
     """Measures loss and metrics without a gradient. Raises DataError if nothing is supervised."""
     totals = Totals()
     n = 0.0
@@ -124,7 +124,7 @@ def measure(decoder: Passes, objective: Objective, batches: Iterable[Batch | Tre
         rows += _loss_of_rows(objective, each.whole, each.logp) if signal.losses is None else signal.losses.tolist()
     if not n:
         raise DataError("the rows have no supervised token", "check their completions")
-    return Measurement(totals.loss / n, totals.supervised, totals.metrics, tuple(rows))
+    return LossMeasurement(totals.loss / n, totals.supervised, totals.metrics, tuple(rows))
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from . import optim
 from .config import TrainConfig
 from .cost import Work, work_of
 from .length import batch_of
-from .source import Room
+from .source import SourceRoom
 from .tradeoffs import Tradeoffs
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ PENALTY_8BIT = 1.25  # moments in 8 bits are taken if a plan with floats is slow
 UNLIMITED = 1 << 62
 DISK = "disk"  # of --recompute
 DISK_GROWTH = 8 * MIB  # with it; of 4,096 tokens 3.5 were measured beyond the plan without this
-NO_ROOM = Room()
+NO_ROOM = SourceRoom()
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Plan:
 
 def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, limits: MemoryLimits,
          lengths: Given = (), previous: Tradeoffs | None = None, heads: tuple[HeadKind, ...] = (VOCABULARY,),
-         room: Room = NO_ROOM) -> Plan:
+         room: SourceRoom = NO_ROOM) -> Plan:
     """The fastest plan within `limits`.
 
     lengths: of the rows; empty while the data is unknown. previous: tradeoffs of an earlier plan; those that decide
@@ -156,7 +156,7 @@ class _Planner:
     given: Lengths
     previous: Tradeoffs | None
     heads: tuple[HeadKind, ...]
-    room: Room
+    room: SourceRoom
 
     @cached_property
     def lengths(self) -> Lengths:

@@ -20,8 +20,7 @@ from ..objectives.sft import Sft
 from . import plan
 from .config import TrainConfig
 from .length import fitted
-from .source import Source
-from .sources import source_of
+from .source import ExampleSource, source_of
 from .tradeoffs import Tradeoffs
 
 
@@ -38,7 +37,7 @@ def least_bytes(gguf: Gguf, config: TrainConfig) -> int:
 
 def make_plan(model: Network, config: TrainConfig, *, ops: Backend | None = None, lengths: Given = (),
               previous: Tradeoffs | None = None, board: device.Profile | None = None,
-              objective: Objective | None = None, source: type[Source] | None = None) -> plan.Plan:
+              objective: Objective | None = None, source: type[ExampleSource] | None = None) -> plan.Plan:
     """Plans for this process on this machine, or with `board` for a new process on that board with the smallest memory
     that it is sold with. ops: the backend (default: as of a Trainer). objective: names the trained heads. source: takes
     memory too (default: the objective's). Raises UsageError if nothing fits the budget or the network cannot be used.

@@ -1,6 +1,7 @@
 """Log-probabilities by the reference model: the base, or the adapter that training starts from. They are computed once
-an example, after its own prompt and after the row's other prompts (data/views.py). They are stored in a file: in the
-run's folder for a resume, in the user's cache for a second run on the same rows.
+an example, after its own prompt and after the row's other prompts, such as its question with a judgment. What these
+begin with alike is computed once. They are stored in a file: in the run's folder for a resume, in the user's cache for
+a second run on the same rows.
 
 The file is npz: `fingerprint` of everything but the examples, `keys` [n, 32], `sizes` [n], `values`.
 """
@@ -16,9 +17,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.packing import Batch, Example, is_supervised
+from ..data.packing import Batch, Example, collate, is_supervised
 from ..data.trees import micro_batches
-from ..data.views import documents, spread
 from ..disk import cache, cache_folder, replaced
 from ..models.base import Passes
 
@@ -50,7 +50,7 @@ class Reference:
             return with_choices(batch, found, self.top)
         own = [value[:example.supervised] for example, value in zip(batch.examples, found, strict=True)]
         others = [value[example.supervised:] for example, value in zip(batch.examples, found, strict=True)]
-        return replace(batch, reference=np.concatenate(own), views=spread(batch.examples, others))
+        return replace(batch, reference=np.concatenate(own), views=_spread(batch.examples, others))
 
     def _of(self, example: Example) -> NDArray[np.float32]:
         if _key(example) not in self._known:
@@ -66,7 +66,7 @@ class Reference:
 
     def add(self, example: Example) -> None:
         with self.decoder.linear.off() if self.is_base else nullcontext():
-            self._known[_key(example)] = (likeliest(self.decoder, [example], self.top, ANY)[id(example)] if self.top
+            self._known[_key(example)] = (likeliest(self.decoder, documents(example)[0], self.top) if self.top
                                           else self._read(example))
 
     def _read(self, example: Example) -> NDArray[np.float32]:
@@ -109,22 +109,38 @@ def unreadable() -> tuple[type[Exception], ...]:
     return OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile
 
 
-def likeliest(decoder: Passes, examples: Sequence[Example], top: int,
-              max_tokens: int) -> dict[int, NDArray[np.float32]]:
-    """The likeliest tokens at each example's answer after its first other prompt, by the identity of the example.
-    A value is [2, supervised, top], flat: the tokens, which float32 holds exactly, and their log p.
+def documents(example: Example) -> list[Example]:
+    """The example's answer after each of its other prompts that it has."""
+    answer = slice(example.begin, None)
+    return [replace(example, tokens=np.concatenate([prompt, example.tokens[answer]]),
+                    weights=np.concatenate([np.zeros(prompt.size, np.float32), example.weights[answer]]), prompts=())
+            for prompt in example.prompts if prompt.size]
+
+
+def _spread(examples: Sequence[Example], values: Sequence[NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    """[V, S]: what was read after the other prompts of some examples, nan where a row lacks one; None where all do.
+
+    values: [documents, supervised] of each example, flat, in the order of `documents`.
     """
-    read = [replace(documents(example)[0], group=0) for example in examples]
-    owners = {id(one): id(example) for one, example in zip(read, examples, strict=True)}
-    found: dict[int, NDArray[np.float32]] = {}
-    for batch in micro_batches(read, max_tokens):
-        assert isinstance(batch, Batch)
-        decoder.forward(batch, keep=False)
-        tokens, logp = decoder.likeliest(batch, top)
-        for one, part in batch.parts():
-            found[owners[id(one)]] = np.concatenate([tokens[part].reshape(-1).astype(np.float32),
-                                                     logp[part].reshape(-1)])
-    return found
+    count = max((len(example.prompts) for example in examples), default=0)
+    if not count:
+        return None
+    parts = []
+    for example, value in zip(examples, values, strict=True):
+        part = np.full((count, example.supervised), np.nan, np.float32)
+        part[[i for i, prompt in enumerate(example.prompts) if prompt.size]] = value.reshape(-1, example.supervised)
+        parts.append(part)
+    return np.concatenate(parts, axis=1)
+
+
+def likeliest(decoder: Passes, example: Example, top: int) -> NDArray[np.float32]:
+    """Returns the likeliest tokens at an example's answer, [2, supervised, top] flat: the tokens, which float32 holds
+    exactly, and their log p.
+    """
+    batch = collate([example])
+    decoder.forward(batch, keep=False)
+    tokens, logp = decoder.likeliest(batch, top)
+    return np.concatenate([tokens.reshape(-1).astype(np.float32), logp.reshape(-1)])
 
 
 def with_choices(batch: Batch, known: Sequence[NDArray[np.float32]], top: int) -> Batch:

@@ -19,7 +19,7 @@ from ..objectives.sft import Sft
 from ..persisted import from_json
 from ..version import __version__
 from .config import TrainConfig
-from .origin import TENTH, Origin
+from .origin import TENTH, RunOrigin
 
 NAME = "run.toml"
 OF_MACHINE = ("max_temp", "min_free")
@@ -30,7 +30,7 @@ def options_of(record: Mapping[str, Any], source: str) -> dict[str, Any]:
 
     Rows that came from a program have no name here. source: what holds the record, for errors.
     """
-    origin = from_json(Origin, record["origin"] or {"model": "", "data": "", "held_out": TENTH}, source)
+    origin = from_json(RunOrigin, record["origin"] or {"model": "", "data": "", "held_out": TENTH}, source)
     config = from_json(TrainConfig, record["options"], source)
     objective = read_objective(origin.objective or {"name": Sft.name})
     start = record.get("start")

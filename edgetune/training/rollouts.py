@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,9 @@ from ..objectives.rewarded import Rewarded
 from ..serving.rollouts.draws import candidates_of
 from ..serving.rollouts.engine import Rollout, Rollouts, Wanted
 from ..serving.rollouts.plan import AnswerPlan
-from .answered import PASS, Answer, Answered, Expectation, JudgedRewards, Reward, Rewards
+from .answered import PASS, Expectation, JudgedRewards, Reward, RewardedAnswer, RewardedGroups, Rewards
 from .judge import EngineJudge
-from .passes import Measurement, scores
-from .reference import likeliest, with_choices
+from .passes import LossMeasurement, scores
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
@@ -159,7 +158,8 @@ class Roller:
             slices.append(_Slice(self._examples(of_step, (place.first + number - 1) / per_epoch), of_step.metrics()))
         return slices
 
-    def _redrawn(self, answered: Answered, others: Sequence[Example], generation: int, number: int) -> Answered:
+    def _redrawn(self, answered: RewardedGroups, others: Sequence[Example], generation: int,
+                 number: int) -> RewardedGroups:
         """Replaces prompts whose answers all have the same worth by others, as far as there are any."""
         taken = {id(prompt) for prompt in answered.prompts}
         wanted = len(answered.prompts)
@@ -176,7 +176,7 @@ class Roller:
         telling = [int(i) for i in np.argsort(answered.flat, kind="stable")]  # those that differ first
         return answered.chosen(telling[:wanted])
 
-    def _examples(self, answered: Answered, epochs: float) -> list[Example]:
+    def _examples(self, answered: RewardedGroups, epochs: float) -> list[Example]:
         worth = self.objective.worth(answered.penalized, answered.repeated, epochs)
         held = self.objective.held(worth.shape, epochs)
         return [self._example(prompt, rollout, float(worth[p, i]), float(held[p, i]), p + 1)
@@ -188,12 +188,11 @@ class Roller:
         weight = 0.0 if objective.mask_truncated_completions and not rollout.ended else 1.0
         weights = np.concatenate([np.zeros(prompt.tokens.size), np.full(rollout.tokens.size, weight)])
         return Example(np.concatenate([prompt.tokens, rollout.tokens]), weights.astype(np.float32),
-                       group if objective.keeps_groups else 0, worth, held=held,
-                       prompts=prompt.prompts if objective.needs_top else ())
+                       group if objective.keeps_groups else 0, worth, held=held)
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
-    def answer(self, prompts: Sequence[Example], samples: int, *numbers: int) -> Answered:
+    def answer(self, prompts: Sequence[Example], samples: int, *numbers: int) -> RewardedGroups:
         """Draws and rewards `samples` answers to each prompt in each turn. numbers: seed the draw; without any, the
         answers are greedy. Raises EdgetuneError for a reward that is NaN or infinite.
         """
@@ -207,7 +206,8 @@ class Roller:
         second = self._answer(again, np.repeat(budgets, samples).tolist(), 1, self._sampling(*numbers))
         return first.with_second(second)
 
-    def _answer(self, prompts: Sequence[Example], budgets: Sequence[int], samples: int, sampling: Sampling) -> Answered:
+    def _answer(self, prompts: Sequence[Example], budgets: Sequence[int], samples: int,
+                sampling: Sampling) -> RewardedGroups:
         wanted = Wanted([prompt.tokens for prompt in prompts], samples, budgets, sampling, self.tokenizer.is_end)
         plan = replace(self.plan, candidates=candidates_of(sampling, self.decoder.shape.n_vocab))
         found: list[list[Any]] = [[None] * samples for _ in prompts]
@@ -215,15 +215,16 @@ class Roller:
             found[rollout.prompt][rollout.sample] = rollout
         asked = [[prompt] * samples for prompt in prompts]
         if self.rewards is None:
-            return Answered(prompts, asked, found, [[] for _ in prompts], np.zeros((len(prompts), samples), np.float32))
-        flat = [Answer(self._text(rollout), prompt.item, rollout.ended, rollout.tokens.tolist())
+            none = np.zeros((len(prompts), samples), np.float32)
+            return RewardedGroups(prompts, asked, found, [[] for _ in prompts], none)
+        flat = [RewardedAnswer(self._text(rollout), prompt.item, rollout.ended, rollout.tokens.tolist())
                 for prompt, rollouts in zip(prompts, found, strict=True) for rollout in rollouts]
         rewards = _checked(self.rewards(flat), len(flat))
         values = np.array([reward.value for reward in rewards], np.float32).reshape(len(prompts), samples)
         tokens = np.array([[rollout.tokens.size for rollout in rollouts] for rollouts in found])
         assert isinstance(self.objective, Rewarded)
-        return Answered(prompts, asked, found, [rewards[i:i + samples] for i in range(0, len(rewards), samples)],
-                        self.objective.penalized(values, tokens))
+        return RewardedGroups(prompts, asked, found, [rewards[i:i + samples] for i in range(0, len(rewards), samples)],
+                              self.objective.penalized(values, tokens))
 
     def _again(self, prompt: Example, first: Rollout, budget: int) -> Example:
         """The prompt of the second answer. The first answer may take more tokens here than were drawn, for instance if
@@ -249,12 +250,13 @@ class Roller:
         words = np.random.SeedSequence([self.seed, *numbers]).generate_state(1)
         return sampling_of(self.objective, int(words[0]) % SEED_LIMIT)
 
-    def measure(self, prompts: Sequence[Example]) -> Measurement:
+    def measure(self, prompts: Sequence[Example]) -> LossMeasurement:
         """Measures the rewards of greedy answers, of the last turn; the loss is minus the mean reward."""
         answered = self.answer(prompts, 1)
         rewards = [float(reward) for reward in answered.penalized[:, -1]]
         tokens = sum(rollout.tokens.size for rollouts in answered.answers for rollout in rollouts)
-        return Measurement(-float(np.mean(rewards)), tokens, answered.metrics(), tuple(-reward for reward in rewards))
+        return LossMeasurement(-float(np.mean(rewards)), tokens, answered.metrics(),
+                               tuple(-reward for reward in rewards))
 
     def greedy(self, prompts: Sequence[Example]) -> list[Example]:
         """The likeliest answer to each prompt, to be learned from or measured."""
@@ -275,12 +277,10 @@ class Roller:
 
     # ---- the reference ------------------------------------------------------------------------------------------
 
-    def refer(self, micro_batches: Sequence[Batch | Tree], max_tokens: int) -> None:
+    def refer(self, micro_batches: Sequence[Batch | Tree]) -> None:
         """Computes the reference model's log p of answers, for the step that learns from them."""
-        top = self.objective.needs_top
-        with self._as_it_started() if self.objective.keeps_start else nullcontext():
-            self._referred = likeliest(self.decoder, [one for micro in micro_batches for one in micro.examples], top,
-                                       max_tokens) if top else scores(self.decoder, micro_batches)
+        with self._as_it_started():
+            self._referred = scores(self.decoder, micro_batches)
 
     @contextmanager
     def _as_it_started(self) -> Iterator[None]:
@@ -293,10 +293,7 @@ class Roller:
             exchange(lora, start)
 
     def add_to(self, batch: Batch) -> Batch:
-        known = [self._referred[id(one)] for one in batch.examples]
-        if self.objective.needs_top:
-            return with_choices(batch, known, self.objective.needs_top)
-        return replace(batch, reference=np.concatenate(known))
+        return replace(batch, reference=np.concatenate([self._referred[id(one)] for one in batch.examples]))
 
     # ---- in the midst of a generation ---------------------------------------------------------------------------
 
@@ -331,7 +328,7 @@ def sampling_of(objective: Drawn, seed: int = 0) -> Sampling:
     return Sampling(objective.temperature, objective.top_k, objective.top_p, objective.min_p, seed)
 
 
-def _nothing_to_learn(found: Expectation, answered: Answered) -> tuple[str, str]:
+def _nothing_to_learn(found: Expectation, answered: RewardedGroups) -> tuple[str, str]:
     """(what is wrong, the way out)"""
     tried = f"{found.samples} answers each to {found.prompts} prompts"
     if found.pass_at_1 == 1:
@@ -364,16 +361,14 @@ def _checked(rewards: Sequence[Reward], count: int) -> list[Reward]:
 
 def _written(example: Example) -> dict[str, Any]:
     return {"tokens": example.tokens.tolist(), "weights": example.weights.tolist(), "group": example.group,
-            "reward": example.reward, "held": example.held, "prompts": [prompt.tolist() for prompt in example.prompts],
-            "logp": example.logp.tolist(), "values": example.values.tolist()}
+            "reward": example.reward, "held": example.held, "logp": example.logp.tolist(),
+            "values": example.values.tolist()}
 
 
 def _read(written: Mapping[str, Any]) -> Example:
     return Example(np.array(written["tokens"], np.int32), np.array(written["weights"], np.float32),
                    int(written["group"]), float(written["reward"]), held=float(written.get("held", 0.0)),
-                   prompts=tuple(np.array(prompt, np.int32) for prompt in written.get("prompts", ())),
-                   logp=np.array(written["logp"], np.float32),
-                   values=np.array(written["values"], np.float32))
+                   logp=np.array(written["logp"], np.float32), values=np.array(written["values"], np.float32))
 
 
 def keep(known: Known, batch: Batch, logp: np.ndarray) -> None:

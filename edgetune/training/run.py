@@ -24,11 +24,11 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..options import AUTO
 from . import anchored, begin, checkpoint, length, metrics, reference, referred, repeat
-from .begin import Task
+from .begin import RunTask
 from .callbacks import Event, RunCallbacks
 from .config import TrainConfig
 from .optim import is_state
-from .origin import Origin
+from .origin import RunOrigin
 from .origin import read_origin as read_origin
 from .plan import Plan
 from .sized import as_begun, sized_by
@@ -44,7 +44,7 @@ MOST_EPOCHS = 1e6  # that may be added at once
 
 def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, held_out: Dataset | None = None,
         start: str | Path | None = None, resume: bool = False, more: float = 0.0,
-        allow_changed: Collection[str] = (), origin: Origin | None = None,
+        allow_changed: Collection[str] = (), origin: RunOrigin | None = None,
         callbacks: RunCallbacks | None = None, objective: Objective | None = None,
         rewards: Rewards | None = None) -> dict[str, Any]:
     """Train, and write the adapter to the folder `out`. Returns run.json's content.
@@ -77,8 +77,8 @@ def run(bundle: Bundle, data: Dataset, out: str | Path, config: TrainConfig, *, 
     calls = callbacks or RunCallbacks()
     if calls.governor:
         be_nice(calls.governor.policy.nice)
-    task = Task(bundle, data, Path(out), config, held_out, Path(start) if start else None, more, origin, allow_changed,
-                objective, rewards, calls)
+    task = RunTask(bundle, data, Path(out), config, held_out, Path(start) if start else None, more, origin,
+                   allow_changed, objective, rewards, calls)
     if begins:
         prepared = _Run(task, begin.anew(task))
         _create(task.out, calls.resume_by)
@@ -125,7 +125,7 @@ def _create(out: Path, resume_by: str) -> None:
 
 
 class _Run:
-    def __init__(self, task: Task, begun: begin.Begun) -> None:
+    def __init__(self, task: RunTask, begun: begin.Begun) -> None:
         self.task = task
         self.begun = begun
         self.out = task.out
@@ -135,7 +135,7 @@ class _Run:
         self.state = begun.state
         self.saved = begun.saved
         self.resumed_at = begun.trainer.steps_done  # steps that were done before this process
-        self.metrics = metrics.Metrics(task.out)
+        self.metrics = metrics.MetricsFile(task.out)
         self.began = time.monotonic()
         self.saved_at = self.began
         calls = task.callbacks
@@ -306,7 +306,7 @@ class _Run:
         data = self.task.data
         return {
             "status": status, **self.trainer.record(), "origin": self.begun.origin,
-            "system": data.system or self.trainer.config.system, "tools": list(data.tools),
+            "system": data.system or self.trainer.config.system,
             "measure": "reward" if self.trainer.source.is_rewarded else "loss",
             "data": {"digest": data.digest, "rows": len(data.examples), "tokens": data.tokens,
                      "supervised": data.supervised, "truncated": data.truncated, "skipped": data.skipped},

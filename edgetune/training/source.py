@@ -1,8 +1,8 @@
 """The source of a step's examples: the contract, and rows, the simplest source.
 
-To add one, write a class that is a `Source` and give it to `Trainer(source=...)`. The trainer asks it for the examples
-of each step, has it measure held-out ones, and keeps its state in checkpoints. `answers.py` has the answers that a
-model draws; tests/training/test_source.py has a small one.
+To add one, write a class that is an `ExampleSource` and give it to `Trainer(source=...)`. The trainer asks it for the
+examples of each step, has it measure held-out ones, and keeps its state in checkpoints. `answers.py` has the answers
+that a model draws; tests/training/test_source.py has a small one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..models.base import Passes, Structure
 from ..objectives.base import Objective
 from .batches import Batches, Micros
 from .config import TrainConfig
-from .passes import Measurement, References, measure
+from .passes import LossMeasurement, References, measure
 from .reference import Reference
 
 if TYPE_CHECKING:
@@ -30,9 +31,13 @@ if TYPE_CHECKING:
     from ..serving.rollouts.plan import AnswerPlan
     from .answered import Expectation, Rewards
 
+KINDS = {"rows": "source:RowExamples", "answers": "answers:AnswerExamples", "on-policy": "on_policy:OnPolicy",
+         "taught": "taught:Taught", "labelled": "labelled:Labelled"}
+"""The module of this package and the class of each, by `Objective.source`."""
+
 
 @dataclass(frozen=True)
-class Room:
+class SourceRoom:
     """The memory that a source needs in addition to the network's. answers: those drawn at once, as many as the budget
     allows; keeps_start: whether the adapter that training starts from stays in memory; buffers: other arrays; known:
     bytes besides the plan's, such as another network.
@@ -58,7 +63,7 @@ class Learned:
 
 
 @dataclass(frozen=True)
-class Parts:
+class SourceParts:
     """The parts that a source works with. answers: of the plan; tokenizer: None unless the source keeps one open."""
 
     decoder: Passes
@@ -71,7 +76,7 @@ class Parts:
     tokenizer: Tokenizer | None = None
 
 
-class Source(ABC):
+class ExampleSource(ABC):
     """A source of examples. keeps_tokenizer: whether it needs a tokenizer while training. refers: whether it computes
     the reference model's log p itself. is_rewarded: whether held-out examples are measured by rewards. milestones:
     names of what is trained after certain steps, when held-out examples are measured in any case. references: the
@@ -86,12 +91,12 @@ class Source(ABC):
 
     @classmethod
     def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths,  # noqa: ARG003
-             structure: Structure) -> Room:  # noqa: ARG003
+             structure: Structure) -> SourceRoom:  # noqa: ARG003
         """The memory for rows of these lengths. Raises UsageError for a network that it cannot use."""
-        return Room()
+        return SourceRoom()
 
     @abstractmethod
-    def __init__(self, parts: Parts) -> None: ...
+    def __init__(self, parts: SourceParts) -> None: ...
 
     @abstractmethod
     def of_step(self, step: int, batches: Batches) -> Learned:
@@ -104,7 +109,7 @@ class Source(ABC):
         """Follows the update."""
 
     @abstractmethod
-    def measure(self, examples: Sequence[Example]) -> Measurement:
+    def measure(self, examples: Sequence[Example]) -> LossMeasurement:
         """The objective's loss and metrics, or the rewards, on held-out examples."""
 
     def progress(self, loss: float, metrics: Mapping[str, float]) -> float | None:  # noqa: ARG002
@@ -131,10 +136,10 @@ class Source(ABC):
         """The inverse of `state`."""
 
 
-class Rows(Source):
+class RowExamples(ExampleSource):
     """The rows themselves."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: SourceParts) -> None:
         self.parts = parts
         self.references = parts.reference
 
@@ -144,7 +149,15 @@ class Rows(Source):
             raise DataError(f"the batch of step {step} has no supervised token", "check the rows' completions")
         return Learned(examples, n, anchors=batches.anchors_of_step(step))
 
-    def measure(self, examples: Sequence[Example]) -> Measurement:
+    def measure(self, examples: Sequence[Example]) -> LossMeasurement:
         micros = self.parts.micros
         return measure(self.parts.decoder, self.parts.objective, micros.one_by_one(micros.cut(examples)),
                        self.references)
+
+
+def source_of(objective: Objective) -> type[ExampleSource]:
+    """The source of the examples that an objective learns from. Its module is imported only now, as a board's memory
+    holds all that are.
+    """
+    found: type[ExampleSource] = resolve_name(f"{__package__}.{KINDS[objective.source]}")
+    return found

@@ -17,28 +17,28 @@ from ..objectives.base import Objective
 from ..objectives.distill import AGAIN, Distill
 from . import length
 from .config import TrainConfig
-from .source import Parts, Room, Rows
+from .source import RowExamples, SourceParts, SourceRoom
 
 AT_POSITION = 80  # bytes of a token of a position: its id, log q and log p, and the arrays of a divergence
 ROW_COPIES = 2  # of the head's rows of POSITIONS positions
 GROWTH = 1 << 20  # bytes that Python takes while it reads records
 
 
-class Taught(Rows):
+class Taught(RowExamples):
     """The rows, whose records are read from the file in each step."""
 
     refers: ClassVar[bool] = True
 
     @classmethod
-    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> Room:
+    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> SourceRoom:
         """Arrays of the teacher's tokens at each position, and rows of the head of some positions."""
         k = 1 + objective.needs_top
         batch = lengths.largest(length.batch_of(config, len(lengths.units))) or config.row_limit
         positions = min(batch, config.micro_batch)
         width = structure.head_weights // structure.n_tokens
-        return Room(known=positions * k * AT_POSITION + ROW_COPIES * POSITIONS * k * width * 4 + GROWTH)
+        return SourceRoom(known=positions * k * AT_POSITION + ROW_COPIES * POSITIONS * k * width * 4 + GROWTH)
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: SourceParts) -> None:
         super().__init__(parts)
         assert isinstance(parts.objective, Distill)
         self.references: Records = Records(TeacherFile(parts.objective.teacher))

@@ -39,11 +39,10 @@ from .answered import Expectation, Rewards
 from .batches import Batches, Micros
 from .config import RUN_OPTIONS, TrainConfig, TrainOptions
 from .gradient import Gradient
-from .passes import Measurement, Totals
+from .passes import LossMeasurement, Totals
 from .planned import make_plan
 from .reference import Reference
-from .source import Parts, Source
-from .sources import source_of
+from .source import ExampleSource, SourceParts, source_of
 from .tradeoffs import Tradeoffs
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class Trainer:
     def __init__(self, model: Bundle | str | Path, config: TrainConfig | None = None, *, lengths: Given = (),
                  previous: Tradeoffs | None = None, tokenizer: Tokenizer | None = None,
                  objective: Objective | None = None, ops: Backend | None = None, rewards: Rewards | None = None,
-                 source: type[Source] | None = None, **options: Unpack[TrainOptions]) -> None:
+                 source: type[ExampleSource] | None = None, **options: Unpack[TrainOptions]) -> None:
         for name in RUN_OPTIONS:
             if name in options:
                 raise UsageError(f"{name} is an option of a run, a Trainer does not use it",
@@ -121,8 +120,9 @@ class Trainer:
         self.reference = Reference(self.decoder, self.plan.run.max_tokens, self.objective.needs_top)
         self.micros = Micros(self.decoder, config, self.plan.run.max_tokens, self.plan.run.prefix)
         self.keep_start()
-        self.source = kind(Parts(self.decoder, self.objective, config, self.micros, self.reference, self.plan.answers,
-                                 rewards, cast(Tokenizer, self.tokenizer) if kind.keeps_tokenizer else None))
+        kept = cast(Tokenizer, self.tokenizer) if kind.keeps_tokenizer else None
+        self.source = kind(SourceParts(self.decoder, self.objective, config, self.micros, self.reference,
+                                       self.plan.answers, rewards, kept))
         self.examples: list[Example] = []
         self._batches = Batches(config)
         self.anchor_batches = range(0)
@@ -310,7 +310,7 @@ class Trainer:
         measured = self.measure(examples, should_stop)
         return measured.loss, measured.supervised
 
-    def measure(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> Measurement:
+    def measure(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> LossMeasurement:
         """The objective's loss and metrics, without a gradient. Raises DataError where nothing is supervised."""
         with self._stoppable(should_stop):
             return self.source.measure(examples)

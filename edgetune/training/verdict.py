@@ -117,14 +117,11 @@ def _unmeasured(course: Course) -> Verdict:
         return Verdict("unmeasured", "Nothing was trained and nothing was measured.", course.steps)
     first, last = course.learned
     if not math.isfinite(last) or last - first > max(ROSE * abs(first), LEAST_RISE):
-        return Verdict("worse", f"Worse than before: the {_of_learned(course)} was {course.number(first)} in the first "
+        what = "reward of its answers" if course.of_rewards else "loss of the rows that it learned"
+        return Verdict("worse", f"Worse than before: the {what} was {course.number(first)} in the first "
                        f"steps and {course.number(last)} in the last. Begin again: {course.way_out}.", course.steps)
     return Verdict("unmeasured", "Trained. Not tested: no rows were held out; name some with --eval. Training "
                    f"{course.what} {course.number(first)} -> {course.number(last)}.", course.steps)
-
-
-def _of_learned(course: Course) -> str:
-    return "reward of its answers" if course.of_rewards else "loss of the rows that it learned"
 
 
 def _clear(higher: float, lower: float, fall: float) -> bool:

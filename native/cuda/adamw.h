@@ -10,7 +10,7 @@ struct adamw_args {
     const float *grad;
     float *m, *v;
     struct et_moments *moments; /* instead of m and v */
-    int whole; /* fours of values are aligned */
+    int whole;                  /* fours of values are aligned */
     uint64_t seed;
     int64_t n;
 };

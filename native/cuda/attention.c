@@ -53,9 +53,22 @@ static void launch_tiles(et_context *ctx, struct attention_kernel kernel, int n,
 void cuda_attention_forward(et_context *ctx, et_array out, float *lse, et_array q, et_array k, et_array v,
                             const int32_t *begin, const int32_t *end, const int32_t *position, float scale, int window,
                             int Q, int T, int H, int G, int C) {
-    struct attention_args args = {.out = out, .lse = lse, .q = rows_of(q, C), .k = rows_of(k, C), .v = rows_of(v, C),
-                                  .begin = begin, .end = end, .position = position, .scale = scale, .window = window,
-                                  .first = T - Q, .T = T, .H = H, .G = G, .C = C, .rounds = et_precision(ctx) != ET_EXACT};
+    struct attention_args args = {.out = out,
+                                  .lse = lse,
+                                  .q = rows_of(q, C),
+                                  .k = rows_of(k, C),
+                                  .v = rows_of(v, C),
+                                  .begin = begin,
+                                  .end = end,
+                                  .position = position,
+                                  .scale = scale,
+                                  .window = window,
+                                  .first = T - Q,
+                                  .T = T,
+                                  .H = H,
+                                  .G = G,
+                                  .C = C,
+                                  .rounds = et_precision(ctx) != ET_EXACT};
     launch_tiles(ctx, width_of(&args)->forward, Q, H, &args);
 }
 
@@ -63,10 +76,27 @@ void cuda_attention_backward(et_context *ctx, et_array dq, et_array dk, et_array
                              et_array out, const float *lse, et_array q, et_array k, et_array v, const int32_t *begin,
                              const int32_t *end, const int32_t *position, float scale, int window, int Q, int T, int H,
                              int G, int C) {
-    struct attention_args args = {.dq = dq, .dk = dk, .dv = dv, .delta = delta, .dout = rows_of(dout, C), .out = out,
-                                  .lse = (float *)lse, .q = rows_of(q, C), .k = rows_of(k, C), .v = rows_of(v, C),
-                                  .begin = begin, .end = end, .position = position, .scale = scale, .window = window,
-                                  .first = T - Q, .T = T, .H = H, .G = G, .C = C, .rounds = et_precision(ctx) != ET_EXACT};
+    struct attention_args args = {.dq = dq,
+                                  .dk = dk,
+                                  .dv = dv,
+                                  .delta = delta,
+                                  .dout = rows_of(dout, C),
+                                  .out = out,
+                                  .lse = (float *)lse,
+                                  .q = rows_of(q, C),
+                                  .k = rows_of(k, C),
+                                  .v = rows_of(v, C),
+                                  .begin = begin,
+                                  .end = end,
+                                  .position = position,
+                                  .scale = scale,
+                                  .window = window,
+                                  .first = T - Q,
+                                  .T = T,
+                                  .H = H,
+                                  .G = G,
+                                  .C = C,
+                                  .rounds = et_precision(ctx) != ET_EXACT};
     struct et_grid rows = {blocks_of((int64_t)Q * H, ET_BLOCK / ET_WARP), 1, 1};
     et_launch(ctx, ET_KERNEL_attention_delta, 0, rows, ET_BLOCK, 0, &args);
     launch_tiles(ctx, width_of(&args)->dq, Q, H, &args);

@@ -14,8 +14,7 @@ template <int C>
 DEVICE void copy_rows(uint16_t (*tile)[C + 8], int rows, const attention_rows &x, int64_t at, int64_t stride, int n,
                       int width) {
     if (x.whole) {
-        ROLLED
-        for (int i = (int)threadIdx.x; i < rows * (C / 8); i += (int)blockDim.x) {
+        ROLLED for (int i = (int)threadIdx.x; i < rows * (C / 8); i += (int)blockDim.x) {
             int row = i / (C / 8);
             int c = i % (C / 8) * 8;
             bool have = row < n && c < width;
@@ -23,8 +22,7 @@ DEVICE void copy_rows(uint16_t (*tile)[C + 8], int rows, const attention_rows &x
         }
         return;
     }
-    ROLLED
-    for (int i = (int)threadIdx.x; i < rows * (C / 2); i += (int)blockDim.x) {
+    ROLLED for (int i = (int)threadIdx.x; i < rows * (C / 2); i += (int)blockDim.x) {
         int row = i / (C / 2);
         int c = i % (C / 2) * 2;
         int64_t from = at + row * stride + c;
@@ -64,19 +62,15 @@ DEVICE int lane_column() { return this_lane() % 4 * 2; }
 
 /* s [16, N] = rows `row` on of own . passing [N, C]^T */
 template <int C, int N>
-DEVICE void multiply_rows(float s[N / 8][4], const uint16_t (*own)[C + 8], int row,
-                          const uint16_t (*passing)[C + 8]) {
+DEVICE void multiply_rows(float s[N / 8][4], const uint16_t (*own)[C + 8], int row, const uint16_t (*passing)[C + 8]) {
     const uint16_t *left = &own[row + this_lane() % 16][this_lane() / 16 * 8];
     const uint16_t *right = &passing[this_lane() / 16 * 8 + this_lane() % 8][this_lane() / 8 % 2 * 8];
-    UNROLL
-    for (int j = 0; j < N / 8; j++)
+    UNROLL for (int j = 0; j < N / 8; j++)
         s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
-    UNROLL
-    for (int c = 0; c < C; c += 16) {
+    UNROLL for (int c = 0; c < C; c += 16) {
         uint32_t x[4];
         load_matrix(x, left + c);
-        UNROLL
-        for (int j = 0; j < N; j += 16) {
+        UNROLL for (int j = 0; j < N; j += 16) {
             uint32_t y[4];
             load_matrix(y, right + j * (C + 8) + c);
             mma(s[j / 8], x, y);
@@ -89,14 +83,12 @@ DEVICE void multiply_rows(float s[N / 8][4], const uint16_t (*own)[C + 8], int r
 template <int C, int N, int W>
 DEVICE void add_product(float sums[W / 8][4], const float p[N / 8][4], const uint16_t (*passing)[C + 8], int column) {
     const uint16_t *right = &passing[this_lane() % 16][column + this_lane() / 16 * 8];
-    UNROLL
-    for (int j = 0; j < N; j += 16) {
+    UNROLL for (int j = 0; j < N; j += 16) {
         const float *low = p[j / 8];
         const float *high = p[j / 8 + 1];
         uint32_t x[4] = {pack_bf16(low[0], low[1]), pack_bf16(low[2], low[3]), pack_bf16(high[0], high[1]),
                          pack_bf16(high[2], high[3])};
-        UNROLL
-        for (int c = 0; c < W; c += 16) {
+        UNROLL for (int c = 0; c < W; c += 16) {
             uint32_t y[4];
             load_matrix_transposed(y, right + j * (C + 8) + c);
             mma(sums[c / 8], x, y);
@@ -110,8 +102,7 @@ DEVICE void put(uint16_t *p, float x) { *p = float_to_bf16(x); }
 
 /* n values from p on = scale * sums [W] of a lane's row, 0 or 1: its columns, of which p is the first. */
 template <int W, typename type> DEVICE void put_row(type *p, const float (*sums)[4], int row, float scale, int n) {
-    UNROLL
-    for (int j = 0; j < W / 8; j++) {
+    UNROLL for (int j = 0; j < W / 8; j++) {
         if (j * 8 < n)
             put(p + j * 8, scale * sums[j][2 * row]);
         if (j * 8 + 1 < n)
@@ -150,11 +141,9 @@ struct softmax_rows {
 /* One step of the online softmax: s becomes exp2(s * exponent - the new maximum), and out is brought under that. */
 template <int W, int N>
 DEVICE void softmax_step(float s[N / 8][4], float out[W / 8][4], softmax_rows &rows, float exponent) {
-    UNROLL
-    for (int r = 0; r < 2; r++) {
+    UNROLL for (int r = 0; r < 2; r++) {
         float most = rows.most[r];
-        UNROLL
-        for (int j = 0; j < N / 8; j++) {
+        UNROLL for (int j = 0; j < N / 8; j++) {
             s[j][2 * r] *= exponent;
             s[j][2 * r + 1] *= exponent;
             most = fmaxf(most, fmaxf(s[j][2 * r], s[j][2 * r + 1]));
@@ -163,16 +152,14 @@ DEVICE void softmax_step(float s[N / 8][4], float out[W / 8][4], softmax_rows &r
         float base = most == -INFINITY ? 0.0f : most; /* nothing seen yet: -inf - 0 stays -inf */
         float factor = exp2f(rows.most[r] - base);
         float sum = rows.sum[r] * factor;
-        UNROLL
-        for (int j = 0; j < N / 8; j++) {
+        UNROLL for (int j = 0; j < N / 8; j++) {
             s[j][2 * r] = exp2f(s[j][2 * r] - base);
             s[j][2 * r + 1] = exp2f(s[j][2 * r + 1] - base);
             sum += s[j][2 * r] + s[j][2 * r + 1];
         }
         rows.most[r] = most;
         rows.sum[r] = sum;
-        UNROLL
-        for (int j = 0; j < W / 8; j++) {
+        UNROLL for (int j = 0; j < W / 8; j++) {
             out[j][2 * r] *= factor;
             out[j][2 * r + 1] *= factor;
         }
@@ -181,12 +168,11 @@ DEVICE void softmax_step(float s[N / 8][4], float out[W / 8][4], softmax_rows &r
 
 /* s where query t sees key k, elsewhere -inf; those are the lane's first. */
 template <int N> DEVICE void hide_unseen(float s[N / 8][4], const attention_args &a, int t, int k) {
-    UNROLL
-    for (int j = 0; j < N / 8; j++)
-        UNROLL
-        for (int i = 0; i < 4; i++)
+    UNROLL for (int j = 0; j < N / 8; j++) {
+        UNROLL for (int i = 0; i < 4; i++)
             if (!sees(a, t + i / 2 * 8, k + j * 8 + i % 2))
                 s[j][i] = -INFINITY;
+    }
 }
 
 /* The values of a tile of keys are copied while its scores are multiplied, the next keys while these are summed. */
@@ -216,8 +202,7 @@ DEVICE void attention_forward_bf16(const attention_args &a) {
         add_product<C, KEYS, C>(out, s, shared->v, 0);
         k = next;
     }
-    UNROLL
-    for (int r = 0; r < 2; r++) {
+    UNROLL for (int r = 0; r < 2; r++) {
         int t = tile.t + row + lane_row() + r * 8;
         float sum = lanes_sum(rows.sum[r]);
         if (t > tile.last)
@@ -253,8 +238,8 @@ DEVICE void attention_dq_bf16(const attention_args &a) {
         }
     copy_queries<C>(shared->own[0], QUERIES, a, a.q, tile.h, tile.t, tile.n);
     copy_queries<C>(shared->own[1], QUERIES, a, a.dout, tile.h, tile.t, tile.n);
-    uint16_t(*values)[C + 8] = shared->passing[0];
-    uint16_t(*keys)[C + 8] = shared->passing[BUFFERS - 1];
+    uint16_t (*values)[C + 8] = shared->passing[0];
+    uint16_t (*keys)[C + 8] = shared->passing[BUFFERS - 1];
     for (int k = next_key(a, tile, 0); k < end_of_keys(a, tile); k = next_key(a, tile, k + KEYS)) {
         float s[KEYS / 8][4], dp[KEYS / 8][4];
         copy_keys<C>(values, KEYS, a, a.v, tile.g, k, a.T - k);
@@ -269,17 +254,15 @@ DEVICE void attention_dq_bf16(const attention_args &a) {
         }
         multiply_rows<C, KEYS>(s, shared->own[0], row, keys);
         bool all = k + KEYS <= a.T && see_all(a, tile.t, tile.last, k, k + KEYS - 1);
-        UNROLL
-        for (int j = 0; j < KEYS / 8; j++)
-            UNROLL
-            for (int i = 0; i < 4; i++)
+        UNROLL for (int j = 0; j < KEYS / 8; j++) {
+            UNROLL for (int i = 0; i < 4; i++)
                 score_backward(s[j][i], dp[j][i], a.scale * LOG2_E, base[i / 2], delta[i / 2],
                                all || sees(a, t + i / 2 * 8, k + j * 8 + lane_column() + i % 2));
+        }
         add_product<C, KEYS, C>(dq, dp, keys, 0);
         __syncthreads();
     }
-    UNROLL
-    for (int r = 0; r < 2; r++)
+    UNROLL for (int r = 0; r < 2; r++)
         if (t + r * 8 <= tile.last)
             store_row<C>(a.dq, query_at(a, tile.h, t + r * 8), dq, r, a.scale, 0, a.C);
 }
@@ -289,8 +272,8 @@ template <typename shared_type, int C, int QUERIES, int BUFFERS, int W>
 DEVICE void add_queries_bf16(const attention_args &a, shared_type *shared, const attention_tile &keys,
                              float dk[W / 8][4], float dv[W / 8][4], int h, int t, int n, int row, int column) {
     float s[QUERIES / 8][4], dp[QUERIES / 8][4];
-    uint16_t(*q)[C + 8] = shared->passing[0];
-    uint16_t(*dout)[C + 8] = shared->passing[BUFFERS - 1];
+    uint16_t (*q)[C + 8] = shared->passing[0];
+    uint16_t (*dout)[C + 8] = shared->passing[BUFFERS - 1];
     copy_queries<C>(q, QUERIES, a, a.q, h, t, n);
     if (BUFFERS == 2)
         copy_queries<C>(dout, QUERIES, a, a.dout, h, t, n);
@@ -307,15 +290,14 @@ DEVICE void add_queries_bf16(const attention_args &a, shared_type *shared, const
     }
     multiply_rows<C, QUERIES>(dp, shared->own[1], row, dout);
     bool all = n == QUERIES && see_all(a, t, t + n - 1, keys.t, keys.last);
-    UNROLL
-    for (int j = 0; j < QUERIES / 8; j++)
-        UNROLL
-        for (int i = 0; i < 4; i++) {
+    UNROLL for (int j = 0; j < QUERIES / 8; j++) {
+        UNROLL for (int i = 0; i < 4; i++) {
             int query = j * 8 + lane_column() + i % 2;
             int key = keys.t + row + lane_row() + i / 2 * 8;
             score_backward(s[j][i], dp[j][i], a.scale * LOG2_E, shared->base[query], shared->delta[query],
                            all || (query < n && sees(a, t + query, key)));
         }
+    }
     add_product<C, QUERIES, W>(dv, s, dout, column);
     if (BUFFERS == 1) {
         __syncthreads();
@@ -347,8 +329,7 @@ DEVICE void attention_dkv_bf16(const attention_args &a) {
                 add_queries_bf16<shared_type, C, QUERIES, BUFFERS, W>(a, shared, tile, dk, dv, h, t, n, row, column);
         }
     wait_for_rows(); /* of keys before the queries, that none of them sees */
-    UNROLL
-    for (int r = 0; r < 2; r++) {
+    UNROLL for (int r = 0; r < 2; r++) {
         int k = tile.t + row + lane_row() + r * 8;
         if (k > tile.last)
             continue;

@@ -7,9 +7,7 @@ struct float_thread {
     int row, column;
 };
 
-DEVICE float_thread this_thread() {
-    return {(int)threadIdx.x / FLOAT_PASSING, (int)threadIdx.x % FLOAT_PASSING};
-}
+DEVICE float_thread this_thread() { return {(int)threadIdx.x / FLOAT_PASSING, (int)threadIdx.x % FLOAT_PASSING}; }
 
 /* tile [rows] = n rows of x from element `at` on, the next `stride` further, and zeros; once the block is done with
  * what was in the tile. */
@@ -27,8 +25,8 @@ DEVICE void load_query_floats(float (*tile)[ET_NARROW_HEAD + 1], int rows, const
     load_floats(tile, rows, x, query_at(a, h, t), (int64_t)a.H * a.C, n, a.C);
 }
 
-DEVICE void load_key_floats(float (*tile)[ET_NARROW_HEAD + 1], int rows, const attention_args &a, et_array x, int g, int t,
-                            int n) {
+DEVICE void load_key_floats(float (*tile)[ET_NARROW_HEAD + 1], int rows, const attention_args &a, et_array x, int g,
+                            int t, int n) {
     load_floats(tile, rows, x, key_at(a, g, t), (int64_t)a.G * a.C, n, a.C);
 }
 
@@ -41,20 +39,18 @@ DEVICE float dot(const float *x, const float *y, int C) {
 
 /* sums += a row of p . passing, in the thread's columns */
 DEVICE void add_floats(float sums[FLOAT_SUMS], const float *p, const float (*passing)[ET_NARROW_HEAD + 1], int C) {
-    ROLLED
-    for (int j = 0; j < FLOAT_PASSING; j++)
-        UNROLL
-        for (int i = 0; i < FLOAT_SUMS; i++) {
+    ROLLED for (int j = 0; j < FLOAT_PASSING; j++) {
+        UNROLL for (int i = 0; i < FLOAT_SUMS; i++) {
             int c = i * FLOAT_PASSING + this_thread().column;
             if (c < C)
                 sums[i] += p[j] * passing[j][c];
         }
+    }
 }
 
 /* out from element `at` on = scale * sums, in the thread's columns */
 DEVICE void store_floats(et_array out, int64_t at, const float sums[FLOAT_SUMS], float scale, int C) {
-    UNROLL
-    for (int i = 0; i < FLOAT_SUMS; i++) {
+    UNROLL for (int i = 0; i < FLOAT_SUMS; i++) {
         int c = i * FLOAT_PASSING + this_thread().column;
         if (c < C)
             array_put(out, at + c, scale * sums[i]);

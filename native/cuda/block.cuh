@@ -5,8 +5,7 @@
 #include "kernel.h"
 
 /* x of all threads put together by `join`, in all of them, in an order that is always the same. */
-template <typename type, typename function>
-DEVICE type block_reduce(type x, type parts[ET_WARPS], function join) {
+template <typename type, typename function> DEVICE type block_reduce(type x, type parts[ET_WARPS], function join) {
     x = warp_reduce(x, join);
     __syncthreads(); /* `parts` may be in use by those before */
     if (threadIdx.x % ET_WARP == 0)

@@ -74,13 +74,11 @@ DEVICE void add_cached(const cached_args &a, cached_sums &has, const float *q, i
     float p = expf(s - base);
     has.most = most;
     has.sum = has.sum * factor + warp_sum(lane < ET_CACHE ? p : 0.0f);
-    UNROLL
-    for (int i = 0; i < CACHED_SUMS; i++)
+    UNROLL for (int i = 0; i < CACHED_SUMS; i++)
         has.sums[i] *= factor;
     for (int j = begin; j < end; j++) {
         float share = __shfl_sync(ET_ALL_LANES, p, j);
-        UNROLL
-        for (int i = 0; i < CACHED_SUMS; i++)
+        UNROLL for (int i = 0; i < CACHED_SUMS; i++)
             if (i * ET_WARP + lane < a.C)
                 has.sums[i] += share * array_get(a.values, at + j * a.C + i * ET_WARP + lane);
     }

@@ -26,8 +26,13 @@ void cuda_scale(et_context *ctx, float *x, float s, int64_t n) {
 }
 
 void cuda_dropout(et_context *ctx, et_array out, et_array inp, float p, uint64_t seed, int accumulate, int64_t n) {
-    struct elementwise_args args = {.out = out, .inp = inp, .scale = 1.0f / (1.0f - p), .accumulate = accumulate,
-                                    .threshold = (uint32_t)(p * 4294967296.0), .seed = seed, .n = n};
+    struct elementwise_args args = {.out = out,
+                                    .inp = inp,
+                                    .scale = 1.0f / (1.0f - p),
+                                    .accumulate = accumulate,
+                                    .threshold = (uint32_t)(p * 4294967296.0),
+                                    .seed = seed,
+                                    .n = n};
     launch_elementwise(ctx, ET_KERNEL_dropout, args);
 }
 

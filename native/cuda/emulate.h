@@ -17,7 +17,7 @@
 #define MAY_ALIAS [[gnu::may_alias]]
 #define KERNEL(name, type)                                                                                             \
     static void name(const type a);                                                                                    \
-    static const emulated_kernel entry_##name(                                                                        \
+    static const emulated_kernel entry_##name(                                                                         \
         #name, [](const void *args) { name(*(const type *)args); }, sizeof(type));                                     \
     static void name(const type a)
 

@@ -19,8 +19,8 @@ void cuda_glu_backward(et_context *ctx, et_array dgate, et_array dup, et_array a
         et_fail(ctx, ET_BAD_ARGUMENT);
         return;
     }
-    struct glu_args args = {.out = act, .gate = gate, .up = up, .dout = dout, .dgate = dgate, .dup = dup,
-                            .kind = kind, .n = n};
+    struct glu_args args = {
+        .out = act, .gate = gate, .up = up, .dout = dout, .dgate = dgate, .dup = dup, .kind = kind, .n = n};
     args.whole = et_aligned(dgate) && et_aligned(dup) && et_aligned(act) && et_aligned(dout) && et_aligned(gate) &&
                  et_aligned(up);
     et_launch(ctx, ET_KERNEL_glu_backward, 0, et_grid_of_fours(n), ET_BLOCK, 0, &args);

@@ -12,8 +12,8 @@ static void finish_gradient(et_context *ctx, struct head_args args, const void *
     float *targets = et_shared(ctx);
     for (int t = 0; t < T; t += rows) {
         int n = T - t < rows ? T - t : rows;
-        struct head_args part = {.dh = args.dh + (int64_t)t * args.D, .state = args.state + t, .a = args.a + t,
-                                 .w = targets, .D = args.D};
+        struct head_args part = {
+            .dh = args.dh + (int64_t)t * args.D, .state = args.state + t, .a = args.a + t, .w = targets, .D = args.D};
         struct et_grid grid = {(unsigned)n, 1, 1};
         cuda_embed(ctx, targets, args.targets + t, w, format, 1.0f, n, V, args.D);
         et_launch(ctx, ET_KERNEL_head_gradient, 0, grid, et_threads_for(args.D), 0, &part);
@@ -43,8 +43,8 @@ void cuda_head_forward(et_context *ctx, float *logp, int32_t *best, float *logit
                        const void *w, int format, const int32_t *targets, float cap, int block, int begin, int end,
                        int T, int V, int D) {
     (void)cap; /* 0: dispatch_ops.c */
-    struct head_args args = {.logits = logits, .state = (struct head_state *)state, .best = best, .targets = targets,
-                             .D = D};
+    struct head_args args = {
+        .logits = logits, .state = (struct head_state *)state, .best = best, .targets = targets, .D = D};
     head(ctx, args, logp, h, w, format, block, begin, end, T, V);
 }
 
@@ -52,7 +52,7 @@ void cuda_head_backward(et_context *ctx, float *dh, float *logp, float *logits, 
                         const void *w, int format, const int32_t *targets, const float *a, float cap, int block,
                         int begin, int end, int T, int V, int D) {
     (void)cap;
-    struct head_args args = {.dh = dh, .logits = logits, .e = e, .state = (struct head_state *)state,
-                             .targets = targets, .a = a, .D = D};
+    struct head_args args = {
+        .dh = dh, .logits = logits, .e = e, .state = (struct head_state *)state, .targets = targets, .a = a, .D = D};
     head(ctx, args, logp, h, w, format, block, begin, end, T, V);
 }

@@ -19,9 +19,8 @@ void cuda_causal_conv_forward(et_context *ctx, et_array out, et_array inp, const
     et_fail(ctx, ET_BAD_ARGUMENT);
 }
 
-void cuda_causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp,
-                               const float *w, const float *bias, const int32_t *before, int first, int T, int W,
-                               int D, int L) {
+void cuda_causal_conv_backward(et_context *ctx, et_array dinp, float *sums, et_array dout, et_array inp, const float *w,
+                               const float *bias, const int32_t *before, int first, int T, int W, int D, int L) {
     (void)dinp, (void)sums, (void)dout, (void)inp, (void)w, (void)bias, (void)before, (void)first;
     (void)T, (void)W, (void)D, (void)L;
     et_fail(ctx, ET_BAD_ARGUMENT);
@@ -54,9 +53,9 @@ void cuda_ssm_forward(et_context *ctx, et_array out, float *states, float *steps
 }
 
 void cuda_ssm_backward(et_context *ctx, float *dinp, et_array drows, float *states, float *dstates, float *steps,
-                       et_array dout, et_array inp, et_array rows, const float *bias, const float *a,
-                       const float *skip, const int32_t *before, const int32_t *pieces, int64_t floats, int T, int W,
-                       int E, int H, int C, int N, int P) {
+                       et_array dout, et_array inp, et_array rows, const float *bias, const float *a, const float *skip,
+                       const int32_t *before, const int32_t *pieces, int64_t floats, int T, int W, int E, int H, int C,
+                       int N, int P) {
     (void)dinp, (void)drows, (void)states, (void)dstates, (void)steps, (void)dout, (void)inp, (void)rows, (void)bias;
     (void)a, (void)skip, (void)before, (void)pieces, (void)floats, (void)T, (void)W, (void)E, (void)H, (void)C;
     (void)N, (void)P;

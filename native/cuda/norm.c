@@ -19,21 +19,32 @@ void cuda_rmsnorm_forward(et_context *ctx, et_array out, float *rstd, et_array i
 
 void cuda_rmsnorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
                            const float *rstd, int accumulate, int64_t rows, int D) {
-    struct norm_args args = {.out = dinp, .inp = inp, .dout = dout, .rstd = (float *)rstd, .weight = weight,
-                             .accumulate = accumulate, .D = D};
+    struct norm_args args = {.out = dinp,
+                             .inp = inp,
+                             .dout = dout,
+                             .rstd = (float *)rstd,
+                             .weight = weight,
+                             .accumulate = accumulate,
+                             .D = D};
     launch_norm(ctx, ET_KERNEL_rmsnorm_backward, args, rows);
 }
 
 void cuda_layernorm_forward(et_context *ctx, et_array out, float *mean, float *rstd, et_array inp, const float *weight,
                             const float *bias, float eps, int64_t rows, int D) {
-    struct norm_args args = {.out = out, .inp = inp, .mean = mean, .rstd = rstd, .weight = weight, .bias = bias,
-                             .eps = eps, .D = D};
+    struct norm_args args = {
+        .out = out, .inp = inp, .mean = mean, .rstd = rstd, .weight = weight, .bias = bias, .eps = eps, .D = D};
     launch_norm(ctx, ET_KERNEL_layernorm_forward, args, rows);
 }
 
 void cuda_layernorm_backward(et_context *ctx, et_array dinp, et_array dout, et_array inp, const float *weight,
                              const float *mean, const float *rstd, int accumulate, int64_t rows, int D) {
-    struct norm_args args = {.out = dinp, .inp = inp, .dout = dout, .mean = (float *)mean, .rstd = (float *)rstd,
-                             .weight = weight, .accumulate = accumulate, .D = D};
+    struct norm_args args = {.out = dinp,
+                             .inp = inp,
+                             .dout = dout,
+                             .mean = (float *)mean,
+                             .rstd = (float *)rstd,
+                             .weight = weight,
+                             .accumulate = accumulate,
+                             .D = D};
     launch_norm(ctx, ET_KERNEL_layernorm_backward, args, rows);
 }

@@ -16,10 +16,10 @@ struct product_shape {
         warps_T = warps_T_,
         warps_outer = warps_outer_,
         warps_inner = warps_inner_,
-        rows = T / warps_T / 16,            /* fragments of 16 x 8 that a warp has of out */
+        rows = T / warps_T / 16, /* fragments of 16 x 8 that a warp has of out */
         columns = outer / warps_outer / 8,
-        steps = inner / warps_inner / 16,   /* of mma, a tile */
-        chunks = T * inner / 8 / ET_BLOCK,  /* of 8 activations that a thread fetches, a tile */
+        steps = inner / warps_inner / 16,  /* of mma, a tile */
+        chunks = T * inner / 8 / ET_BLOCK, /* of 8 activations that a thread fetches, a tile */
         inp_stride = inner + PRODUCT_PAD,
     };
     static_assert(warps_T * warps_outer * warps_inner == ET_BLOCK / ET_WARP, "all warps");
@@ -50,16 +50,13 @@ DEVICE void put_bf16(uint16_t *to, const float *x) {
 DEVICE int is_copied(const product_part &p) { return p.inp_aligned && p.inp.type == ET_BF16; }
 
 /* Where chunk c of a thread is in the tile of activations: its row, and the first of its 8 columns. */
-template <typename shape> DEVICE int chunk_row(int c) {
-    return ((int)threadIdx.x + c * ET_BLOCK) / (shape::inner / 8);
-}
+template <typename shape> DEVICE int chunk_row(int c) { return ((int)threadIdx.x + c * ET_BLOCK) / (shape::inner / 8); }
 template <typename shape> DEVICE int chunk_column(int c) {
     return ((int)threadIdx.x + c * ET_BLOCK) % (shape::inner / 8) * 8;
 }
 
 /* Begins to copy the tile of activations whose first column is i0. */
-template <typename shape>
-DEVICE void copy_inputs(uint16_t *tile, const product_part &p, int i0, int T, int inner) {
+template <typename shape> DEVICE void copy_inputs(uint16_t *tile, const product_part &p, int i0, int T, int inner) {
     for (int c = 0; c < shape::chunks; c++) {
         int t = (int)blockIdx.y * shape::T + chunk_row<shape>(c);
         int i = i0 + chunk_column<shape>(c);
@@ -98,8 +95,8 @@ DEVICE void multiply_step(float (&sum)[shape::rows][shape::columns][4], const ui
     int i = (warp / (shape::warps_T * shape::warps_outer) * shape::steps + s) * 16;
     constexpr int stride = (backward ? shape::outer : shape::inner) + PRODUCT_PAD;
     const uint16_t *inp_at = inp + t * shape::inp_stride + i + lane / 16 * 8;
-    const uint16_t *w_at = w + (backward ? (i + lane % 16) * stride + o
-                                         : (o + lane % 8) * stride + i + lane % 16 / 8 * 8);
+    const uint16_t *w_at =
+        w + (backward ? (i + lane % 16) * stride + o : (o + lane % 8) * stride + i + lane % 16 / 8 * 8);
     uint32_t A[shape::rows][4];
     for (int r = 0; r < shape::rows; r++)
         load_matrix(A[r], inp_at + r * 16 * shape::inp_stride);
@@ -214,9 +211,10 @@ template <typename shape, int format, int backward> DEVICE void product(const pr
         int warp = (int)threadIdx.x / ET_WARP;
         int t = (int)blockIdx.y * shape::T + warp % shape::warps_T * (shape::rows * 16);
         int o = (int)blockIdx.x * shape::outer + warp / shape::warps_T * (shape::columns * 8);
-        UNROLL for (int r = 0; r < shape::rows; r++)
+        UNROLL for (int r = 0; r < shape::rows; r++) {
             UNROLL for (int c = 0; c < shape::columns; c++)
                 put_fragment(a, t + r * 16, o + c * 8, sum[r][c]);
+        }
     }
 }
 

@@ -5,8 +5,8 @@
 #include "../et.h"
 
 struct rope_args {
-    et_array x;              /* [T, H, C] */
-    const float *cos, *sin;  /* [P, pairs] */
+    et_array x;             /* [T, H, C] */
+    const float *cos, *sin; /* [P, pairs] */
     const int32_t *positions;
     int neox, H, C, pairs;
     float sign;

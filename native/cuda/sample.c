@@ -25,8 +25,13 @@ void cuda_head_sample(et_context *ctx, int32_t *token, float *logp, float *drawn
                       et_array h, const void *w, int format, const int32_t *key, const float *limit, float temperature,
                       float cap, int block, int begin, int end, int T, int V, int D) {
     (void)cap; /* 0: dispatch_ops.c */
-    struct sample_args args = {.token = token, .logp = logp, .drawn = drawn, .logits = logits,
-                               .state = (struct sample_state *)state, .key = key, .limit = limit,
+    struct sample_args args = {.token = token,
+                               .logp = logp,
+                               .drawn = drawn,
+                               .logits = logits,
+                               .state = (struct sample_state *)state,
+                               .key = key,
+                               .limit = limit,
                                .heat = temperature > 0 ? 1.0f / temperature : 0.0f};
     each_logits(ctx, ET_KERNEL_sample_rows, sizeof(struct sample_shared), args, h, w, format, block, begin, end, T, V,
                 D);
@@ -36,7 +41,7 @@ void cuda_head_top(et_context *ctx, float *top, float *lse, float *logits, float
                    int format, const float *limit, float cap, int block, int begin, int end, int T, int M, int V,
                    int D) {
     (void)cap;
-    struct sample_args args = {.top = top, .lse = lse, .logits = logits, .state = (struct sample_state *)state,
-                               .limit = limit, .M = M};
+    struct sample_args args = {
+        .top = top, .lse = lse, .logits = logits, .state = (struct sample_state *)state, .limit = limit, .M = M};
     each_logits(ctx, ET_KERNEL_top_rows, sizeof(struct top_shared), args, h, w, format, block, begin, end, T, V, D);
 }

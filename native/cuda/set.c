@@ -67,11 +67,10 @@ static double no_peak(enum et_precision precision, int backward, int64_t n) {
     return 0;
 }
 
-const struct et_kernel_set et_kernel_set_cuda = {
-    .name = "cuda",
-    .product = product_numbers,
-    .peak = no_peak,
+const struct et_kernel_set et_kernel_set_cuda = {.name = "cuda",
+                                                 .product = product_numbers,
+                                                 .peak = no_peak,
 #define OP(name, args) .name = cuda_##name,
-    ET_OPS(OP)
+                                                 ET_OPS(OP)
 #undef OP
 };

@@ -16,6 +16,7 @@ void cuda_dequantize(et_context *ctx, float *out, const void *w, int format, int
 void cuda_embed(et_context *ctx, float *out, const int32_t *tokens, const void *w, int format, float scale, int T,
                 int V, int D) {
     (void)V;
-    launch_weights(ctx, format, (struct weights_args){.out = out, .tokens = tokens, .w = w, .scale = scale, .rows = T,
-                                                      .columns = D});
+    launch_weights(
+        ctx, format,
+        (struct weights_args){.out = out, .tokens = tokens, .w = w, .scale = scale, .rows = T, .columns = D});
 }

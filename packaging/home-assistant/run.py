@@ -30,9 +30,9 @@ from typing import Any
 from edgetune.daemon.keys import add_key
 from edgetune.daemon.options import DaemonConfig
 from edgetune.errors import WORSE, EdgetuneError
-from edgetune.home.entities import read_home
-from edgetune.home.house import ENTITIES
-from edgetune.home.updating import Change
+from edgetune.parts.home.entities import read_home
+from edgetune.parts.home.house import ENTITIES
+from edgetune.parts.home.updating import Change
 
 HUB = "ws://supervisor/core/websocket"  # of Home Assistant's WebSocket API, as an app reaches it
 INGRESS = "172.30.32.2"  # from which the supervisor connects for people who have signed in
@@ -184,7 +184,7 @@ def become(name: str, folder: Path) -> str:
 
 
 def daemon_options(places: Places, options: Options, env: dict[str, str]) -> dict[str, str]:
-    """Variables of `edgetune daemon`; what the environment says comes first."""
+    """Variables of `edgetune serve`; what the environment says comes first."""
     ours = {"HOST": "0.0.0.0", "TRUSTED_PROXY": INGRESS, "KEY_FILE": places.keys, "STATE": places.folder / "state",
             "HOME": places.house, "MEMORY": options.memory, "LEARN": options.learn}
     return {f"EDGETUNE_DAEMON_{name}": str(value) for name, value in ours.items()} | env
@@ -214,7 +214,7 @@ def main() -> None:
     if not places.house.exists():
         sys.exit("there is no house, so nothing can be served; the lines above say why")
     keep_keys(places, options.clients)
-    os.execve(EDGETUNE[0], [*EDGETUNE, "daemon", options.model], daemon_options(places, options, env))
+    os.execve(EDGETUNE[0], [*EDGETUNE, "serve", options.model], daemon_options(places, options, env))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,14 @@ from small_families import OPTIONS, data, small, trained
 from tiny import write_tiny
 
 from edgetune.adapters.base import families
-from edgetune.adapters.lora import OF_EXPERTS, Pair, expert_name
+from edgetune.adapters.lora import Pair, expert_name
 from edgetune.adapters.peft import export_peft, import_peft
 from edgetune.adapters.store import open_adapter, save_gguf
 from edgetune.data.packing import collate
 from edgetune.errors import EdgetuneError, FormatError, Interrupted, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
+from edgetune.formats.targets import OF_EXPERTS
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
@@ -75,12 +76,12 @@ def test_what_was_trained_is_what_llama_cpp_serves_and_what_is_merged(architectu
     alone = open_decoder(base, open_adapter(tmp_path / "out", base).pairs, threads=1, max_tokens=30, max_length=24)
     assert distance(alone.logits(batch), ours) < 1e-5
     for to in ("F32", "keep", "Q8_0"):
-        command("merge", path, tmp_path / "out", "-o", tmp_path / f"{to}.gguf", "--to", to)
+        command("adapters", "merge", path, tmp_path / "out", "-o", tmp_path / f"{to}.gguf", "--to", to)
         if to != "Q8_0":  # in which some tokens may take other experts
             assert distance(logits_of(tmp_path / f"{to}.gguf", tokens), ours) < 1e-4
     exact, rounded = (open_gguf(tmp_path / f"{to}.gguf").tensors for to in ("F32", "Q8_0"))
     assert max(distance(rounded[name].f32(), tensor.f32()) for name, tensor in exact.items()) < 0.01
-    shown = command("info", tmp_path / "out")
+    shown = command("models", "info", tmp_path / "out")
     assert "ffn_up_exps" in shown
     assert "ffn_up_exps.0" not in shown
 
@@ -89,11 +90,11 @@ def test_adapters_of_experts_are_merged_and_cut(tiny_models, tmp_path):
     """The mean of two alike is either; a cut adapter is one of the nested ranks."""
     path = tiny_models["olmoe"]
     trained(path, small("dylora"), lr=0.05, targets=TARGETS).save(tmp_path / "a")
-    command("merge-adapters", tmp_path / "a", tmp_path / "a", "-o", tmp_path / "both", "--base", path)
+    command("adapters", "combine", tmp_path / "a", tmp_path / "a", "-o", tmp_path / "both", "--base", path)
     plain, one, both = (logits_of(path, TOKENS, tmp_path / adapter / "adapter.gguf" if adapter else None)
                         for adapter in ("", "a", "both"))
     assert distance(both, one) < 1e-5 < distance(plain, one)
-    command("export", tmp_path / "a", "--rank", 2, "-o", tmp_path / "cut", "--base", path)
+    command("adapters", "export", tmp_path / "a", "--rank", 2, "-o", tmp_path / "cut", "--base", path)
     whole, less = (open_adapter(tmp_path / name).pairs for name in ("a", "cut"))
     assert whole.keys() == less.keys()
     assert all(np.array_equal(less[name].a, pair.a[:2]) for name, pair in whole.items())

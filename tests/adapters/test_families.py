@@ -19,12 +19,12 @@ from slopes import slope_and_norm
 from small_families import MERGING, NAMES, OPTIONS, PAIRS, data, options_of, small, trained
 
 from edgetune.adapters.base import families
-from edgetune.adapters.lora import TARGETS
 from edgetune.adapters.store import read_artifact, read_run
 from edgetune.daemon.jobs import recipe
 from edgetune.data.packing import collate
 from edgetune.errors import BudgetError, Interrupted, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.gguf import open_gguf
+from edgetune.formats.targets import TARGETS
 from edgetune.objectives.classify import Classify
 from edgetune.options import declared
 from edgetune.serving.classifier import Classifier
@@ -68,7 +68,7 @@ def test_llama_cpp_answers_with_the_merged_file(name, architecture, limit, more,
     path, _ = make_family(architecture, tmp_path, num_hidden_layers=2, **more)
     trainer = trained(path, small(name), lr=0.05, blocks="last:1")
     trainer.save(tmp_path / "out")
-    said = command("merge", path, tmp_path / "out", "-o", tmp_path / "merged.gguf")
+    said = command("adapters", "merge", path, tmp_path / "out", "-o", tmp_path / "merged.gguf")
     assert re.search(r"merged\.gguf.*\s.*as they were measured", said)
     tokens = data(1).examples[0]
     batch = collate([tokens])
@@ -87,8 +87,8 @@ def test_llama_cpp_answers_with_the_merged_file(name, architecture, limit, more,
     assert {one.split(".")[1] for one in changed} == {"1", "weight"}  # output_norm.weight
     out = tmp_path / "out"
     for refused in (("export", out, "-o", tmp_path / "peft"),
-                    ("merge", path, out, "-o", tmp_path / "b.gguf", "--eval", tmp_path / "rows.jsonl")):
-        code = UsageError.exit_code if refused[0] == "merge" else UnsupportedError.exit_code
+                    ("adapters", "merge", path, out, "-o", tmp_path / "b.gguf", "--eval", tmp_path / "rows.jsonl")):
+        code = UsageError.exit_code if refused[1] == "merge" else UnsupportedError.exit_code
         assert "merge" in command(*refused, code=code)
 
 
@@ -106,7 +106,7 @@ def test_it_is_saved_described_and_continued(name, bundle, tmp_path, tiny_models
     before = again.loss(rows)[0]
     again.step()
     assert again.loss(rows)[0] < before
-    shown = command("info", out)
+    shown = " ".join(command("models", "info", out).split())
     assert all(word in shown for word in (name, small(name).served_by, f"{trainer.record()['parameters']:,}"))
     for use in (lambda: read_artifact(out, open_gguf(tiny_models["llama"])),
                 lambda: Trainer(tiny_models["llama"], **{**OPTIONS, "family": small(name)}).load(out)):
@@ -175,7 +175,7 @@ def test_commands_and_jobs_take_it(name, bundle, tmp_path):
     assert TrainConfig.read_json(options, "run.json").family == small(name)
     assert command("plan", bundle.path, rows, *asked, "--json")
     if name in PAIRS:
-        command("export", tmp_path / "out", "-o", tmp_path / "peft", "--base-name", "x")
+        command("adapters", "export", tmp_path / "out", "-o", tmp_path / "peft", "--base-name", "x")
         assert recipe.options(TrainConfig(), {"family": name, **given}).family == small(name)
 
 
@@ -211,15 +211,17 @@ def test_an_encoder_learns_labels_with_it(name, tmp_path):
         graded = served.graded([(row["prompt"], row["completion"]) for row in rows])
     losses = [float(np.sum(found)) for _, found in graded if found is not None]
     assert np.mean(losses) == pytest.approx(trainer.evaluate(rows), rel=1e-4)
-    assert name in command("info", tmp_path / "out").split()
+    assert name in command("models", "info", tmp_path / "out").split()
     if name == "dylora":
-        command("export", tmp_path / "out", "--rank", 1, "-o", tmp_path / "cut")
+        command("adapters", "export", tmp_path / "out", "--rank", 1, "-o", tmp_path / "cut")
         with Classifier(encoder, tmp_path / "cut", threads=1) as served:
             assert served.labels == ("on", "off")
 
 
 @pytest.mark.parametrize(("name", "why"), [("dora", r"family dora.*llama\.cpp.*--family lora"),
-                                           ("adapterfusion", r"family adapterfusion.*22 %.*--family fusion")])
+                                           ("adapterfusion", r"family adapterfusion.*22 %.*--family fusion"),
+                                           ("vera", "vera was taken out.*--family lora"),
+                                           ("o-lora", "o-lora was taken out.*--family lora")])
 def test_what_is_not_here_is_refused_with_what_to_take(name, why, bundle, tmp_path):
     for use in (lambda: TrainConfig(family=name), lambda: recipe.options(TrainConfig(), {"family": name})):
         with pytest.raises(UsageError, match=why):

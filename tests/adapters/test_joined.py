@@ -82,10 +82,10 @@ def saved(bundle, tmp_path_factory):
 
 def test_the_command_writes_the_sum(saved, bundle, tmp_path):
     parts = [open_adapter(saved / name).pairs for name in ("0", "1")]
-    said = json.loads(command("merge-adapters", saved / "0", saved / "1", "-o", tmp_path / "whole", "--json"))
+    said = json.loads(command("adapters", "combine", saved / "0", saved / "1", "-o", tmp_path / "whole", "--json"))
     assert (said["rank"], said["similarity"]) == (8, [pytest.approx(similarity(*parts))])
     both = (saved / "0", saved / "1")
-    command("merge-adapters", *both, "-o", tmp_path / "cut", "--rank", 4, "--weight", 1, "--weight", 2)
+    command("adapters", "combine", *both, "-o", tmp_path / "cut", "--rank", 4, "--weight", 1, "--weight", 2)
     truth = cut(stacked(parts, (1.0, 2.0)), 4)
     for expected, name in ((stacked(parts, (0.5, 0.5)), "whole"), (truth, "cut")):
         found = open_adapter(tmp_path / name, bundle.gguf).pairs
@@ -95,13 +95,13 @@ def test_the_command_writes_the_sum(saved, bundle, tmp_path):
             np.testing.assert_allclose(pair.scale * pair.b @ pair.a, other.scale * other.b @ other.a, atol=1e-5)
     for wrong, why in ((both[:1], "1 adapters"), ((*both, "--rank", 8), "the sum has 8"),
                        ((*both, "--weight", 1), "1 times")):
-        said = command("merge-adapters", *wrong, "-o", tmp_path / "out", code=UsageError.exit_code)
+        said = command("adapters", "combine", *wrong, "-o", tmp_path / "out", code=UsageError.exit_code)
         assert why in " ".join(said.split())
 
 
 def test_weights_are_trained_from_the_sum(saved, bundle, tmp_path):
     """Two numbers; A and B stay."""
-    command("merge-adapters", saved / "0", saved / "1", "-o", tmp_path / "whole")
+    command("adapters", "combine", saved / "0", saved / "1", "-o", tmp_path / "whole")
     assert read_run(tmp_path / "whole")["options"]["family"] == "fusion"
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "on", "completion": "off"}\n' * 3)
@@ -125,7 +125,7 @@ def test_weights_are_trained_from_the_sum(saved, bundle, tmp_path):
 
 def test_a_trained_weight_lowers_the_loss(saved, bundle, tmp_path):
     """Of the rows that one of the adapters learned."""
-    command("merge-adapters", saved / "0", saved / "1", "-o", tmp_path / "whole")
+    command("adapters", "combine", saved / "0", saved / "1", "-o", tmp_path / "whole")
     trainer = Trainer(bundle, family=Fusion(rank=8, sources=2), steps=20, **{**OPTIONS, "lr": 0.1})
     trainer.load(tmp_path / "whole")
     trainer.add_examples(data(6).examples)
@@ -136,7 +136,7 @@ def test_a_trained_weight_lowers_the_loss(saved, bundle, tmp_path):
 
 
 def test_a_training_continues_from_a_cut_sum(saved, bundle, tmp_path):
-    command("merge-adapters", saved / "0", saved / "1", "-o", tmp_path / "cut", "--rank", 4)
+    command("adapters", "combine", saved / "0", saved / "1", "-o", tmp_path / "cut", "--rank", 4)
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "on", "completion": "off"}\n' * 3)
     command("train", bundle.path, rows, "-o", tmp_path / "out", "--start", tmp_path / "cut", "--steps", 1, "--eval",

@@ -37,7 +37,7 @@ from edgetune.llamacpp.sampling import Sampling
 from edgetune.models.decoder import Model
 from edgetune.objectives.grpo import Grpo
 from edgetune.serving.rollouts.forward import forward_run
-from edgetune.serving.rollouts.texts import Asked, Engine, adapter_of, draw
+from edgetune.serving.rollouts.texts import Engine, TokenPrompts, adapter_of, draw
 from edgetune.training.config import TrainConfig
 from edgetune.training.trainer import Trainer
 
@@ -246,7 +246,7 @@ def test_our_own_engine_answers(toy, architecture, tmp_path):
     trainer.save(tmp_path / "out")
     opened = adapter_of(model.gguf, tmp_path / "out")
     prompts = [[5, 6, 7], [*range(5, 75)], [*range(5, 70), 80]]  # more than the engine shares as a whole
-    asked = Asked(prompts, [9] * len(prompts), sampling=Sampling(temperature=0.0))
+    asked = TokenPrompts(prompts, [9] * len(prompts), sampling=Sampling(temperature=0.0))
     engine = Engine(1 << 40, "all", precision="exact", threads=1)
     found = {one.prompt: one.tokens.tolist() for one in draw(Model(model.gguf), opened, asked, engine, lambda _: False)}
     with torch.no_grad(), adapted(case.model, toy, trainer.decoder.adapter.values) as leaves:

@@ -17,7 +17,7 @@ from random_adapters import distance, random_updates
 from small_families import small, trained
 from tiny import write_tiny
 
-from edgetune.adapters.lora import OTHER_TARGETS, TARGETS, Pair
+from edgetune.adapters.lora import Pair
 from edgetune.adapters.peft import export_peft, import_peft
 from edgetune.adapters.peft_fused import join_fused
 from edgetune.adapters.store import save_gguf
@@ -26,6 +26,7 @@ from edgetune.errors import EdgetuneError, FormatError, MismatchError, Unsupport
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.safetensors import read_safetensors, write_safetensors
 from edgetune.formats.shape import read_shape
+from edgetune.formats.targets import OTHER_TARGETS, TARGETS
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 
@@ -101,7 +102,7 @@ def test_a_prefix_is_prefix_tuning_in_peft(architecture, name, tmp_path):
     path, model = make_family(architecture, tmp_path)
     trainer = trained(path, small(name), lr=0.1, max_length=64)
     trainer.save(tmp_path / "prefix")
-    command("export", tmp_path / "prefix", "--base", path, "-o", tmp_path / "peft")
+    command("adapters", "export", tmp_path / "prefix", "--base", path, "-o", tmp_path / "peft")
     ours = trainer.decoder.logits(collate([Example(np.array(TOKENS, np.int32), np.ones(len(TOKENS), np.float32))]))
     tuned = peft.PeftModel.from_pretrained(model, tmp_path / "peft")
     truth = hf_logits(tuned, TOKENS)

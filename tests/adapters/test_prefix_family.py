@@ -41,7 +41,7 @@ def test_llama_cpp_serves_it(bundle, rows, trained):
     assert found == pytest.approx(loss(bundle, rows, "--adapter", trained, "--engine", "native"), rel=5e-3)
     assert found < loss(bundle, rows) - 1
     assert command("generate", bundle.path, "on", "--adapter", trained, "--max-tokens", 3)
-    assert "prefix" in command("info", trained)
+    assert "prefix" in command("models", "info", trained)
     for refused in (("merge", bundle.path, trained, "-o", "merged.gguf"),
                     ("export", trained, "--to", "ollama", "-o", "ollama")):
         said = command(*refused, code=UnsupportedError.exit_code)
@@ -51,7 +51,8 @@ def test_llama_cpp_serves_it(bundle, rows, trained):
 def test_training_begins_with_a_compiled_prompt(bundle, rows, tmp_path):
     """Its keys are a start as good as the prompt itself. Fewer tokens are its first ones; more are refused."""
     (tmp_path / "system.txt").write_text("off off off")
-    tokens = json.loads(command("compile-prompt", bundle.path, tmp_path / "system.txt", "-o", tmp_path / "system",
+    tokens = json.loads(command("lab", "compile-prompt", bundle.path, tmp_path / "system.txt", "-o",
+                                tmp_path / "system",
                                 "--json"))["tokens"]
     begun = ("train", bundle.path, rows, *OPTIONS, "--steps", 12, "--eval", rows, "--start", tmp_path / "system")
     command(*begun, "-o", tmp_path / "out")

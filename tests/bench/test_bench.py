@@ -14,6 +14,8 @@ from edgetune.training.config import TrainConfig
 from edgetune.training.planned import make_plan
 from edgetune.training.trainer import Trainer
 
+pytestmark = pytest.mark.smoke
+
 SMALL = ["--rank", "4", "--threads", "1", "--batch-size", "2"]
 # The tiny llama: D 64, H 4, G 2, C 16, F 128, V 416, two blocks. Weights of a block's projections:
 QKV = 64 * 64 + 2 * 32 * 64
@@ -92,7 +94,8 @@ def test_clocked_puts_the_ops_back():
 def test_train(model, tmp_path, monkeypatch):
     peaks = {False: 1e9, True: 4e9}
     monkeypatch.setattr(cpu.Cpu, "peak", lambda _ops, _precision, backward=False: peaks[backward])
-    result = run_json("bench", "train", model, "--length", 32, "--steps", 3, *SMALL, "--save", tmp_path / "speed.json")
+    result = run_json("lab", "bench", "train", model, "--length", 32, "--steps", 3, *SMALL, "--save",
+                      tmp_path / "speed.json")
     assert json.loads((tmp_path / "speed.json").read_text()) == result
     flops = flops_of(model, [32, 32], rank=4)
     assert result["mfu"] * result["step_s"] == pytest.approx(flops.forward / 1e9 + flops.backward / 4e9)
@@ -108,14 +111,14 @@ def test_train(model, tmp_path, monkeypatch):
 
 
 def test_train_shows_tables(model):
-    text = run("bench", "train", model, "--length", 16, "--steps", 1, *SMALL)
+    text = run("lab", "bench", "train", model, "--length", 16, "--steps", 1, *SMALL)
     for words in ("tokens/s", "first step", "peak memory", "FLOP utilisation", "matmul_backward Q8_0", "outside of"):
         assert words in text
 
 
 def test_plan_predicts_from_a_saved_speed(model, tmp_path):
     file = tmp_path / "speed.json"
-    made = run_json("bench", "train", model, "--length", 32, "--steps", 1, *SMALL, "--save", file)
+    made = run_json("lab", "bench", "train", model, "--length", 32, "--steps", 1, *SMALL, "--save", file)
     args = ["plan", model, "--speed", file, *SMALL, "--max-length"]
     same = run_json(*args, 32)["predicted"]
     assert same["step_s"] == pytest.approx(made["step_s"])
@@ -143,7 +146,7 @@ def test_saved_without_a_name_it_is_found_by_itself(model, tmp_path, monkeypatch
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     plan = ["plan", model, *SMALL, "--max-length", 32, "--steps", 10]
     assert "no speed is known" in run(*plan, "--no-measure")
-    made = run_json("bench", "train", model, "--length", 32, "--steps", 1, *SMALL, "--save")
+    made = run_json("lab", "bench", "train", model, "--length", 32, "--steps", 1, *SMALL, "--save")
     assert json.loads((tmp_path / "state" / "edgetune" / "speed.json").read_text()) == made
     found = run_json(*plan)["predicted"]
     assert found["tokens_per_s"] == pytest.approx(made["tokens_per_s"])
@@ -187,7 +190,7 @@ def test_kernels_measures_every_format_and_kernel_set():
 
 @pytest.mark.usefixtures("tiny_sizes")
 def test_kernels_rates_by_hand():
-    result = run_json("bench", "kernels", "--threads", 1, "--precision", "exact", "--format", "Q8_0")
+    result = run_json("lab", "bench", "kernels", "--threads", 1, "--precision", "exact", "--format", "Q8_0")
     found = {(r["op"], r["of"]): r for r in result["results"]}
     flop = {("matmul_forward", "q"): 2 * 16 * 64 * 256, ("matmul_backward", "down"): 2 * 16 * 256 * 512,
             ("head_forward", "head"): 2 * 16 * 320 * 256, ("head_backward", "head"): 4 * 16 * 320 * 256}
@@ -195,7 +198,7 @@ def test_kernels_rates_by_hand():
         r = found[key]
         assert r["gflops"] * r["seconds"] == pytest.approx(flops / 1e9), key
         assert r["peak_share"] == pytest.approx(r["gflops"] / (1000 if key[0].endswith("backward") else 100))
-    text = run("bench", "kernels", "--threads", 1, "--format", "Q8_0")
+    text = run("lab", "bench", "kernels", "--threads", 1, "--format", "Q8_0")
     for words in ("exact", "fast", "int8", "matmul_backward", "down", "16 x 256 x 512"):
         assert words in text
 
@@ -205,7 +208,7 @@ def test_kernels_are_compared_with_the_best_that_the_loop_reached(monkeypatch):
     """A machine whose clock rises after the loop was first measured: no share is of the slow moment's rate."""
     rates = iter([1e11] * 2 + [4e11] * 1000)
     monkeypatch.setattr(cpu.Cpu, "peak", lambda _ops, _precision, _backward=False: next(rates))
-    result = run_json("bench", "kernels", "--threads", 1, "--precision", "exact", "--format", "Q8_0")
+    result = run_json("lab", "bench", "kernels", "--threads", 1, "--precision", "exact", "--format", "Q8_0")
     assert [(p["forward_gflops"], p["backward_gflops"]) for p in result["peaks"]] == [(400, 400)]
     assert all(r["peak_share"] == pytest.approx(r["gflops"] / 400) for r in result["results"])
 
@@ -229,12 +232,12 @@ def test_generate_reads_every_token_once(model, monkeypatch):
     plain = generate.LlamaModel.generate
     monkeypatch.setattr(generate.LlamaModel, "generate", lambda self, ids, **o: (seen.append(list(ids)),
                                                                              plain(self, ids, **o))[1])
-    result = run_json("bench", "generate", model, "--prompt-tokens", 20, "--tokens", 3, "--threads", 1)
+    result = run_json("lab", "bench", "generate", model, "--prompt-tokens", 20, "--tokens", 3, "--threads", 1)
     assert [len(ids) for ids in seen] == [1, 20, 21, 22, 23]
     assert all(ids == seen[-1][:len(ids)] for ids in seen)
     assert result["options"] == {"prompt_tokens": 20, "tokens": 3, "seed": 0}
     assert min(result[key] for key in ("prompt_tokens_per_s", "tokens_per_s", "load_s", "peak_rss_mib")) > 0
-    assert "generated" in run("bench", "generate", model, "--prompt-tokens", 4, "--tokens", 1)
+    assert "generated" in run("lab", "bench", "generate", model, "--prompt-tokens", 4, "--tokens", 1)
 
 
 @pytest.mark.parametrize("engine", ["native", "llama.cpp"])
@@ -243,7 +246,7 @@ def test_generate_many(model, engine, monkeypatch):
     made = []
     take = generate.Batcher._take
     monkeypatch.setattr(generate.Batcher, "_take", lambda self, *args: (made.append(1), take(self, *args))[1])
-    result = run_json("bench", "generate", model, "--engine", engine, "--answers", 20, "--prompts", 5,
+    result = run_json("lab", "bench", "generate", model, "--engine", engine, "--answers", 20, "--prompts", 5,
                       "--prompt-tokens", 9, "--tokens", 7, "--threads", 1)
     assert (result["engine"], result["options"]["answers"], result["options"]["prompts"]) == (engine, 20, 5)
     assert result["tokens_per_s"] * result["seconds"] == pytest.approx(20 * 7)
@@ -263,6 +266,6 @@ def test_generate_many(model, engine, monkeypatch):
     (["generate", "{model}", "--tokens", "100000"], ["context"]),
 ])
 def test_errors_are_one_sentence(model, args, words):
-    text = run("bench", *(a.format(model=model) for a in args), code=2)
+    text = run("lab", "bench", *(a.format(model=model) for a in args), code=2)
     assert len(text.splitlines()) == 1, text
     assert all(word in text for word in words), text

@@ -95,15 +95,15 @@ def test_generate_and_chat(place, adapter):
 
 
 def test_export_and_import_are_inverse(place, adapter):
-    exported = run_json("export", adapter, "--to", "peft", "-o", place / "peft")
+    exported = run_json("adapters", "export", adapter, "--to", "peft", "-o", place / "peft")
     assert exported["base_name"] == "model.gguf"
-    named = run_json("export", adapter, "--base-name", "maker/tiny", "-o", place / "peft-named")
+    named = run_json("adapters", "export", adapter, "--base-name", "maker/tiny", "-o", place / "peft-named")
     assert named["base_name"] == "maker/tiny"
     assert json.loads((place / "peft-named" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
         "maker/tiny")
-    again = run_json("import", place / "peft", "--base", place / "model.gguf", "-o", place / "again")
+    again = run_json("adapters", "import", place / "peft", "--base", place / "model.gguf", "-o", place / "again")
     assert exported["pairs"] == again["pairs"]
-    assert run_json("info", place / "again")["pairs"] == exported["pairs"]
+    assert run_json("models", "info", place / "again")["pairs"] == exported["pairs"]
 
 
 def test_a_second_adapter_is_refused(place, adapter):
@@ -122,17 +122,18 @@ def test_paths_are_printed_as_they_are(place):
 
 
 def test_numbers_of_info_are_short(adapter):
-    text = run("info", adapter)
+    text = run("models", "info", adapter)
     assert "held out loss before" in text
     assert not re.search(r"\d\.\d{7}", text)
 
 
 def test_merge_says_what_it_cost(place, adapter):
-    result = run_json("merge", place / "model.gguf", adapter, "-o", place / "merged.gguf", "--to", "F16", "--eval",
+    result = run_json("adapters", "merge", place / "model.gguf", adapter, "-o", place / "merged.gguf", "--to", "F16",
+                      "--eval",
                       place / "rows.jsonl")
     assert result["loss_merged"] == pytest.approx(result["loss_with_adapter"], rel=1e-2)
     assert result["exact_merged"] == result["exact_with_adapter"]
-    assert run_json("info", place / "merged.gguf")["trainable"] is True
+    assert run_json("models", "info", place / "merged.gguf")["trainable"] is True
 
 
 def test_plan_info_doctor(place, adapter):
@@ -143,13 +144,13 @@ def test_plan_info_doctor(place, adapter):
     assert least <= plan["arena_bytes"] < least + 8192
     assert set(sums) == {b["lifetime"] for b in plan["buffers"]}
     assert plan["disk"]["bytes_per_day"] > 288 * plan["disk"]["checkpoint_bytes"]
-    facts = run_json("info", place / "model.gguf")
+    facts = run_json("models", "info", place / "model.gguf")
     assert (facts["kind"], facts["architecture"], facts["trainable"]) == ("model", "llama", True)
-    assert run_json("info", adapter)["kind"] == "adapter"
+    assert run_json("models", "info", adapter)["kind"] == "adapter"
 
 
 def test_info_of_an_encoder(tmp_path):
-    facts = run_json("info", write_encoder(tmp_path / "encoder.gguf", tiny_bert(), WORDS))
+    facts = run_json("models", "info", write_encoder(tmp_path / "encoder.gguf", tiny_bert(), WORDS))
     assert (facts["kind"], facts["architecture"], facts["trainable"]) == ("model", "bert", True)
 
 
@@ -180,17 +181,17 @@ def test_device_is_watched(tmp_path, columns):
 
 
 def test_device(place):
-    facts = run_json("device")
+    facts = run_json("lab", "device")
     here = run_json("doctor")
     assert {key: facts[key] for key in ("board", "cpu", "cores", "profile")} == {
         key: here[key] for key in ("board", "cpu", "cores", "profile")}
     assert facts["matched"]
     Board(place / "pi")
-    text = run("device", "--root", place / "pi")
+    text = run("lab", "device", "--root", place / "pi")
     assert all(words in text for words in ("Raspberry Pi 5 Model B Rev 1.0", "throttle temp: 80", "temperature"))
-    facts = run_json("device", "--root", place / "pi")
+    facts = run_json("lab", "device", "--root", place / "pi")
     assert (facts["profile"], facts["temperature"], facts["zone"]) == ("Raspberry Pi 5", 50.0, "cpu-thermal")
-    assert "no folder proc" in run("device", "--root", place / "adapter", code=2)
+    assert "no folder proc" in run("lab", "device", "--root", place / "adapter", code=2)
 
 
 ERRORS = [
@@ -208,9 +209,10 @@ ERRORS = [
     (["eval", "{model}", "{rows}", "--adapter", "{model}"], 1, ["adapter"]),
     (["generate", "{other}", "hello", "--adapter", "{adapter}"], 1, ["trained on model.gguf"]),
     (["info", "{rows}"], 1, ["GGUF"]),
-    (["merge", "{model}", "{adapter}", "-o", "{rows}"], 2, ["exists"]),
-    (["merge", "{model}", "{adapter}", "-o", "{place}/new/merged.gguf"], 1, ["make the folder"]),
-    (["merge", "{model}", "{adapter}", "-o", "{place}/new/merged.gguf", "--to", "keep"], 1, ["make the folder"]),
+    (["adapters", "merge", "{model}", "{adapter}", "-o", "{rows}"], 2, ["exists"]),
+    (["adapters", "merge", "{model}", "{adapter}", "-o", "{place}/new/merged.gguf"], 1, ["make the folder"]),
+    (["adapters", "merge", "{model}", "{adapter}", "-o", "{place}/new/merged.gguf", "--to", "keep"], 1,
+     ["make the folder"]),
     (["train", "{place}/checkpoint", "{rows}", "-o", "{place}/new"], 1, [
         "is a Hugging Face checkpoint", "make one on a laptop: edgetune compress", "checkpoint -o checkpoint.edge"]),
     (["train", "maker/tiny", "{rows}", "-o", "{place}/new"], 1, ["edgetune compress maker/tiny -o tiny.edge"]),

@@ -10,10 +10,12 @@ from tiny import write_tiny
 from edgetune.daemon.options import DaemonConfig
 from edgetune.machine.policy import Policy
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):
-    """Starts `edgetune daemon` as far as its options: (model, config, policy) of each daemon."""
+    """Starts `edgetune serve` as far as its options: (model, config, policy) of each daemon."""
     found = []
     monkeypatch.setattr("edgetune.daemon.service.Service", lambda *given: found.append(given))
     monkeypatch.setattr("edgetune.daemon.server.run", lambda *_, **__: None)
@@ -27,7 +29,7 @@ def test_the_environment_sets_options_and_the_command_line_wins(started, tmp_pat
                         "RECALL": "0", "REPLAY": "0.5", "MAX_TEMP": "75", "QUIET_HOURS": "08:00-22:00",
                         "STATE": ""}.items():
         monkeypatch.setenv(f"EDGETUNE_DAEMON_{name}", str(value))
-    run("daemon", "--port", 9001)
+    run("serve", "--port", 9001)
     [(model, config, policy)] = started
     assert model == tmp_path / "model.gguf"
     assert config == DaemonConfig(memory="500M", port=9001, log_prompts=True, recall=False, replay=0.5)
@@ -40,7 +42,7 @@ def test_it_wins_over_files(started, tmp_path, monkeypatch):
                                           f'policy = "{tmp_path / "policy.toml"}"\n')
     monkeypatch.setenv("EDGETUNE_DAEMON_PORT", "9001")
     monkeypatch.setenv("EDGETUNE_DAEMON_MAX_TEMP", "75")
-    run("daemon", "--config", tmp_path / "daemon.toml")
+    run("serve", "--config", tmp_path / "daemon.toml")
     [(_, config, policy)] = started
     assert (config.port, config.parallel) == (9001, 2)
     assert (policy.max_temp, policy.min_free) == (75.0, 200)
@@ -50,7 +52,7 @@ def test_it_wins_over_files(started, tmp_path, monkeypatch):
                                              ("LEARN", "never"), ("QUIET_HOURS", "nights"), ("CANARY_RISE", "5")])
 def test_a_bad_value_is_refused_by_the_name_of_its_variable(started, tmp_path, monkeypatch, name, value):
     monkeypatch.setenv(f"EDGETUNE_DAEMON_{name}", value)
-    said = run("daemon", tmp_path / "model.gguf", code=2)
+    said = run("serve", tmp_path / "model.gguf", code=2)
     assert f"EDGETUNE_DAEMON_{name}" in said
     assert value in said
     assert not started
@@ -58,12 +60,12 @@ def test_a_bad_value_is_refused_by_the_name_of_its_variable(started, tmp_path, m
 
 def test_a_bad_value_that_is_typed_is_not_the_variables(started, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGETUNE_DAEMON_PORT", "9000")
-    assert "EDGETUNE" not in run("daemon", tmp_path / "model.gguf", "--port", 99999, code=2)
+    assert "EDGETUNE" not in run("serve", tmp_path / "model.gguf", "--port", 99999, code=2)
     assert not started
 
 
 def test_help_has_the_variable_of_each_option():
-    text = " ".join(run("daemon", "--help-all").split())
+    text = " ".join(run("serve", "--help-all").split())
     for spec in [*fields(DaemonConfig), *fields(Policy)]:
         assert f"EDGETUNE_DAEMON_{spec.name.upper()}" in text or spec.name == "nice"
 

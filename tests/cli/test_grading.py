@@ -140,7 +140,8 @@ def test_merge_names_the_rows_that_it_cost(place, tmp_path):
     found = run_json(*args, tmp_path / "whole.gguf", "--to", "F32")
     assert found["exact_with_adapter"] == found["exact_merged"] == 7 / 8
     assert found["compared"]["right"] == {"first_alone": 0, "second_alone": 0, "p": 1.0, "chance": True}
-    text = run("merge", place / "model.gguf", place / "first", "-o", tmp_path / "no.gguf", "--system", "x", code=2)
+    text = run("adapters", "merge", place / "model.gguf", place / "first", "-o", tmp_path / "no.gguf", "--system", "x",
+               code=2)
     assert "--system is given without --eval" in text
     text = run(*args, tmp_path / "coarse.gguf", "--to", "Q4_0")
     assert "exact answers 87.5% of 8 (53% to 98%) with the adapter, " in text

@@ -9,15 +9,18 @@ from commands import run
 from tiny import write_tiny
 
 from edgetune.cli import cli
-from edgetune.cli.app import GROUPS, summary
+from edgetune.cli.app import summary
+from edgetune.cli.names import GROUPS, renamed
 from edgetune.compress.options import CompressConfig
 from edgetune.daemon.options import DaemonConfig
 from edgetune.machine.policy import Policy
 from edgetune.options import groups_of
 from edgetune.training.config import TrainConfig
 
+pytestmark = pytest.mark.smoke
+
 GROUPED = {("train",): (TrainConfig, Policy), ("resume",): (TrainConfig, Policy), ("plan",): (TrainConfig,),
-           ("jobs", "create"): (TrainConfig,), ("compress",): (CompressConfig,), ("daemon",): (DaemonConfig, Policy)}
+           ("jobs", "create"): (TrainConfig,), ("compress",): (CompressConfig,), ("serve",): (DaemonConfig, Policy)}
 
 
 def shown(*args, width=80):
@@ -88,7 +91,7 @@ def test_methods_are_listed_by_use_and_experimental_ones_are_marked():
     first, _, encoders = listed.partition("of encoders:")
     assert re.findall(r"[\w-]+", encoders) == ["classify", "tag", "multilabel", "embed"]
     assert re.findall(r"[\w-]+(?=[,;])", first)[-7:] == ["sft", "dpo", "kto", "orpo", "grpo", "rloo", "rest"]
-    assert {"nlft", "score", "sdft"} <= set(re.findall(r"[\w-]+", rest))
+    assert {"nlft", "score"} <= set(re.findall(r"[\w-]+", rest))
     assert "dpo" not in rest
 
 
@@ -136,3 +139,24 @@ def test_a_missing_data_is_explained_once(words, tmp_path, monkeypatch):
     assert said.count("DATA'") == 1
     assert said.count("a file of rows") == 1
     assert "edgetune train --help" in said
+
+
+def test_an_old_name_is_understood_and_names_the_new_one(tiny_llama):
+    said = CliRunner().invoke(cli, ["info", str(tiny_llama)])
+    assert said.stderr == "edgetune info is called edgetune models info now\n"
+    assert said.stdout == CliRunner().invoke(cli, ["models", "info", str(tiny_llama)]).stdout
+    assert CliRunner().invoke(cli, ["info", str(tiny_llama), "--json"]).stderr == ""
+
+
+def test_every_old_name_is_of_a_command_that_exists():
+    for old, new in renamed().items():
+        command = cli
+        for word in new.split():
+            command = command.get_command(click.Context(cli), word)
+        assert command is not None, old
+        assert old not in cli.list_commands(None)
+
+
+def test_train_shows_twelve_options():
+    shown_flags = re.findall(r"^  (?:-\w, )?--([a-z-]+)", shown("train", "--help", width=100), re.M)
+    assert len(set(shown_flags) - {"help", "help-all"}) == 12

@@ -63,7 +63,8 @@ def test_events(folder):
     for event in events:
         if event["event"] in lines:
             assert set(lines[event["event"]]) <= set(event)
-    assert {event["event"] for event in events} <= {*lines, *re.findall(r"`(\w+)`", PAGE.partition("alone: ")[2][:400])}
+    others = re.findall(r"`(\w+)`", PAGE.partition("`on_event` and stderr: ")[2][:400])
+    assert {event["event"] for event in events} <= {*lines, *others}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -21,11 +21,14 @@ def tree(command):
     return own, {name: tree(one) for name, one in getattr(command, "commands", {}).items()}
 
 def fresh():
-    for name in [name for name in sys.modules if name.startswith("edgetune.cli")]:
+    for name in [name for name in sys.modules if name.startswith(("edgetune.cli", "edgetune.parts"))]:
         del sys.modules[name]
     return importlib.import_module("edgetune.cli")
 
 whole = fresh()
+for names in importlib.import_module("edgetune.cli.names").GROUPS.values():
+    for module in [module for modules in names.values() for module in modules]:
+        importlib.import_module(module)
 for module in pkgutil.iter_modules(whole.__path__):
     importlib.import_module("edgetune.cli." + module.name)
 trees = tree(whole.cli)[1]
@@ -68,7 +71,7 @@ from edgetune.cli import cli
 cli.get_command(None, "train")
 print(json.dumps([name for name in sys.modules if name.startswith("edgetune.cli.")]))
 """
-    own = {"app", "configured", "extras", "grouped", "learn", "objective", "output", "prose", "sweep"}
+    own = {"app", "names", "configured", "extras", "grouped", "learn", "objective", "output", "prose", "sweep"}
     assert {name.rsplit(".", 1)[1] for name in printed(code)} <= own
 
 
@@ -76,15 +79,15 @@ ONE = """
 import json, sys
 from edgetune.adapters.base import find_family
 from edgetune.objectives.base import find_objective
-assert find_family("lora") and find_family("o-lora") and find_objective("self-correct")
+assert find_family("lora") and find_family("lora-fa") and find_objective("self-correct")
 print(json.dumps([name for name in sys.modules if name.startswith(("edgetune.adapters.", "edgetune.objectives."))]))
 """
 
 
 def test_a_technique_is_found_without_all_others():
     found = {name.rsplit(".", 1)[1] for name in printed(ONE)}
-    assert {"low_rank", "o_lora", "self_correct"} <= found
-    assert not found & {"adalora", "bitfit", "prefix", "vera", "kto", "nlft", "tag"}
+    assert {"low_rank", "lora_fa", "self_correct"} <= found
+    assert not found & {"adalora", "bitfit", "prefix", "sora", "kto", "nlft", "tag"}
 
 
 @pytest.mark.parametrize("named", [*families().items(), *objectives().items()], ids=lambda one: one[0])
@@ -108,9 +111,9 @@ print(json.dumps([*sys.modules]))
 """
 NEEDED = {
     "adapters": "base heads lora low_rank stacks store",
-    "cli": "app configured extras grouped learn objective output sweep",
-    "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parquet parts "
-            "pieces preferences prompted question rows thoughts trees views",
+    "cli": "names app configured extras grouped learn objective output sweep",
+    "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parts "
+            "pieces preferences prompted question rows thoughts trees",
     "llamacpp": "kv_state library markup pieces thinking tokenizer tokenizers tool_text wordpiece",
     "models": "attention base block_embedding cache choices common decoder gated head input_file kept kinds lent_keys "
               "linear needed networks norms placed prefix recurrent repeated residual short_conv states stream "
@@ -118,7 +121,7 @@ NEEDED = {
     "objectives": "base sft",
     "runs": "reported result train chart events history page report tables",  # the report is written after training
     "training": "anchored answered batches begin callbacks checkpoint config cost gradient length metrics optim origin "
-                "passes plan planned reference referred repeat resume run sized source sources state throttle "
+                "passes plan planned reference referred repeat resume run sized source state throttle "
                 "tradeoffs trainer verdict",
 }
 SMALL = ("backends", "formats", "machine")  # rooms that are needed whole, or nearly
@@ -126,11 +129,22 @@ OTHERS = ("asyncio", "concurrent", "email", "graphlib", "http", "llama_cpp", "mu
           "ssl", "statistics", "unittest", "xml")
 
 
+MANIFESTS = """
+import json, sys
+from edgetune.manifest import manifests
+manifests()
+print(json.dumps([name for name in sys.modules if name.startswith("edgetune.parts")]))
+"""
+
+
 def test_a_plain_training_imports_what_it_uses_alone(tiny_llama, tmp_path):
     """A new module belongs in NEEDED if every training uses it; others are to be imported where they are used."""
     rows = write_lines(tmp_path / "rows.jsonl", [{"text": f"turn the light {i}"} for i in range(8)])
     loaded = printed(TRAINED, tiny_llama, rows, "-o", tmp_path / "new", "--steps", 2, "--no-answers")
     assert sorted(set(OTHERS) & {name.split(".")[0] for name in loaded}) == []
+    shown = printed(MANIFESTS)
+    assert len(shown) < 40
+    loaded = [name for name in loaded if name not in shown]
     parts = [name.split(".")[1:] for name in loaded if name.startswith("edgetune.")]
     found = {".".join(part) for part in parts if len(part) > 1 and part[0] not in SMALL}
     assert found == {f"{room}.{name}" for room, names in NEEDED.items() for name in names.split()}

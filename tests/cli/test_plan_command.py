@@ -103,7 +103,7 @@ def test_rows_may_still_be_named_by_data(place):
 def test_tokens_are_counted_as_a_run_counts_them(place, tmp_path):
     """In rows and as computed, with and without what rows begin with alike; and a speed is of tokens in rows."""
     speed = tmp_path / "speed.json"
-    run("bench", "train", place / "model.gguf", "--save", speed, "--threads", 1, "--steps", 1, "--batch-size", 1,
+    run("lab", "bench", "train", place / "model.gguf", "--save", speed, "--threads", 1, "--steps", 1, "--batch-size", 1,
         "--length", 16)
     rows = place / "rows.jsonl"
     found = {share: run_json(*plan(place, rows, "--speed", speed, "--share-prefixes", share))

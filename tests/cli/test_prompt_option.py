@@ -88,5 +88,5 @@ def test_what_clashes_is_refused(tiny_llama, tmp_path, prompt):
     path = write_lines(tmp_path / "rows.jsonl", ROWS)
     for command in (("eval", tiny_llama, path), ("generate", tiny_llama, "turn"), ("chat", tiny_llama)):
         assert "--system is given with --prompt" in run(*command, "--system", "a", "--prompt", prompt, code=2)
-    assert "--raw is given with --prompt" in run("generate", tiny_llama, "turn", "--raw", "--prompt", prompt, code=2)
+    assert "and --raw continues a text" in run("generate", tiny_llama, "turn", "--raw", "--prompt", prompt, code=2)
     assert "there is no prompt file" in run("eval", tiny_llama, path, "--prompt", tmp_path / "none.yaml", code=1)

@@ -17,8 +17,8 @@ from edgetune.errors import UsageError
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.sample import Sample
 from edgetune.objectives.grpo import Grpo
+from edgetune.parts.tutor.rounds import teach
 from edgetune.training.callbacks import Event, RunCallbacks
-from edgetune.tutor import teach
 
 LETTER = {"type": "python", "name": "letter",
           "source": "def grade(sample, item):\n    return sample['output_text'].count(item['wanted']) / 9"}

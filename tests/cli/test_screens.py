@@ -15,12 +15,12 @@ from tiny import write_tiny
 from edgetune.cli.app import show
 from edgetune.cli.compare import compared_lines
 from edgetune.cli.demo import demo_lines
-from edgetune.cli.files import doctor_lines
+from edgetune.cli.facts import doctor_lines
 from edgetune.cli.learn import result_lines, try_lines
 from edgetune.cli.remote import _method_in_short
 from edgetune.cli.status import short_names, view
 from edgetune.evaluation.compare import compare
-from edgetune.evaluation.served import Answer, Graded, Loss, Scores
+from edgetune.evaluation.served import GradedAnswer, Grades, Loss, Scores
 from edgetune.runs.result import Result
 from edgetune.training.config import train_options
 
@@ -40,9 +40,10 @@ def result(kind="learned", sentence="Learned: the held-out loss fell.", **change
 
 
 def graded(rights, losses):
-    answers = [Answer("", "on", "on" if right else "off", right, True, f"lamp {i}") for i, right in enumerate(rights)]
+    answers = [GradedAnswer("", "on", "on" if right else "off", right, True, f"lamp {i}")
+               for i, right in enumerate(rights)]
     scores = Scores("llama.cpp", len(rights), 20, sum(losses) / len(losses), sum(rights) / len(rights), len(rights))
-    return Graded(scores, [Loss(2 * loss, 2.0, 2) for loss in losses], answers)
+    return Grades(scores, [Loss(2 * loss, 2.0, 2) for loss in losses], answers)
 
 
 def demo(_folder):

@@ -58,7 +58,7 @@ def test_commands_within_sentences_quote_what_they_are_given():
 def test_the_next_command_of_a_mixture_runs_as_it_is_shown(tmp_path, name):
     write_lines(tmp_path / "rows.jsonl", [{"prompt": f"q{i}", "completion": f"a{i}"} for i in range(30)])
     (tmp_path / "mix.json").write_text('{"sources": {"own": {"rows": "rows.jsonl"}}}')
-    printed = run("mix", tmp_path / "mix.json", "-o", tmp_path / name)
+    printed = run("data", "mix", tmp_path / "mix.json", "-o", tmp_path / name)
     shown = next(line for line in printed.splitlines() if line.startswith("next: edgetune data check "))
     typed = shown.removeprefix("next: edgetune ").removesuffix(" MODEL")
     words = subprocess.run(["bash", "-c", f"printf '%s\\0' {typed}"], capture_output=True, text=True, check=True)

@@ -266,7 +266,7 @@ def test_a_signed_bundle_is_opened_and_a_changed_one_is_not(place):
     compress(place, "signed.edge", "--type", "Q8_0", "--sign", place / "key.pem", text=None)
     folder = place / "signed.edge"
     assert {path.name for path in folder.iterdir()} == {"model.gguf", "manifest.json", "manifest.sig", "report.html"}
-    assert "signed" in run("info", folder)
+    assert "signed" in run("models", "info", folder)
     manifest = folder / "manifest.json"
     manifest.write_bytes(manifest.read_bytes().replace(b"model.gguf", b"model.gguv", 1))
     assert "signature" in run("plan", folder, code=1)

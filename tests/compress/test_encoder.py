@@ -59,7 +59,7 @@ def test_a_folder_becomes_a_bundle(folder, texts, tmp_path):
         "tiny", "apache-2.0", 2]
     assert [bundle.manifest["source"][key] for key in ("name", "kind", "licence", "quantized")] == [
         "tiny", "folder", "apache-2.0", False]
-    assert run_json("info", out)["cosine"] == pytest.approx(cost["cosine"], abs=1e-4)
+    assert run_json("models", "info", out)["cosine"] == pytest.approx(cost["cosine"], abs=1e-4)
     run("compress", folder, "-o", tmp_path / "again.edge", "--measure", texts)
     assert [(tmp_path / place / "manifest.json").read_bytes() for place in ("tiny.edge", "again.edge")].count(
         (out / "manifest.json").read_bytes()) == 2

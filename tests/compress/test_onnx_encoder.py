@@ -51,7 +51,7 @@ def outputs(folder, file="model.onnx"):
 def test_it_gives_what_our_engine_gives(encoder, tmp_path, method):
     rows = [{"prompt": text, "completion": COMPLETIONS[method](text)} for text in TEXTS]
     train(encoder, rows, tmp_path / "out", "none", **OPTIONS)
-    run("export", tmp_path / "out", "--to", "onnx", "-o", tmp_path / "onnx")
+    run("adapters", "export", tmp_path / "out", "--to", "onnx", "-o", tmp_path / "onnx")
     found, tokens = outputs(tmp_path / "onnx")
     written = json.loads((tmp_path / "onnx" / "labels.json").read_text())
     assert (written["objective"]["name"], written["outputs"]) == (method, [*found])
@@ -97,7 +97,7 @@ def test_vectors_without_a_head(encoder, tmp_path):
 def test_an_adapter_of_a_model_that_writes_text_is_refused(tiny_llama, tmp_path):
     rows = [{"prompt": text, "completion": "on"} for text in TEXTS]
     train(tiny_llama, rows, tmp_path / "texts", "none", steps=1, threads=1)
-    assert "adapters of encoders alone" in run("export", tmp_path / "texts", "--to", "onnx", code=2)
+    assert "adapters of encoders alone" in run("adapters", "export", tmp_path / "texts", "--to", "onnx", code=2)
 
 
 def test_one_matrix_for_queries_keys_and_values_is_refused(encoder, tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from emulated import HERE, WHY_NOT, cuda
-from peers.snips import model_path
+from lab.common import model_path
 
 from edgetune.backends.base import Backend
 from edgetune.bench.train import random_rows

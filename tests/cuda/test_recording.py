@@ -12,7 +12,7 @@ from edgetune.llamacpp.sampling import Sampling
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.models import repeated
 from edgetune.models.repeated import Repeated
-from edgetune.serving.rollouts.texts import Asked, Engine, answers
+from edgetune.serving.rollouts.texts import Engine, TokenPrompts, answers
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(HERE is None, reason=WHY_NOT)
@@ -148,7 +148,8 @@ def test_answers_are_the_same_as_op_by_op(bundle, one_by_one, monkeypatch):
         return ops
     monkeypatch.setattr("edgetune.backends.opening.open_cuda", open_cuda)
     prompts = [[1, 5, 9, 40], [1, 5, 9, 41, 7], [3]]
-    asked = Asked(prompts, [9, 9, 3], 7, Sampling(temperature=1.0, seed=3, top_k=0, top_p=1.0, min_p=0.0), ends=False)
+    asked = TokenPrompts(prompts, [9, 9, 3], 7, Sampling(temperature=1.0, seed=3, top_k=0, top_p=1.0, min_p=0.0),
+                         ends=False)
 
     def drawn():
         engine = Engine(2**30, "1G", precision="exact", threads=1, backend="cuda")

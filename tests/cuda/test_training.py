@@ -22,7 +22,7 @@ from edgetune.formats.shape import read_shape
 from edgetune.llamacpp.sampling import Sampling
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.models.structure import feeds_of, mixers_of
-from edgetune.serving.rollouts.texts import Asked, Engine, answers
+from edgetune.serving.rollouts.texts import Engine, TokenPrompts, answers
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(HERE is None, reason=WHY_NOT)
@@ -105,7 +105,7 @@ def test_answers_and_losses_are_those_of_the_cpu(tiny_llama, bundle):
     tokenizer = Tokenizer(gguf)
     prompts = [[1, 5, 9, 40], [1, 5, 9, 41, 7], [3]]
     for sampling in (Sampling(), Sampling(temperature=1.0, top_k=20, top_p=0.9, min_p=0.0, seed=3)):
-        asked = Asked(prompts, [6] * len(prompts), 2, sampling, ends=False)
+        asked = TokenPrompts(prompts, [6] * len(prompts), 2, sampling, ends=False)
         made = []
         for backend in ("cpu", "cuda"):
             engine = Engine(2**30, "1G", precision="exact", threads=1, backend=backend)

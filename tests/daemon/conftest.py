@@ -1,15 +1,16 @@
-"""A daemon's state that has been in use, for tests that damage it or continue it; services and daemons of a module."""
+"""A daemon's state that has been in use, for tests that damage it or continue it; services; daemons of a module."""
 
 import shutil
 
-import httpx
 import pytest
-from daemons import PATIENCE, daemon, openai_client
+from daemon_fixtures import client, http, model, running  # noqa: F401 (fixtures)
 from fake_workers import FakeWorkers
 from learners import opened
 from services import make_state
 from thread_workers import ThreadWorker
 from tiny import write_tiny
+
+from edgetune.daemon.state.database import Store
 
 
 @pytest.fixture(scope="session")
@@ -31,6 +32,22 @@ def tiny_q8(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0")
 
 
+@pytest.fixture(autouse=True)
+def stores_are_closed(monkeypatch):
+    """Those that a test opens: since Python 3.13 a connection that nobody closed is a warning."""
+    opened = []
+
+    def begin(store, folder):
+        opened.append(store)
+        make(store, folder)
+
+    make = Store.__init__
+    monkeypatch.setattr(Store, "__init__", begin)
+    yield
+    for store in opened:
+        store.close()
+
+
 @pytest.fixture
 def workers():
     """The processes of `service`."""
@@ -50,33 +67,3 @@ def trains(tiny_q8, tmp_path):
     with opened(tiny_q8, tmp_path, start_process=ThreadWorker, learn_rows=10,
                 canary_rise="off") as service:  # kernels differ in the canary's rise
         yield service
-
-
-# ---- one daemon for all tests of a module, which says in SHAPE and DAEMON what both are -----------------------------
-
-
-@pytest.fixture(scope="module")
-def model(request, tmp_path_factory):
-    """Read only."""
-    shape = {"formats": "Q8_0", "n_context": 512, **getattr(request.module, "SHAPE", {})}
-    return write_tiny(tmp_path_factory.mktemp("model") / "Tiny.gguf", **shape)
-
-
-@pytest.fixture(scope="module")
-def running(request, model, tmp_path_factory):
-    state = tmp_path_factory.mktemp("daemon") / "state"
-    with daemon(model, state, **getattr(request.module, "DAEMON", {})) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def client(running):
-    """OpenAI's."""
-    with openai_client(running.url) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def http(running):
-    with httpx.Client(base_url=running.url, timeout=PATIENCE) as made:
-        yield made

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from edgetune.daemon.learning import alike
-from edgetune.daemon.learning.alike import LEAST, MARGIN, MOST, Alike, Known, base_of, has_values, is_swapped, limit_of
+from edgetune.daemon.learning.alike import MARGIN, MOST, Alike, KnownQuestion, base_of, has_values, is_swapped
+from edgetune.serving.neighbours import LEAST
 
 WIDTH = 16
 
@@ -22,7 +23,7 @@ def known(*answers, base=0.0):
     """Questions q0, q1, ... on axes of their own."""
     made = Alike(base)
     for i, answer in enumerate(answers):
-        made.learn(Known(f"q{i}", f"question {'abcdefgh'[i]}", answer), np.eye(WIDTH, dtype=np.float32)[i])
+        made.learn(KnownQuestion(f"q{i}", f"question {'abcdefgh'[i]}", answer), np.eye(WIDTH, dtype=np.float32)[i])
     return made
 
 
@@ -45,7 +46,7 @@ def test_other_answers_that_are_nearly_as_like_make_it_unsure():
 
 def test_a_newer_answer_replaces_the_earlier_one_and_what_is_forgotten_is_gone():
     questions = known("one", "two")
-    questions.learn(Known("q0", "question a", "newer"), vector(1.0))
+    questions.learn(KnownQuestion("q0", "question a", "newer"), vector(1.0))
     assert (len(questions), questions.repeated("else", vector(0.9))[0].answer) == (2, "newer")
     questions.forget("q0")
     questions.forget("q7")
@@ -90,26 +91,16 @@ def test_values_of_the_answer_must_be_in_the_question(answer, question, other, e
     assert has_values(answer, question, other) is expected
 
 
-def test_wrong_repeats_raise_the_limit_as_far_as_is_needed():
-    assert limit_of([]) == LEAST
-    assert limit_of([(0.7, False)]) == LEAST  # one of as many as SURE
-    assert 0.65 < limit_of([(0.7, False), (0.65, False)]) < 0.6501  # then one is left
-    many = [(0.62, False)] * 20 + [(0.9, True)] * 50
-    assert 0.62 < limit_of(many) < 0.63
-    assert limit_of([(1.0, False)] * 30) > 1
-    assert limit_of([(0.7, True)] * 100 + [(0.7, False)]) == LEAST
-
-
 def test_each_new_question_tests_the_earlier_ones():
     questions = known(*"abcdefgh")
     before = questions.limit
     for i in range(8):  # in other words each has another answer
-        questions.learn(Known(f"p{i}", "quite different words", f"other {i}"), vector(*[0.0] * i, 0.8))
+        questions.learn(KnownQuestion(f"p{i}", "quite different words", f"other {i}"), vector(*[0.0] * i, 0.8))
     assert before == LEAST
     assert questions.limit > 0.8
     rejected = known("a")
     for i in range(3):
-        rejected.learn(Known(f"p{i}", "quite different words", "", "a"), vector(0.7))
+        rejected.learn(KnownQuestion(f"p{i}", "quite different words", "", "a"), vector(0.7))
     assert rejected.limit > 0.7
     assert len(rejected) == 1, "what has no answer is not known"
 

@@ -13,7 +13,7 @@ from api_examples import ADAPTER, ANSWER, ASK, ERROR, EXAMPLES, FEEDBACK, FILE, 
 from counting import OPTIONS, dataset
 from daemons import CHAT, PATIENCE, daemon
 from encoder_daemon import labelled, write_adapter, write_tiny_encoder
-from fleets import write_fleet
+from part_tables import options_of_parts
 from thread_workers import ThreadWorker
 from tiny import write_tiny
 
@@ -31,8 +31,8 @@ def running(tmp_path_factory):
     model = write_tiny(folder / "model.gguf", formats="Q8_0", n_context=512)
     train.run(open_bundle(model), dataset(8, 0), folder / "run", TrainConfig(**{**OPTIONS, "steps": 1}))
     encoder = write_tiny_encoder(folder / "encoder.gguf")
-    with daemon(model, folder / "state", context=256, keep_prompts=100, embeddings=str(encoder),
-                fleet=str(write_fleet(open_bundle(model), folder / "fleet")), start_process=ThreadWorker) as running:
+    with daemon(model, folder / "state", context=256, embeddings=str(encoder), **options_of_parts(model, folder),
+                start_process=ThreadWorker) as running:
         for number in range(20):
             running.service.feedback.add(prompt=f"lamp {number} on", correction="on")
         yield running

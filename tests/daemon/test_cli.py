@@ -203,7 +203,7 @@ def test_keys_over_a_unix_socket(model, tmp_path, monkeypatch):
 def test_a_terminal_that_is_closed_ends_the_daemon_and_its_training_is_saved(model, place, tmp_path, monkeypatch,
                                                                              ignored):
     """But under nohup it goes on."""
-    command = [*["nohup"] * ignored, sys.executable, "-m", "edgetune", "daemon", model, "--state", tmp_path / "state",
+    command = [*["nohup"] * ignored, sys.executable, "-m", "edgetune", "serve", model, "--state", tmp_path / "state",
                "--threads", "1", "--socket", tmp_path / "socket"]
     with in_terminal(command, tmp_path) as running:
         file = tmp_path / "nohup.out"
@@ -233,7 +233,7 @@ def test_a_terminal_that_is_closed_ends_the_daemon_and_its_training_is_saved(mod
     (["jobs", "create", "{rows}", "--rank", "0"], 2, ["rank", "1"]),
     (["jobs", "create", "{model}"], 2, ["JSON"]),
     (["adapters", "promote", "ft:none"], 1, ["ft:none"]), (["adapters", "delete", "a/b"], 1, ["a/b"]),
-    (["status", "--url", "http://127.0.0.1:9"], 1, ["no daemon answers at http://127.0.0.1:9", "edgetune daemon"]),
+    (["status", "--url", "http://127.0.0.1:9"], 1, ["no daemon answers at http://127.0.0.1:9", "edgetune serve"]),
     (["status", "--url", "127.0.0.1"], 2, ["url is '127.0.0.1'"]),
     (["status", "--key-file", "{rows}"], 2, ["holds no key"]),
     (["status", "--key-file", "/nowhere"], 2, ["cannot read /nowhere"]),
@@ -256,7 +256,7 @@ def test_errors_are_one_sentence(place, args, code, words):
 def test_a_daemon_that_cannot_start_says_why(place, running, args, code, words):
     names = {"model": place / "Tiny.gguf", "rows": place / "rows.jsonl", "place": place,
              "state": running.service.config.folder()}
-    said = run("daemon", *(arg.format(**names) for arg in args), code=code)
+    said = run("serve", *(arg.format(**names) for arg in args), code=code)
     assert len(said.strip().splitlines()) == 1, said
     assert all(word in said for word in words), said
 
@@ -292,7 +292,7 @@ def test_a_table_of_this_machine_is_sent_as_json_lines(place, http):
 
 def test_without_the_extra_it_says_what_to_install(place):
     code = ("import sys; sys.modules['uvicorn'] = None; from edgetune.cli import cli; "
-            f"cli(['daemon', {str(place / 'model.gguf')!r}])")
+            f"cli(['serve', {str(place / 'model.gguf')!r}])")
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "edgetune: the daemon needs uvicorn; " + install_hint("daemon")
@@ -300,7 +300,7 @@ def test_without_the_extra_it_says_what_to_install(place):
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_ends_the_line(place):
-    with screen("daemon", place / "Tiny.gguf", "--state", place / "typed", "--threads", 1, "--port", 0) as seen:
+    with screen("serve", place / "Tiny.gguf", "--state", place / "typed", "--threads", 1, "--port", 0) as seen:
         seen.wait("answers at")
         seen.type("\003")
         assert seen.end() == 0

@@ -36,7 +36,7 @@ def compiled(model, tmp_path_factory):
     """Its folder, and the number of its tokens. The request has the keys of tools in another order."""
     folder = tmp_path_factory.mktemp("compiled")
     (folder / "request.json").write_text(json.dumps({"messages": asked("anything", SYSTEM), "tools": REORDERED}))
-    said = json.loads(run("compile-prompt", model, folder / "request.json", "-o", folder / "home", "--json"))
+    said = json.loads(run("lab", "compile-prompt", model, folder / "request.json", "-o", folder / "home", "--json"))
     return folder / "home", said["tokens"]
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgetune.daemon.jobs.decide import NO_ROWS, Findings, Rules, decide, without_scores
-from edgetune.daemon.jobs.exam import NOT_WORSE, Score
+from edgetune.daemon.jobs.decide import NO_ROWS, Findings, GateRules, decide, without_scores
+from edgetune.daemon.jobs.exam import NOT_WORSE, RowScore
 from edgetune.daemon.options import Limits
 from edgetune.evaluation.acceptance import ALPHA, Decision, Paired, Split, alpha_of_test
 from edgetune.evaluation.canary import Drift
@@ -18,7 +18,7 @@ NIGHTS = 365
 
 def answers(right, wrong, loss=1.0):
     """So many right answers, then wrong ones, all with this loss."""
-    return [Score(loss, i < right, 1.0 if i < right else 0.3, True, True) for i in range(right + wrong)]
+    return [RowScore(loss, i < right, 1.0 if i < right else 0.3, True, True) for i in range(right + wrong)]
 
 
 def verdict(old, new, earlier=0, **facts):
@@ -39,7 +39,7 @@ def test_four_wins_of_four_suffice_once():
     assert not verdict(answers(0, 3), answers(3, 0)).passed
     assert not verdict(answers(4, 8), answers(4, 8)).passed  # the same is not better
     assert verdict(answers(0, 8, 0.5), answers(8, 0, 1.5)).passed  # right answers count before their likelihood
-    text = verdict([Score(1.0)] * 8, [Score(0.5)] * 8)  # which has no answer
+    text = verdict([RowScore(1.0)] * 8, [RowScore(0.5)] * 8)  # which has no answer
     assert text.passed
     assert text.reason.startswith("the right answers to 8 validation examples are likelier; 8 better, 0 worse")
 
@@ -74,8 +74,8 @@ def test_questions_drawn_from_the_traffic_decide():
     assert (three.passed, three.drawn) == (True, None)
     found = verdict(*corrected, drawn_old=answers(9, 1), drawn_new=answers(9, 1))
     assert (found.passed, found.waits, found.p) == (False, True, 1.0)
-    silent = [Score(None, True, unrated=True)] * 3
-    changed = [Score(None, False, unrated=True)] * 3
+    silent = [RowScore(None, True, unrated=True)] * 3
+    changed = [RowScore(None, False, unrated=True)] * 3
     asked = {"drawn_old": [*answers(0, 8), *silent], "drawn_new": [*answers(8, 0), *changed], "unrated": 3}
     found = verdict(*corrected, **asked)
     assert (found.wins, found.losses, found.passed) == (8, 3, False)
@@ -100,17 +100,17 @@ def test_new_questions_or_all_of_them_may_show_that_it_is_better():
     same = verdict(old, more, 30)
     assert (same.passed, same.wins, same.p) == (True, 13, 2 / 2**13)
     def rewarded(*values):
-        return [Score(None, reward=value) for value in values]
+        return [RowScore(None, reward=value) for value in values]
 
     found = verdict(rewarded(*[0.2] * 8), rewarded(*[0.6] * 8))
     assert found.passed
     assert found.reason.startswith("answers to 8 validation examples score 0.600 on average, 0.200 before; 8 better")
     assert not verdict(rewarded(*[0.5] * 8), rewarded(*[0.5] * 8)).passed
     assert not verdict(rewarded(*[0.5] * 8), rewarded(*[0.4] * 7, 9.9)).passed
-    pairs = [Score(1.2, False, pair=True)] * 6
-    told = verdict(pairs, [Score(0.3, True, pair=True)] * 6)
+    pairs = [RowScore(1.2, False, pair=True)] * 6
+    told = verdict(pairs, [RowScore(0.3, True, pair=True)] * 6)
     assert told.reason.startswith("6 of 6 validation examples are told apart rightly, 0 before")
-    assert not verdict([Score(0.3, True, pair=True)] * 6, pairs).passed
+    assert not verdict([RowScore(0.3, True, pair=True)] * 6, pairs).passed
 
 
 def test_an_adapter_that_need_not_be_better():
@@ -151,7 +151,7 @@ def test_what_is_worse_on_earlier_questions_is_refused_and_its_rows_do_not_wait(
 def rules(earlier, new, tests_before=0):
     """Of counts of right answers."""
     level = alpha_of_test(ALPHA, tests_before)
-    return Rules(*(Decision(counts, counts, level) for counts in (earlier, new, earlier + new, Paired(0, 0))),
+    return GateRules(*(Decision(counts, counts, level) for counts in (earlier, new, earlier + new, Paired(0, 0))),
                  tests_before)
 
 

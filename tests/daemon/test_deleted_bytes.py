@@ -1,15 +1,19 @@
 """What was deleted is in no file of the state, whenever the daemon was killed and whatever the disk refused."""
 
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from random import Random
 
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 from full_disks import full_disk
 from marks import mark_of, marks_below
 from rigs import Rig, template
 
 from edgetune.daemon.state import database
+from edgetune.errors import DiskError
 
 GONE = mark_of(1)
 NAME = mark_of(2)
@@ -39,12 +43,6 @@ def learned(rig, count):
 
 def uploaded(rig, word):
     return rig.service.files.add(f"{NAME}.txt", "assistants", [f"The {word} is here.\n\nAnd there.".encode()]).id
-
-
-def delete_file(rig, file):
-    """As DELETE /v1/files does."""
-    rig.service.files.delete(file)
-    rig.service.documents.stores.forget(file)
 
 
 def killed(rig, make, delete):
@@ -133,15 +131,15 @@ def test_a_deleted_document_is_gone_from_its_stores_after_a_kill(rig):
     def make(number):
         file = rig.service.files.add(f"{mark_of(300 + number)}.txt", "assistants",
                                      [f"The {mark_of(200 + number)} is here.\n\nAnd there.".encode()]).id
-        stores.append(rig.service.documents.stores.create("papers", {}, [file]).id)
+        stores.append(rig.stores.create("papers", {}, [file]).id)
         rig.quiet()
         return file, {mark_of(200 + number), mark_of(300 + number)}
 
     left = 0
-    for file, marks in killed(rig, make, lambda made: delete_file(rig, made[0])):
+    for file, marks in killed(rig, make, lambda made: rig.service.files.delete(made[0])):
         is_left = bool(rig.service.store.read("SELECT 1 FROM files WHERE id = ?", file))
         assert marks & marks_below(rig.state).keys() == (marks if is_left else set())
-        assert [each.id for each in rig.service.documents.stores.get(stores[-1]).files] == [file] * is_left
+        assert [each.id for each in rig.stores.get(stores[-1]).files] == [file] * is_left
         left += is_left
     assert 0 < left < KILLS
 
@@ -149,18 +147,18 @@ def test_a_deleted_document_is_gone_from_its_stores_after_a_kill(rig):
 def test_a_store_that_was_killed_half_made_or_half_deleted_leaves_nothing(rig):
     def make(number):
         file = uploaded(rig, mark_of(200 + number))
-        return rig.service.documents.stores.create("papers", {}, [file]).id, file
+        return rig.stores.create("papers", {}, [file]).id, file
 
     def delete(made):
-        rig.service.documents.stores.delete(made[0])
+        rig.stores.delete(made[0])
 
     for store, file in killed(rig, make, delete):
-        if store not in [each.id for each in rig.service.documents.stores.list()]:
+        if store not in [each.id for each in rig.stores.list()]:
             assert not (rig.state / "vector_stores" / store).exists()
         rig.service.files.delete(file)
 
     file = uploaded(rig, GONE)
-    for _ in killed(rig, lambda _number: None, lambda _: rig.service.documents.stores.create("papers", {}, [file])):
+    for _ in killed(rig, lambda _number: None, lambda _: rig.stores.create("papers", {}, [file])):
         assert not [*(rig.state / "vector_stores").glob("*/*.tmp")]
 
 
@@ -171,3 +169,22 @@ def test_the_name_of_a_deleted_file_and_adapter_goes_too(rig):
     rig.service.adapters.rename(made.id, NAME)
     rig.service.adapters.delete(made.id)
     assert marks_below(rig.state) == {}
+
+
+def test_a_refused_write_leaves_nothing_in_the_log(tmp_path, monkeypatch):
+    """SQLite may have written a part of a transaction when the disk refuses the rest."""
+    monkeypatch.setattr(database, "PROBE_SECONDS", 0.0)
+    refused = 0
+    for kib in range(64, 256, 12):
+        folder = tmp_path / f"{kib}"
+        folder.mkdir()
+        store = database.Store(folder)
+        with full_disk(kib * 1024), suppress(DiskError), store.write() as db:
+            for i in range(10):
+                db.execute("INSERT INTO service (at, cause) VALUES (?, ?)", (i, GONE + "y" * 3000))
+        if not store.read("SELECT seq FROM service"):
+            refused += 1
+            assert store.reasons() == []  # the disk accepts a write again, and health has looked
+            assert marks_below(store.folder) == {}
+        store.close()
+    assert refused > 3

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 
 import httpx
 import numpy as np
-import ollama
 import openai
 import pytest
 from daemons import ASK, CHAT, PATIENCE, daemon
@@ -30,12 +29,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def running(folder):
     with daemon(folder / "tiny.gguf", folder / "state", embeddings=str(folder / "Enc.gguf"), queue=2) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def ollamas(running):
-    with ollama.Client(host=running.url, timeout=PATIENCE) as made:
         yield made
 
 
@@ -77,39 +70,6 @@ def test_one_text_tokens_and_requests_without_a_model_are_taken_too(client, runn
     found = running.service.embed(["the light on"])  # without HTTP, of the file
     assert (found.model, found.vectors.shape, found.vectors.dtype) == ("enc", (1, 64), np.float32)
     np.testing.assert_allclose(lists.data[0].embedding, one.data[0].embedding, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["tiny", "tiny:base", "enc", "enc:latest"])
-def test_ollamas_client_gets_the_same(ollamas, client, name):
-    said = ollamas.embed(name, TEXTS[:3])
-    truth = client.embeddings.create(model=name[:4].rstrip(":"), input=TEXTS[:3], encoding_format="float")
-    np.testing.assert_allclose(said.embeddings, [item.embedding for item in truth.data], atol=1e-5)
-    assert (said.model, said.prompt_eval_count) == (name, truth.usage.total_tokens)
-    assert said.total_duration > 0
-    assert ollamas.embed(name, TEXTS[0], keep_alive="5m", options={"num_ctx": 64}).embeddings == [
-        pytest.approx(said.embeddings[0], abs=1e-5)]
-    assert ollamas.embed(name, "").embeddings == []  # as one asks for a model to be loaded
-
-
-def test_ollamas_client_sees_what_makes_vectors_and_has_long_texts_cut(ollamas, folder):
-    """To what the encoder takes, with the mark at its end."""
-    said = ollamas.embed("enc", ["on " * 200]).embeddings
-    np.testing.assert_allclose(said, expected(folder / "Enc.gguf", [" ".join(["on"] * 94)]), atol=2e-3)
-    with pytest.raises(ollama.ResponseError, match="96 is the most"):
-        ollamas.embed("enc", ["on " * 200], truncate=False)
-    with pytest.raises(ollama.ResponseError, match="dimensions is 32, vectors have 64"):
-        ollamas.embed("enc", "on", dimensions=32)
-    with pytest.raises(ollama.ResponseError, match="makes no vectors") as caught:
-        ollamas.embed("nomic-embed-text", "on")
-    assert caught.value.status_code == 404
-    listed = {found.model: found for found in ollamas.list().models}["enc:latest"]
-    assert listed.size == pytest.approx((folder / "Enc.gguf").stat().st_size, rel=0.5)
-    shown = ollamas.show("enc")
-    assert (listed.details.family, shown.capabilities) == ("bert", ["embedding"])
-    loaded = {found.model: found.context_length for found in ollamas.ps().models}
-    assert (loaded["enc:latest"], loaded["tiny:latest"], shown.modelinfo["bert.context_length"]) == (96, 512, 96)
-    with pytest.raises(ollama.ResponseError, match="enc"):
-        ollamas.generate("enc", "on")
 
 
 @pytest.mark.parametrize(("wrong", "says"), [

@@ -22,7 +22,7 @@ from services import same_holdout, until, upload
 from thread_workers import ThreadWorker
 
 from edgetune.daemon.jobs.decide import values
-from edgetune.daemon.jobs.exam import Asked, Exam
+from edgetune.daemon.jobs.exam import AskedAdapter, GateExam
 from edgetune.daemon.jobs.gate import opened as opened_examiner
 from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.options import DaemonConfig
@@ -168,7 +168,6 @@ def test_forms_that_an_encoder_cannot_have_are_refused(service):
 
 
 @pytest.mark.parametrize(("options", "what"), [
-    ({"learn": "tutor", "keep_prompts": 9}, "learn is tutor, and enc is an encoder"),
     ({"context": 512}, "context is 512, and enc is an encoder"),
     ({"learn_method": "dpo"}, "learn-method is dpo, by which this model cannot learn; choose classify")])
 def test_options_that_an_encoder_cannot_follow_are_refused(model, tmp_path, options, what):
@@ -255,10 +254,10 @@ def test_a_further_label_makes_no_right_answer_worse(model, tmp_path):
     after = write_adapter(model, tmp_path / "after", [*rows, *kitchen])
     sure = [Classifier(model, path, 1).classify([rows[0]["prompt"]])[0].probability for path in (before, after)]
     assert sure[0] > sure[1]
-    exam = Exam([*rows, *kitchen])
+    exam = GateExam([*rows, *kitchen])
     with opened_examiner(open_gguf(model), {"old": before, "new": after}, exam, 1 << 30, 1, int,
                          lambda _done, _of: None) as examiner:
-        scores = [examiner.scores(Asked(name), exam.rows) for name in ("old", "new")]
+        scores = [examiner.scores(AskedAdapter(name), exam.rows) for name in ("old", "new")]
     right = [pair for pair in zip(*scores, strict=True) if pair[0].right and pair[1].right]
     assert len(right) >= 20
     counts = Paired.of(*zip(*values(*zip(*right, strict=True)), strict=True))

@@ -3,6 +3,7 @@
 import json
 import sqlite3
 import tarfile
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from edgetune.daemon.state.holdout import MOST, open_holdout
 from edgetune.data.question import question_digest
 from edgetune.data.rows import check_row
 from edgetune.errors import DataError, TooLargeError, TooMuchError, UsageError
+
+pytestmark = pytest.mark.smoke
 
 ASKED = [{"role": "user", "content": "lamp on"}]
 
@@ -182,7 +185,7 @@ def test_rows_of_the_old_version_stay_on_their_side(tmp_path):
     with tarfile.open(Path(__file__).parents[1] / "fixtures" / "states-0.1.0.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     folder = tmp_path / "daemon" / "state"
-    with sqlite3.connect(folder / NAME) as db:
+    with closing(sqlite3.connect(folder / NAME)) as db:
         before = db.execute("SELECT id, row, held, state FROM feedback ORDER BY rowid").fetchall()
     assert len(before) == 6
     feedback = opened(folder)

@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from nights import A_THIRD, CONTRADICTING, EVERYBODY, ONLY_CORRECTIONS, SHAPES, passes, publications, share
+from nights import A_THIRD, CHECKING, CONTRADICTING, EVERYBODY, ONLY_CORRECTIONS, SHAPES, passes, publications, share
 from people import CORRECTED, Pair, Sample, as_world, counts
+from sometimes import mostly_slow
 
-from edgetune.daemon.jobs.exam import Asked, Exam, Score
+from edgetune.daemon.jobs.exam import AskedAdapter, GateExam, RowScore
 from edgetune.daemon.jobs.examiner import Examiner
 from edgetune.daemon.jobs.gate import evaluate
 from edgetune.evaluation.acceptance import ALPHA
@@ -29,7 +30,7 @@ def test_an_adapter_that_is_no_better_is_seldom_published_in_ten_nights(people, 
             assert share(Pair(accuracy, **shape), people, 10, runs) <= ALPHA + slack(runs)
 
 
-@pytest.mark.parametrize("people", EVERYBODY)
+@pytest.mark.parametrize("people", mostly_slow(EVERYBODY, [ONLY_CORRECTIONS, CHECKING]))
 def test_nor_is_one_in_a_year(people):
     runs = 40
     for shape in ({"shared": 0.5}, {"nested": 0.1}, {"likes": True}):
@@ -54,8 +55,8 @@ def test_a_much_better_adapter_is_published_where_all_errors_are_corrected():
     assert share(Pair(0.5, 0.4), ONLY_CORRECTIONS, 5, 200) >= 0.6
 
 
-@pytest.mark.parametrize("people", EVERYBODY)
-@pytest.mark.parametrize("shape", [{}, {"shared": 0.5}, {"nested": 0.05}])
+@pytest.mark.parametrize("people", mostly_slow(EVERYBODY, [ONLY_CORRECTIONS, CHECKING]))
+@pytest.mark.parametrize("shape", mostly_slow([{}, {"shared": 0.5}, {"nested": 0.05}], [{"shared": 0.5}]))
 def test_nor_is_one_after_an_adapter_that_was_better(people, shape):
     """The questions that published the first one are in the test of the next ones."""
     dice = np.random.default_rng(0)
@@ -78,11 +79,12 @@ class World(Examiner):
     def __init__(self, world):
         rated = [{"prompt": row["asked"], "completion": row["truth"]} for row in world if row["truth"]]
         unrated = [{"prompt": row["asked"]} for row in world if not row["truth"]]
-        super().__init__(Exam([], drawn=rated, unrated=unrated))
+        super().__init__(GateExam([], drawn=rated, unrated=unrated))
         self.said = {row["asked"]: row for row in world}
 
     def answered(self, adapter, rows):
-        return {key: Score(1.0 if adapter == "old" else 0.1, same(row["completion"], self.said[row["prompt"]][adapter]))
+        loss = 1.0 if adapter == "old" else 0.1
+        return {key: RowScore(loss, same(row["completion"], self.said[row["prompt"]][adapter]))
                 for key, row in rows.items()}
 
     def replies(self, adapter, rows):
@@ -98,7 +100,7 @@ def test_the_simulation_counts_as_the_gate_does(seed):
     pair = Pair(0.6, 0.1, **SHAPES[seed % len(SHAPES)])
     b, as_a = pair.answers(dice, sample.right, sample.said)
     examiner = World(as_world(sample.right, sample.said, b, as_a))
-    verdict = evaluate(examiner, examiner.exam, Asked("old"), Asked("new"))
+    verdict = evaluate(examiner, examiner.exam, AskedAdapter("old"), AskedAdapter("new"))
     assert (verdict.wins, verdict.losses) == counts(sample.said, sample.right, b, as_a)
     assert verdict.tests["drawn"]["ties"] == len(b) - verdict.wins - verdict.losses
     assert verdict.passed == passes(verdict.wins, verdict.losses, len(b), 0)

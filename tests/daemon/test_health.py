@@ -6,28 +6,23 @@ import threading
 import httpx
 import pytest
 from daemons import PATIENCE, daemon
-from fleets import write_fleet
 from services import open_service, until
 from tiny import write_tiny
 
 from edgetune.daemon import threads
 from edgetune.daemon.state import database
 from edgetune.daemon.threads import Background, health_of
-from edgetune.formats.bundle import open_bundle
 
 
 def test_health_knows_every_thread_of_a_service(tmp_path):
-    """Also one that begins later, for the files of vector stores."""
-    model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
-    fleet = write_fleet(open_bundle(model), tmp_path / "fleet")
+    """Those of the daemon itself; a part's test has its threads."""
+    write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
     before = set(threading.enumerate())
-    with open_service(tmp_path, learn="idle", fleet=str(fleet)) as service:
-        store = service.documents.stores.create("", {}, [])
-        service.documents.stores._begin(store.id)
+    with open_service(tmp_path, learn="idle") as service:
         begun = {thread for thread in threading.enumerate() if thread not in before}
-        known = {thread for part in service.parts for thread in part.threads()}
+        known = {thread for part in service.parts for thread in part.threads() if thread.ident}
         assert begun == known
-        assert {thread.name for thread in known} == {"batcher", "jobs", "learn", "rollouts", "documents"}
+        assert {thread.name for thread in known} == {"batcher", "jobs", "learn"}
         assert service.health() == {"status": "ok", "reasons": []}
 
 

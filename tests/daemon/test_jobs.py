@@ -114,14 +114,14 @@ def test_a_job_names_its_family(service):
 
 def test_a_path_in_the_record_of_an_added_adapter_is_not_opened(service, tmp_path):
     """A client wrote it. The other options of that adapter are taken."""
-    trained(service.path, small("o-lora"), lr=0.05).save(tmp_path / "added")
+    trained(service.path, small("lora-fa"), lr=0.05).save(tmp_path / "added")
     record = tmp_path / "added" / "run.json"
     run = json.loads(record.read_text())
-    run["options"]["orthogonal_to"] = str(tmp_path / "secret")
+    run["options"]["prompt"] = str(tmp_path / "secret")
     record.write_text(json.dumps(run))
     added = service.add_adapter(tmp_path / "added")
     job = service.jobs.create(added.id, upload(service), hyperparameters={"steps": 2})
-    assert (job.config["family"], job.config["rank"], job.config["orthogonal_to"]) == ("o-lora", 4, "")
+    assert (job.config["family"], job.config["rank"], job.config["prompt"]) == ("lora-fa", 4, "")
     service.jobs.cancel(job.id)
 
 

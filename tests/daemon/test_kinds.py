@@ -55,9 +55,9 @@ def test_a_job_of_a_kind_that_is_not_known_is_a_damaged_row(tmp_path, toy):
 
 
 def test_the_kinds_that_there_are():
-    assert [*kinds()] == ["api", "base", "evaluate", "learn", "tutor"]
-    with pytest.raises(FormatError, match="'fleet'"):
-        kind_of("fleet")
+    assert {"api", "evaluate", "learn"} <= kinds().keys()
+    with pytest.raises(FormatError, match="'nobody'"):
+        kind_of("nobody")
     with pytest.raises(ValueError, match="Other"):  # two cannot have one origin
         register(type("Other", (JobKind,), {"origin": "api"}))
 

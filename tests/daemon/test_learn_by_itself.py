@@ -9,6 +9,7 @@ import pytest
 from learners import give, opened
 from services import until
 
+from edgetune.daemon.kinds.base import Starter
 from edgetune.daemon.kinds.feedback import ALL
 from edgetune.daemon.learning import learner as learn
 from edgetune.daemon.learning.learner import Learner
@@ -114,23 +115,35 @@ def test_all_is_learned_again_after_some_jobs(tiny_q8, tmp_path, workers):
         assert len(service.jobs.list()) == 2
 
 
-def test_what_cannot_begin_leaves_the_others_their_turn(tiny_q8, tmp_path, workers, monkeypatch):
+def test_what_cannot_begin_leaves_the_others_their_turn(tiny_q8, tmp_path, workers):
     """All that was learned is deleted, so that it cannot be learned again. Nothing is wrong with the daemon."""
-    with opened(tiny_q8, tmp_path, start_process=workers, learn="tutor", keep_prompts=100, tutor_prompts=1,
-                learn_rows=25, compact_every=1) as service:
+    with opened(tiny_q8, tmp_path, start_process=workers, learn_rows=25, compact_every=1) as service:
         learned(service, workers)
         for item in service.feedback.list():
             service.feedback.delete(item.id)
-        turns = []
-        monkeypatch.setattr(service.learner.starters["prompts"], "waiting", lambda: 1)
-        monkeypatch.setattr(service.learner.starters["prompts"], "begin", lambda: turns.append("prompts") or refuse())
+        other = Other()
+        service.learner.starters[other.name] = other
         for _ in range(3):
             service.learner.tick(FAR)
-        assert turns == ["prompts"]
+        assert other.turns == 1
         assert service.health()["status"] == "ok"
         with pytest.raises(UsageError, match="no feedback was learned yet"):
             service.learner.begin(ALL)
 
 
-def refuse():
-    raise UsageError("nothing here")
+class Other(Starter):
+    """A starter that always has enough, and cannot begin."""
+
+    name = "other"
+    origin = "api"
+    material = "toys"
+    doing = "play"
+    needed = 1
+    turns = 0
+
+    def waiting(self):
+        return 1
+
+    def begin(self):
+        self.turns += 1
+        raise UsageError("nothing here")

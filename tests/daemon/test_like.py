@@ -3,6 +3,7 @@
 import importlib.util
 import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 from services import open_service, until
@@ -97,7 +98,7 @@ def test_the_newest_word_counts_and_a_thumb_down_ends_it(service):
 
 def test_vectors_are_stored_with_the_feedback_and_leave_with_it(tmp_path, minilm, monkeypatch):
     def vectors():
-        with sqlite3.connect(tmp_path / "state" / "state.db") as db:
+        with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as db:
             return [row[0] for row in db.execute("SELECT vector FROM feedback ORDER BY rowid")]
 
     with open_service(tmp_path, embeddings=minilm) as service:

@@ -12,8 +12,8 @@ from edgetune.adapters.store import read_run
 from edgetune.daemon.jobs.process import WorkerProcess
 from edgetune.daemon.jobs.recipe import CORRECTED, HELD, MEASURED, TRAIN
 from edgetune.daemon.learning.feedback import Feedback
-from edgetune.daemon.learning.kinds import KINDS, kind_of
 from edgetune.daemon.learning.method import learn_method
+from edgetune.daemon.learning.row_kinds import KINDS, kind_of
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.daemon.state.database import Store

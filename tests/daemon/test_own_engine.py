@@ -10,6 +10,7 @@ import pytest
 import templates
 from commands import run as command
 from services import SMALL, short_canary, until, upload
+from surfaces import SURFACES, Clients
 from thread_workers import ThreadWorker
 from tiny import write_tiny
 
@@ -64,8 +65,8 @@ def test_a_job_ends_in_an_adapter_that_the_gate_has_evaluated(running, job):
     assert adapter.state == "serving"
 
 
-def test_answers_are_those_of_generate_native(running, model, client, http, job, tmp_path):
-    """Of many at once, streamed and whole, by chat completions, responses and Ollama's API."""
+def test_answers_are_those_of_generate_native(running, model, client, job, tmp_path):
+    """Of many at once, streamed and whole, by every API."""
     prompts = [asked(i) for i in range(6)]
     expected = natively(model, running.service.adapters.path(job.result), prompts, tmp_path)
     options = {"model": job.result, **GREEDY}
@@ -74,12 +75,10 @@ def test_answers_are_those_of_generate_native(running, model, client, http, job,
         assert [one.choices[0].message.content for one in found] == expected
     streamed = client.chat.completions.create(messages=prompts[0], stream=True, **options)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices) == expected[0]
-    responses = client.responses.create(model=job.result, input=prompts[1], temperature=0,
-                                        max_output_tokens=GREEDY["max_tokens"])
-    assert responses.output_text == expected[1]
-    said = http.post("/api/chat", json={"model": job.result, "messages": prompts[2], "stream": False,
-                                        "options": {"temperature": 0, "num_predict": GREEDY["max_tokens"]}})
-    assert said.json()["message"]["content"] == expected[2]
+    render = running.service.served.tokenizer.render
+    clients = Clients(client, running.url, lambda messages: render(messages, add_generation_prompt=True))
+    for surface, messages, text in zip(SURFACES, prompts, expected, strict=False):
+        assert surface(clients, messages, False, job.result, **GREEDY).text == text, surface.name
     base = client.chat.completions.create(model="tiny", messages=prompts[0], **GREEDY)
     assert base.choices[0].message.content != expected[0]
 

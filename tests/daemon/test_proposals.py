@@ -27,9 +27,8 @@ def none_yet(running):
     running.service.proposals.clear()
 
 
-def ask(http, messages, path=CHAT, **options):
-    body = {"messages": messages, "max_tokens": 40} if path == CHAT else {"input": messages, "max_output_tokens": 3}
-    answer = http.post(path, json={**body, **options})
+def ask(http, messages, **options):
+    answer = http.post(CHAT, json={"messages": messages, "max_tokens": 40, **options})
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -50,9 +49,8 @@ def test_a_correction_in_a_chat_is_proposed_and_not_learned(http):
     assert http.get("/v1/feedback").json()["data"] == []
 
 
-@pytest.mark.parametrize("options", [{"stream": True}, {"path": "/v1/responses"}])
-def test_every_way_to_chat(http, options):
-    assert ask(http, STATED, **options).read()
+def test_a_stream_too(http):
+    assert ask(http, STATED, stream=True).read()
     assert [each["correction"] for each in proposed(http)] == ["Canberra"]
 
 
@@ -113,31 +111,6 @@ def test_they_are_dismissed(http):
     assert proposed(http) == []
 
 
-def test_they_are_stored_only_where_prompts_may_be_kept(tmp_path):
-    """Nothing of a conversation is in the state folder without --keep-prompts, or where a client forbids it, if none is
-    drawn.
-    """
-    model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", n_context=256)
-
-    def stored():
-        return any(b"Sydney" in path.read_bytes() for path in (tmp_path / "state").rglob("*") if path.is_file())
-
-    for most, store, is_stored in ((0, None, False), (5, False, False), (5, None, True), (0, None, False)):
-        with daemon(model, tmp_path / "state", context=256, keep_prompts=most, drawn_days=0) as made, httpx.Client(
-                base_url=made.url, timeout=PATIENCE) as http:
-            assert proposed(http) == []
-            ask(http, STATED, store=store)
-            assert len(proposed(http)) == 1
-        assert stored() == is_stored
-        if is_stored:
-            with daemon(model, tmp_path / "state", context=256, keep_prompts=most, drawn_days=0) as made, httpx.Client(
-                    base_url=made.url, timeout=PATIENCE) as http:
-                (kept,) = proposed(http)
-                http.delete("/v1/prompts")
-                http.delete(f"/v1/proposals/{kept['id']}")
-            assert not stored()
-
-
 def test_none_is_proposed_if_the_operator_says_so(tmp_path):
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0", n_context=256)
     with daemon(model, tmp_path / "state", context=256, propose=False) as made, httpx.Client(
@@ -155,7 +128,8 @@ def test_json_is_proposed_where_the_answer_was_json(running):
 
 
 def test_a_damaged_one_is_named_and_deleted(tmp_path):
-    with open_service(tmp_path, keep_prompts=5) as service:
+    with open_service(tmp_path) as service:
+        service.proposals.stores = True
         assert service.proposals.see(Question(messages=STATED), "x")
         with service.store.write() as db:
             db.execute("UPDATE proposals SET row = '{}'")
@@ -166,7 +140,8 @@ def test_a_damaged_one_is_named_and_deleted(tmp_path):
 
 
 def test_a_damaged_one_is_replaced_by_the_same_remark(tmp_path):
-    with open_service(tmp_path, keep_prompts=5) as service:
+    with open_service(tmp_path) as service:
+        service.proposals.stores = True
         question = Question(messages=STATED)
         assert service.proposals.see(question, "x")
         with service.store.write() as db:

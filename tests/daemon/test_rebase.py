@@ -151,8 +151,9 @@ def test_what_cannot_be_rebased_is_said(base, state, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_says_what_became_of_it(base, state, tmp_path):
-    said = run("rebase", str(base), "--from", str(state), "-o", str(tmp_path / "out"), "--threads", "1", "--context",
-               "512", "--lr", "0.02", "--epochs", "2", "--max-length", "96", "--canary-rise", "off", "--max-kl", "off",
+    said = run("lab", "rebase", str(base), "--from", str(state), "-o", str(tmp_path / "out"), "--threads", "1",
+               "--context", "512", "--lr", "0.02", "--epochs", "2", "--max-length", "96", "--canary-rise", "off",
+               "--max-kl", "off",
                "--no-govern")
     assert "learned 32 rows on the new base; would be activated: " in said
     assert "questions of 2 earlier jobs are right" in said

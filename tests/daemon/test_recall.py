@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 from services import open_service, until
 
-from edgetune.daemon.jobs.exam import Score
+from edgetune.daemon.jobs.exam import RowScore
 from edgetune.daemon.learning.recall import Recall
 from edgetune.data.question import digest
 from edgetune.errors import EdgetuneError
@@ -148,7 +148,7 @@ def test_what_a_training_has_learned_the_model_answers(learns, workers):
 def test_what_a_training_failed_to_learn_is_recalled(learns, workers, prose):
     """As the gate found out: of two corrections one is another answer than what the model says afterwards."""
     kept, missed = [note for note in correct(learns, range(10)) if not note.held][:2]
-    scores = {digest(note.row): asdict(Score(1.0, note is kept, prose=prose)) for note in (kept, missed)}
+    scores = {digest(note.row): asdict(RowScore(1.0, note is kept, prose=prose)) for note in (kept, missed)}
     learned(learns, workers, scores=scores)
     assert said(learns, kept.row["messages"][:1]) is None
     expected = None if prose else "on"  # prose is not expected by the word

@@ -9,10 +9,10 @@ from daemons import PATIENCE
 from random_adapters import random_pairs, write_adapter
 from thread_workers import ThreadWorker
 
-from edgetune.daemon.jobs.exam import Asked, Exam
+from edgetune.daemon.jobs.exam import AskedAdapter, GateExam
 from edgetune.daemon.jobs.gate import evaluate
 from edgetune.daemon.jobs.recipe import check_judgeable
-from edgetune.daemon.jobs.rewarded import Rewarding, with_rewards
+from edgetune.daemon.jobs.rewards import Rewarding, with_rewards
 from edgetune.daemon.options import AllowedPython
 from edgetune.data.prompts import prompt_text
 from edgetune.data.question import digest
@@ -164,9 +164,9 @@ def test_rows_with_answers_judge_as_ever(running, client):
     objective, rewards = with_rewards(Grpo(grader=json.dumps(GRADER), max_completion_length=10), AllowedPython())
     assert isinstance(objective, Grpo)
     assert rewards
-    exam = Exam([*held, *ROWS[:2]], max_length=64, rewarding=Rewarding(objective, rewards))
+    exam = GateExam([*held, *ROWS[:2]], max_length=64, rewarding=Rewarding(objective, rewards))
     with LlamaModel(running.service.path, threads=1) as served:
-        found = evaluate(served, exam, Asked(None), Asked(None))
+        found = evaluate(served, exam, AskedAdapter(None), AskedAdapter(None))
     assert [score["reward"] is None for score in found.scores.values()] == [True] * 4 + [False] * 2
     assert [score["loss"] is None for score in found.scores.values()] == [False] * 4 + [True] * 2
     assert found.new["reward"] == pytest.approx(sum(score["reward"] or 0 for score in found.scores.values()) / 2)
@@ -184,8 +184,8 @@ def test_the_base_judges_where_a_grader_asks_a_model(running, tmp_path):
     adapter = write_adapter(tmp_path / "it.gguf", random_pairs(running.service.path, {"attn_q": 4}, 1), 8.0)
     with LlamaModel(running.service.path, threads=1) as served:
         served.load_adapter(adapter, "it")
-        exam = Exam(ROWS, max_length=64, rewarding=Rewarding(objective, rewards))
-        found = evaluate(served, exam, Asked(None), Asked("it"))
+        exam = GateExam(ROWS, max_length=64, rewarding=Rewarding(objective, rewards))
+        found = evaluate(served, exam, AskedAdapter(None), AskedAdapter("it"))
         served.use("it")
         prompts = [prompt_text(row, "messages", served.tokenizer, None) for row in ROWS]
         answers = dict(served.complete(prompts, 10))

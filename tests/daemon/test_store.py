@@ -3,12 +3,14 @@
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from services import as_version_5, open_service
 
 from edgetune.daemon.state import database
-from edgetune.daemon.state.database import VERSION, Store, dump, now
+from edgetune.daemon.state.database import NAME, VERSION, Store, dump, now
 from edgetune.errors import FormatError, LockedError, NotFoundError, UsageError
 
 SERVICE = "INSERT INTO service (at, adapter, cause) VALUES (?, ?, ?)"
@@ -121,3 +123,18 @@ def test_a_database_that_is_not_what_it_says(tmp_path, sql, match):
         Store(tmp_path)
     assert "room" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_version_5_opens(folder):
+    """With all that it held."""
+    with closing(sqlite3.connect(folder / "state" / NAME)) as db:
+        as_version_5(db)
+        db.execute("PRAGMA user_version = 5")
+        db.commit()
+        tables = ("jobs", "adapters", "feedback")
+        before = [db.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables]
+    with open_service(folder) as service:
+        assert [len(service.jobs.list()), len(service.adapters.list()), len(service.feedback.list())] == before
+        assert all(job.rounds is None for job in service.jobs.list())
+    with closing(sqlite3.connect(folder / "state" / NAME)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,) == (12,)

@@ -1,4 +1,4 @@
-"""Thinking over HTTP: reasoning_effort, reasoning_budget, Ollama's think, and the fields of thoughts."""
+"""Thinking over HTTP: reasoning_effort, reasoning_budget, and the fields of thoughts."""
 
 import json
 
@@ -45,15 +45,6 @@ def test_thoughts_are_given_apart_from_the_answer(http):
         assert none["content"]
 
 
-def test_a_response_may_ask_for_no_thoughts(http):
-    body = {"input": "turn the light", "max_output_tokens": 12, "temperature": 1.0, "seed": 1}
-    off = http.post("/v1/responses", json={**body, "reasoning": {"effort": "none"}}).json()
-    expected = http.post(CHAT, json={"messages": ASK, "max_tokens": 12, "temperature": 1.0, "seed": 1,
-                                     "reasoning_effort": "none"}).json()
-    assert off["output"][0]["content"][0]["text"] == expected["choices"][0]["message"]["content"]
-    assert off["usage"]["input_tokens"] == expected["usage"]["prompt_tokens"]
-
-
 def test_a_stream_has_both_in_their_order(http):
     whole = chat(http, reasoning_budget=4).json()["choices"][0]["message"]
     events = [json.loads(line[6:]) for line in chat(http, reasoning_budget=4, stream=True).text.splitlines()
@@ -64,20 +55,6 @@ def test_a_stream_has_both_in_their_order(http):
     said = [i for i, delta in enumerate(deltas) if delta.get("content")]
     thought = [i for i, delta in enumerate(deltas) if delta.get("reasoning_content")]
     assert max(thought) <= min(said)
-
-
-@pytest.mark.parametrize("stream", [False, True])
-def test_ollama_has_its_own_field(http, stream):
-    options = {"num_predict": 600, "temperature": 0}
-    said = http.post("/api/chat", json={"model": "tiny", "messages": ASK, "think": "low", "options": options,
-                                        "stream": stream})
-    assert said.status_code == 200, said.text
-    lines = [json.loads(line) for line in said.text.splitlines()]
-    assert "".join(line["message"].get("thinking", "") for line in lines)
-    off = http.post("/api/generate", json={"model": "tiny", "prompt": "turn", "think": False, "stream": False,
-                                           "options": {"num_predict": 5, "temperature": 0}}).json()
-    assert "thinking" not in off
-    assert "thinking" in http.post("/api/show", json={"model": "tiny"}).json()["capabilities"]
 
 
 def test_a_rated_answer_is_learned_without_its_thoughts(http):
@@ -93,11 +70,8 @@ def test_a_model_that_does_not_think_refuses(plain):
             said = http.post(CHAT, json={"messages": ASK, "max_tokens": 3, **options})
             assert said.status_code == 400
             assert "tiny does not support thinking" in said.json()["error"]["message"]
-        told = http.post("/api/chat", json={"model": "tiny", "messages": ASK, "think": True})
-        assert "does not support thinking" in told.json()["error"]
         for options in ({"reasoning_effort": "none"}, {"reasoning_budget": 0}):
             assert http.post(CHAT, json={"messages": ASK, "max_tokens": 3, **options}).status_code == 200
-        assert "thinking" not in http.post("/api/show", json={"model": "tiny"}).json()["capabilities"]
 
 
 def test_effort_and_budget_are_not_both(http):

@@ -11,7 +11,6 @@ from pathlib import Path
 import psutil
 import pytest
 from commands import run
-from encoders import WORDS, tiny_bert, write_encoder
 from tiny import write_tiny
 
 from edgetune.cli import cli
@@ -21,7 +20,6 @@ from edgetune.daemon.keys import add_key
 from edgetune.daemon.options import DaemonConfig
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.machine.policy import Policy
-from edgetune.runs.train import train
 
 POLICY = Policy(nice=19)
 ODD = 'a model of 100% "$HOME".gguf'
@@ -58,8 +56,8 @@ def test_options_and_the_budget_are_those_that_were_given_and_the_limit_lies_abo
     policy = Policy(nice=19, max_temp=71.5, govern=False, quiet_hours="08:00-22:00")
     python, *called = words(unit.unit(model, config, policy))
     assert subprocess.run([python, "-c", "import numpy"]).returncode == 0
-    assert called[:3] == ["-m", "edgetune", "daemon"]
-    params = cli.get_command(None, "daemon").make_context("daemon", called[3:]).params
+    assert called[:3] == ["-m", "edgetune", "serve"]
+    params = cli.get_command(None, "serve").make_context("serve", called[3:]).params
     assert params.pop("model") == model
     assert {name: params[name] for name in vars(config)} == vars(config)
     assert {name: params[name] for name in vars(policy) if name != "nice"} == {
@@ -98,17 +96,6 @@ def test_a_model_in_a_home_is_bound_and_must_be_readable(model, tmp_path, monkey
     monkeypatch.setattr(unit, "_HIDDEN", ())  # so that the service sees the home
     with pytest.raises(UsageError, match="is not open to all users"):
         unit.unit(path, DaemonConfig(), POLICY)
-
-
-def test_an_encoder_that_answers_first_is_bound_with_its_adapter(model, tmp_path):
-    encoder = write_encoder(tmp_path / "encoder.gguf", tiny_bert(), WORDS)
-    rows = [{"prompt": f"light {letter}", "completion": letter} for letter in "ab"] * 4
-    train(encoder, rows, tmp_path / "intents", "none", steps=1, rank=2, threads=1)
-    for path in (tmp_path, *tmp_path.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    text = unit.unit(model, DaemonConfig(first=str(tmp_path / "intents"), first_share=0.8), POLICY)
-    assert {str(encoder), str(tmp_path / "intents")} <= set(values(text, "BindReadOnlyPaths"))
-    assert f"--first-share 0.8 --first {tmp_path / 'intents'}" in " ".join(words(text)).replace("--nice 19 ", "")
 
 
 def test_keys_are_read_by_systemd(model, tmp_path):

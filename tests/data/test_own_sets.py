@@ -1,4 +1,4 @@
-"""The proofs' data sets: held-out rows ask in other words for answers that train covers."""
+"""The lab's own data sets: held-out rows ask in other words for answers that train covers."""
 
 import json
 import re

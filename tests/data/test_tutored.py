@@ -13,10 +13,10 @@ from edgetune.data.dataset import load, load_rows
 from edgetune.data.facts import Tokens, inspect
 from edgetune.data.forest import shared
 from edgetune.data.lengths import lengths_of
-from edgetune.data.views import documents
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
+from edgetune.training.reference import documents
 
 USER = {"role": "user", "content": "set the light"}
 ON = {"role": "assistant", "content": "the light on"}

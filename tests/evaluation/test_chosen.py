@@ -8,15 +8,15 @@ import pytest
 from commands import run
 from json_lines import write_lines
 
-from edgetune.evaluation.chosen import Choosing, Likeliest, Majority, Preferred, chosen, chosen_of, part_of
+from edgetune.evaluation.chosen import Choosing, LikeliestAnswer, Majority, Preferred, chosen, chosen_of, part_of
 from edgetune.evaluation.graders.base import read_grader
-from edgetune.serving.draws import Drawn
+from edgetune.serving.draws import DrawnAnswer
 
 NUMBER = read_grader({"type": "numeric", "name": "sum", "reference": "{{ item.completion }}"})
 
 
 def answer(text, index=0, logprob=-1.0, finish="stop"):
-    return Drawn(index, text, max(len(text), 1), logprob, finish)
+    return DrawnAnswer(index, text, max(len(text), 1), logprob, finish)
 
 
 class Given:
@@ -76,14 +76,14 @@ def test_a_pattern_says_which_part_counts():
 def test_an_answer_that_was_cut_is_chosen_only_where_all_were():
     cut = [answer("12", 0, -0.1, "length"), answer("13", 1, -0.2, "length")]
     assert chosen_of(cut, Majority()).drawn == cut[0]
-    assert chosen_of([*cut, answer("14", 2, -9.0)], Likeliest()).drawn.text == "14"
+    assert chosen_of([*cut, answer("14", 2, -9.0)], LikeliestAnswer()).drawn.text == "14"
     assert chosen_of([*cut, answer("14", 2, -9.0)], Majority()).drawn.text == "14"
 
 
 def test_the_likeliest_is_by_the_mean_of_its_tokens():
     short, long = answer("1", 0, -1.0), answer("1234567890", 1, -2.0)
-    assert chosen_of([short, long], Likeliest()).drawn == long
-    assert chosen(Given([short, long]), 2, Likeliest()).ended == 2
+    assert chosen_of([short, long], LikeliestAnswer()).drawn == long
+    assert chosen(Given([short, long]), 2, LikeliestAnswer()).ended == 2
 
 
 def test_a_grader_ends_it_with_the_first_right_answer():
@@ -137,5 +137,5 @@ def test_what_is_refused(tiny_llama, tmp_path, words, says):
 
 def test_a_choosing_makes_its_own_chooser():
     assert isinstance(Choosing(3).chooser({}), Majority)
-    assert isinstance(Choosing(3, "likelihood").chooser({}), Likeliest)
+    assert isinstance(Choosing(3, "likelihood").chooser({}), LikeliestAnswer)
     assert isinstance(Choosing(3, "grader", grader=NUMBER).chooser({}), Preferred)

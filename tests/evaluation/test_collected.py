@@ -15,7 +15,7 @@ from tiny import write_tiny
 import edgetune
 from edgetune.daemon.endpoint import Endpoint
 from edgetune.errors import EdgetuneError, Interrupted, UsageError
-from edgetune.evaluation.collected import Refused, collect, journal_of, with_answer
+from edgetune.evaluation.collected import RefusedByTeacher, collect, journal_of, with_answer
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.sample import Sample
 
@@ -164,7 +164,7 @@ def test_our_own_daemon_teaches(tmp_path):
     learned = write_lines(tmp_path / "learned.jsonl", LAMPS)
     edgetune.train(model, learned, tmp_path / "adapter", eval="none", steps=60, lr=1e-2, batch_size=8, threads=1,
                    answers=False, anchors=0)
-    run("merge", model, tmp_path / "adapter", "-o", tmp_path / "taught.gguf")
+    run("adapters", "merge", model, tmp_path / "adapter", "-o", tmp_path / "taught.gguf")
     rows = write_lines(tmp_path / "rows.jsonl", [{"prompt": row["prompt"], "right": row["completion"] if i else "dim"}
                                                  for i, row in enumerate(LAMPS)])
     grader = tmp_path / "grader.json"
@@ -199,5 +199,5 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(tmp_path):
 
 
 def test_a_refused_question_raises():
-    with server(lambda *_: 400) as (url, _), asking(url) as ask, pytest.raises(Refused, match="400 not now"):
+    with server(lambda *_: 400) as (url, _), asking(url) as ask, pytest.raises(RefusedByTeacher, match="400 not now"):
         ask(ROWS[0], 0)

@@ -119,10 +119,10 @@ def test_answers_of_the_engine_with_calls_of_tools():
     from edgetune.evaluation.graders.answered import answered_sample
     from edgetune.serving.call_form import CallForm
     from edgetune.serving.rollouts.engine import Rollout
-    from edgetune.serving.rollouts.texts import Answered
+    from edgetune.serving.rollouts.texts import TextAnswer
     tokens = np.array([5, 7], np.int32)
     text = 'So:<tool_call>\n{"name": "lamp", "arguments": {"on": true}}\n</tool_call>'
-    made = Answered(text, Rollout(0, 0, tokens, np.zeros(2, np.float32), np.zeros(2, np.float32), ended=False))
+    made = TextAnswer(text, Rollout(0, 0, tokens, np.zeros(2, np.float32), np.zeros(2, np.float32), ended=False))
     plain = answered_sample(made, None, CallForm())
     assert plain == Sample(text, [], "length", [5, 7])
     called = answered_sample(made, [{"type": "function", "function": {"name": "lamp"}}], CallForm())

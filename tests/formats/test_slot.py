@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from slot_folders import write_slot
 from tiny import write_tiny
 
-from edgetune.errors import FormatError, MismatchError, UsageError
-from edgetune.fleet.rollout.slots import make_slot
+from edgetune.errors import FormatError, MismatchError
 from edgetune.formats.bundle import open_bundle, write_copy
 from edgetune.formats.signature import TRUSTED
 from edgetune.formats.slot import Slot, slot_of
@@ -14,7 +14,7 @@ from edgetune.formats.slot import Slot, slot_of
 
 @pytest.fixture
 def slot(tmp_path):
-    return make_slot(write_tiny(tmp_path / "one.gguf"), tmp_path / "home")
+    return write_slot(write_tiny(tmp_path / "one.gguf"), tmp_path / "home")
 
 
 def test_the_side_of_the_link_is_opened(slot, tmp_path):
@@ -48,8 +48,6 @@ def test_a_side_that_was_broken_off_is_none_and_is_made_again(slot):
 
 
 def test_what_is_no_slot_is_refused(slot, tmp_path):
-    with pytest.raises(UsageError, match="exists"):
-        make_slot(tmp_path / "one.gguf", slot.path)
     (slot.path / "current").unlink()
     (slot.path / "current").symlink_to("../elsewhere")
     with pytest.raises(FormatError, match="it must lead to a or b"):

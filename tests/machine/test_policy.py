@@ -7,6 +7,8 @@ from edgetune.errors import FormatError, UsageError
 from edgetune.machine.device import profile_named
 from edgetune.machine.policy import Policy, read_policy, resolve
 
+pytestmark = pytest.mark.smoke
+
 PI_5 = profile_named("Raspberry Pi 5")
 
 

@@ -9,8 +9,9 @@ import torch
 from decoder_cases import LIMIT, Case, branching_examples, distance, in_parts, keeping, make_case, pass_once, train_once
 from gguf_names import gguf_name
 
-from edgetune.adapters.lora import OF_EXPERTS, stack_of
+from edgetune.adapters.lora import stack_of
 from edgetune.data.trees import micro_batches
+from edgetune.formats.targets import OF_EXPERTS
 from edgetune.objectives.sft import Sft
 from edgetune.training.gradient import Gradient
 

@@ -1,5 +1,6 @@
 """What blocks of different sizes, lent keys, embeddings of each block and capped logits add to a decoder: gradients
-against differences of losses, forests, streaming, refusals. transformers 5 is compared with by `make families5`.
+against differences of losses, forests, streaming, refusals. transformers 5 is compared with by `make lab
+NAME=families5`.
 """
 
 from dataclasses import replace

@@ -35,6 +35,7 @@ from edgetune.training.gradient import Gradient
 from edgetune.training.passes import measure
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in ALL_FAMILIES for rope in ROPES_OF[name]])
 def test_gradients_equal_autograd_in_every_family(name, rope, tmp_path):
     """Where activations of one block are kept, of some, and of all."""

@@ -18,7 +18,7 @@ def log_softmax(logits):
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-@pytest.mark.slow  # half a minute; `make proofs`
+@pytest.mark.slow  # half a minute; `make lab NAME=parity`
 def test_perplexity_and_divergence_to_llama_cpp(smollm2, shared_data):
     """Perplexity within 1 %, mean KL(llama.cpp || ours) <= 0.02, over windows of 500 tokens."""
     decoder = open_decoder(Model(open_gguf(smollm2)), {}, threads=2, max_tokens=WINDOW, max_length=WINDOW)

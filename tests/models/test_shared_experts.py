@@ -47,7 +47,7 @@ def test_what_was_trained_is_what_llama_cpp_serves(targets, model, tmp_path):
     base = open_gguf(model)
     alone = open_decoder(base, open_adapter(tmp_path / "out", base).pairs, threads=1, max_tokens=30, max_length=24)
     assert distance(alone.logits(batch), ours) < 1e-5
-    command("merge", model, tmp_path / "out", "-o", tmp_path / "merged.gguf", "--to", "F32")
+    command("adapters", "merge", model, tmp_path / "out", "-o", tmp_path / "merged.gguf", "--to", "F32")
     assert distance(logits_of(tmp_path / "merged.gguf", tokens), ours) < 1e-4
 
 

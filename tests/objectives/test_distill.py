@@ -195,8 +195,8 @@ def place(tmp_path_factory):
     write_tiny(folder / "teacher.gguf", formats="Q8_0", seed=1, d_model=96)
     write_tiny(folder / "student.gguf", formats="Q8_0")
     write_lines(folder / "rows.jsonl", ROWS)
-    said = json.loads(run("teach", folder / "teacher.gguf", folder / "rows.jsonl", "-o", folder / "t", "--top", 8,
-                          "--json"))
+    said = json.loads(run("data", "teach", folder / "teacher.gguf", folder / "rows.jsonl", "-o", folder / "t",
+                          "--top", 8, "--json"))
     assert said["examples"] == 30
     assert said["bytes"] == (folder / "t").stat().st_size
     return folder
@@ -269,7 +269,7 @@ def test_what_the_file_is_not_for_is_refused_in_a_sentence(place, tmp_path):
     with pytest.raises(UsageError, match="top is 9999"):
         edgetune.teach(place / "teacher.gguf", place / "rows.jsonl", tmp_path / "x", top=9999)
     assert not list(tmp_path.glob("x*"))
-    assert "exists" in run("teach", place / "teacher.gguf", place / "rows.jsonl", "-o", place / "t", code=2)
+    assert "exists" in run("data", "teach", place / "teacher.gguf", place / "rows.jsonl", "-o", place / "t", code=2)
 
 
 def test_a_stopped_teacher_leaves_nothing(place, tmp_path):

@@ -32,7 +32,7 @@ from edgetune.objectives.rewarded import Rewarded
 from edgetune.objectives.rloo import Rloo
 from edgetune.objectives.sft import Sft
 from edgetune.training.answered import Reward
-from edgetune.training.answers import Answers
+from edgetune.training.answers import AnswerExamples
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
@@ -295,7 +295,7 @@ def test_answers_do_not_depend_on_how_many_are_in_progress(bundle):
     for live in (8, 3):
         trainer = Trainer(bundle, **LETTERS, objective=Grpo(max_completion_length=9), rewards=letters)
         trainer.add(ROWS)
-        assert isinstance(trainer.source, Answers)
+        assert isinstance(trainer.source, AnswerExamples)
         trainer.source.roller.plan = replace(trainer.source.roller.plan, live=live)
         examples, _ = trainer.source.roller.of_step(1, trainer.batch, trainer.examples, trainer.steps_per_epoch)
         found.append([one.tokens.tolist() for one in examples])

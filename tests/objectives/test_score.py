@@ -22,7 +22,7 @@ from edgetune.errors import UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.score import Score
 from edgetune.training.answered import Reward
-from edgetune.training.answers import Answers
+from edgetune.training.answers import AnswerExamples
 from edgetune.training.config import TrainConfig
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
@@ -124,7 +124,7 @@ def test_both_turns_are_drawn_and_rewarded(bundle):
     """Each second answer follows its own first one, and everything fits into what was planned."""
     trainer = Trainer(bundle, **OPTIONS, objective=OWN, rewards=letters)
     trainer.add(ROWS)
-    assert isinstance(trainer.source, Answers)
+    assert isinstance(trainer.source, AnswerExamples)
     tokenizer = trainer.tokenizer
     answered = trainer.source.roller.answer(trainer.batch(1), OWN.num_generations, 0, 0)
     assert answered.penalized.shape == (2, 4)

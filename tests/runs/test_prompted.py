@@ -16,7 +16,7 @@ from edgetune.errors import Interrupted, MismatchError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.runs.train import resume, train
 from edgetune.serving.llama import LlamaModel
-from edgetune.serving.prompt_file import Nearest, Prompt, open_prompt, write_prompt
+from edgetune.serving.prompt_file import NearestExamples, Prompt, open_prompt, write_prompt
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 
@@ -31,7 +31,7 @@ def prompt(tmp_path):
     write_encoder(tmp_path / "encoder.gguf", tiny_bert(), WORDS)
     write_lines(tmp_path / "near.jsonl", ROWS)
     write_prompt(tmp_path / "prompt.json", Prompt("set the light", [{"prompt": "the light", "completion": "on"}],
-                                                  Nearest("near.jsonl", 1, "encoder.gguf")))
+                                                  NearestExamples("near.jsonl", 1, "encoder.gguf")))
     return tmp_path / "prompt.json"
 
 

@@ -13,7 +13,7 @@ from sometimes import mostly_slow
 
 from edgetune.cli import cli
 from edgetune.errors import EdgetuneError, Interrupted, MismatchError, UsageError
-from edgetune.evaluation.served import Answer
+from edgetune.evaluation.served import GradedAnswer
 from edgetune.runs.answers import compare, complete, summary
 from edgetune.runs.result import Result
 from edgetune.runs.train import resume, train
@@ -41,6 +41,7 @@ def answers_of(model, adapter=None):
         return ["".join(served.chat([{"role": "user", "content": row["prompt"]}], max_tokens=20)) for row in HELD]
 
 
+@pytest.mark.smoke
 @pytest.mark.learning
 def test_answers_before_and_after_are_those_of_llama_cpp(model, learned):
     before = answers_of(model)
@@ -177,7 +178,7 @@ def test_the_budget_holds_for_answers_too(smollm2, tmp_path, budget, compares):
 def answered(*rights, expected=None):
     """expected: of each; None: another one of each."""
     expected = expected or [f"yes {i}" for i in range(len(rights))]
-    return [Answer("<prompt>", wanted, wanted if right else "no", bool(right), True, f"q{i}")
+    return [GradedAnswer("<prompt>", wanted, wanted if right else "no", bool(right), True, f"q{i}")
             for i, (right, wanted) in enumerate(zip(rights, expected, strict=True))]
 
 

@@ -13,7 +13,8 @@ from edgetune.formats.gguf import open_gguf
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.encoder import Encoder
-from edgetune.serving.likeness import UNLIKE, Likeness
+from edgetune.serving.likeness import Likeness
+from edgetune.serving.neighbours import UNLIKE
 
 QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in "abcdefghij"]
 ROWS = [{"prompt": question, "completion": "on" if " on " in question else "off"} for question in QUESTIONS]

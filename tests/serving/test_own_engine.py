@@ -24,7 +24,7 @@ from edgetune.models.structure import DecoderStructure
 from edgetune.serving.llama import LlamaModel
 from edgetune.serving.own_engine import PASS, own_memory
 from edgetune.serving.rollouts.forward import open_decoder
-from edgetune.serving.rollouts.texts import Asked, Engine, answers
+from edgetune.serving.rollouts.texts import Engine, TokenPrompts, answers
 from edgetune.training.trainer import Trainer
 
 NAMES = ("houlsby", "molora")
@@ -71,8 +71,8 @@ def keeps_states(model):
 def natively(model, folder, prompts, count):
     """The tokens of greedy answers by generate --engine native."""
     gguf = open_gguf(model)
-    found = answers(gguf, Tokenizer(gguf), read_artifact(folder, gguf), Asked(prompts, [count] * len(prompts),
-                                                                              ends=False),
+    found = answers(gguf, Tokenizer(gguf), read_artifact(folder, gguf), TokenPrompts(prompts, [count] * len(prompts),
+                                                                                     ends=False),
                     Engine(2**40, "all", threads=1, backend="cpu"))
     return {answer.rollout.prompt: answer.rollout.tokens.tolist() for answer in found}
 

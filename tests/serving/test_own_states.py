@@ -18,7 +18,7 @@ from edgetune.models.structure import DecoderStructure
 from edgetune.objectives.grpo import Grpo
 from edgetune.serving.llama import LlamaModel
 from edgetune.serving.rollouts.plan import AnswerPlan
-from edgetune.serving.rollouts.texts import Asked, Engine, answers
+from edgetune.serving.rollouts.texts import Engine, TokenPrompts, answers
 
 NAMES = ("lfm2", "lfm2moe", "qwen35", "granitehybrid", "granitehybrid with experts")
 EXPERTS = {"experts": (5, 2), "d_ff": 64, "d_shared": 96}
@@ -58,7 +58,7 @@ def test_greedy_answers_and_their_probabilities_are_those_of_llama_cpp(model, ad
         assert len(prompts) > 3
         for parallel in (len(prompts), 2):
             engine = Engine(2**40, "all", parallel=parallel, precision="exact", threads=1, backend="cpu")
-            asked = Asked(prompts, [ANSWER] * len(prompts), ends=False)
+            asked = TokenPrompts(prompts, [ANSWER] * len(prompts), ends=False)
             found = {one.rollout.prompt: one.rollout
                      for one in answers(gguf, Tokenizer(gguf), read_artifact(adapter, gguf), asked, engine)}
             for number, prompt in enumerate(prompts):

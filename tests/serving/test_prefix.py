@@ -177,9 +177,9 @@ def compiled(model, tmp_path):
     request = tmp_path / "request.json"
     request.write_text(json.dumps({"messages": [{"role": "system", "content": SYSTEM},
                                                 {"role": "user", "content": "anything"}]}))
-    said = json.loads(command("compile-prompt", model, request, "-o", tmp_path / "out", "--json"))
+    said = json.loads(command("lab", "compile-prompt", model, request, "-o", tmp_path / "out", "--json"))
     assert (tmp_path / "out" / "adapter.gguf").stat().st_size == said["bytes"]
-    facts = json.loads(command("info", tmp_path / "out", "--json"))
+    facts = json.loads(command("models", "info", tmp_path / "out", "--json"))
     assert facts["tokens_compiled"] == said["tokens"]
     assert "pairs" not in facts
     return model, tmp_path / "out", said["tokens"]
@@ -252,7 +252,8 @@ def test_a_compiled_prompt_is_restored_once(compiled, seed):
 def test_a_prompt_that_is_longer_than_a_window_is_refused(tiny_models, tmp_path):
     path = tmp_path / "long.txt"
     path.write_text("word " * 200)
-    said = command("compile-prompt", tiny_models["gemma3"], path, "-o", tmp_path / "out", code=UsageError.exit_code)
+    said = command("lab", "compile-prompt", tiny_models["gemma3"], path, "-o", tmp_path / "out",
+                   code=UsageError.exit_code)
     assert re.search(r"the prompt has \d+ tokens, and the model sees 24", said)
     assert not (tmp_path / "out").exists()
 

@@ -13,8 +13,8 @@ from edgetune.data.around import flat_prompt, instructed, together
 from edgetune.data.dataset import load_rows
 from edgetune.data.rows import prompt_of
 from edgetune.errors import DataError, EdgetuneError, FormatError
-from edgetune.serving.prompt_file import Nearest, Prompt, open_prompt, read_prompt, write_prompt
-from edgetune.serving.vectors import vectors
+from edgetune.serving.encoder import vectors
+from edgetune.serving.prompt_file import NearestExamples, Prompt, open_prompt, read_prompt, write_prompt
 
 ROWS = [{"prompt": "turn on the light", "completion": "on"}, {"prompt": "turn off the light", "completion": "off"},
         {"prompt": "the kitchen", "completion": "where"}, {"prompt": "turn on the kitchen light", "completion": "on"}]
@@ -38,7 +38,7 @@ def encoder(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["prompt.yaml", "prompt.json"])
 def test_a_prompt_is_read_as_it_was_written(tmp_path, name):
-    prompt = Prompt("Say\non: or off.", [*ROWS[:2], TALK], Nearest(str(tmp_path / "rows.jsonl"), 2, "minilm"))
+    prompt = Prompt("Say\non: or off.", [*ROWS[:2], TALK], NearestExamples(str(tmp_path / "rows.jsonl"), 2, "minilm"))
     write_prompt(tmp_path / name, prompt)
     assert read_prompt(tmp_path / name) == prompt
     with pytest.raises(EdgetuneError, match="exists"):
@@ -50,7 +50,7 @@ def test_rows_are_found_next_to_the_file(tmp_path, monkeypatch):
     (tmp_path / "deep" / "p.yaml").write_text("nearest:\n  rows: a.jsonl, ../b.jsonl\n")
     monkeypatch.chdir(tmp_path)
     found = read_prompt(tmp_path / "deep" / "p.yaml").nearest
-    assert found == Nearest(f"{tmp_path}/deep/a.jsonl,{tmp_path}/deep/../b.jsonl", 4, "minilm")
+    assert found == NearestExamples(f"{tmp_path}/deep/a.jsonl,{tmp_path}/deep/../b.jsonl", 4, "minilm")
 
 
 @pytest.mark.parametrize(("text", "says"), [
@@ -77,13 +77,6 @@ def test_odd_yaml_is_refused_within_bounds(tmp_path, text):
     with bounded_memory(64 << 20), pytest.raises(FormatError) as caught:
         read_prompt(tmp_path / "prompt.yaml")
     assert "prompt.yaml" in caught.value.what
-
-
-def test_a_message_that_two_examples_share_is_read_again(tmp_path):
-    turns = [{"role": "user", "content": "light"}, {"role": "assistant", "content": "on"}]
-    prompt = Prompt("", [{"messages": turns}, {"messages": turns}])
-    write_prompt(tmp_path / "prompt.yaml", prompt)
-    assert read_prompt(tmp_path / "prompt.yaml") == prompt
 
 
 def test_a_missing_or_damaged_file_is_named(tmp_path):
@@ -117,7 +110,8 @@ def test_no_row_is_an_example_of_itself_and_no_example_is_learned(tmp_path):
 def test_the_nearest_rows_come_last(tmp_path, encoder):
     """By the cosines of our own engine's vectors."""
     write_lines(tmp_path / "rows.jsonl", ROWS)
-    write_prompt(tmp_path / "prompt.json", Prompt("", [], Nearest(str(tmp_path / "rows.jsonl"), 2, str(encoder))))
+    nearest = NearestExamples(str(tmp_path / "rows.jsonl"), 2, str(encoder))
+    write_prompt(tmp_path / "prompt.json", Prompt("", [], nearest))
     question = "the light on"
     found = vectors(encoder, [row["prompt"] for row in ROWS]) @ vectors(encoder, [question])[0]
     for _ in range(2):  # the vectors of the rows come from the cache then
@@ -155,6 +149,7 @@ def test_a_model_without_a_template_continues_text(tmp_path):
 
 def test_rows_of_texts_alone_are_no_examples(tmp_path, encoder):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "light"}) + "\n")
-    write_prompt(tmp_path / "prompt.json", Prompt("", [], Nearest(str(tmp_path / "rows.jsonl"), 2, str(encoder))))
+    nearest = NearestExamples(str(tmp_path / "rows.jsonl"), 2, str(encoder))
+    write_prompt(tmp_path / "prompt.json", Prompt("", [], nearest))
     with pytest.raises(DataError, match="no row with a question and an answer"):
         open_prompt(tmp_path / "prompt.json")

@@ -14,7 +14,7 @@ from edgetune.errors import UnsupportedError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.shape import read_shape
-from edgetune.serving.compiled import Prompt, compile_prompt
+from edgetune.serving.compiled import CompiledPrompt, compile_prompt
 from edgetune.serving.llama import LlamaModel
 
 ANSWER = 12
@@ -106,4 +106,4 @@ def test_a_batcher_with_an_adapter_and_without(served):
 
 def test_what_needs_its_keys_is_refused(model, tmp_path):
     with pytest.raises(UnsupportedError, match="blocks without keys, whose memory of a prompt cannot be stored yet"):
-        compile_prompt(open_bundle(model), Prompt("Be brief."), tmp_path / "out")
+        compile_prompt(open_bundle(model), CompiledPrompt("Be brief."), tmp_path / "out")

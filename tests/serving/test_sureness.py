@@ -159,7 +159,7 @@ def test_heads_alone_are_sure_by_the_rows_of_other_folds(encoder, tmp_path):
     assert found.rows == len(ROWS)
     assert found.threshold(0.6) == pytest.approx(limit, abs=0.03)
     assert found.answered(0.6) == pytest.approx(answered, abs=0.05)
-    said = json.loads(run("info", tmp_path / "out", "--json"))
+    said = json.loads(run("models", "info", tmp_path / "out", "--json"))
     assert said["sure_at_99%"] == f"none: {len(ROWS)} held-out rows, at least 321 needed for 0.99"
     sure = found.answered(0.8)
     assert said["sure_at_80%"] == (f"{sure:.0%} of {len(ROWS)} rows" if sure else f"none: {found.missing(0.8)}")

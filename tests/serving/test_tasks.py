@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from edgetune.serving.tasks import NEAREST, RIDGE, UNLIKE, Task, Tasks, _fitted
+from edgetune.serving.neighbours import UNLIKE
+from edgetune.serving.tasks import NEAREST, RIDGE, LearnedTask, Tasks, _fitted
 
 
 def unit(rng, centre, count, spread=0.2):
@@ -36,7 +37,7 @@ def test_the_limit_is_what_all_but_the_least_alike_have(vectors):
     for i, question in enumerate(own):
         cosines = sorted(float(question @ other) for j, other in enumerate(own) if j != i)
         found.append(sum(cosines[-NEAREST:]) / NEAREST)
-    task = Task.of(vectors["lamps"])
+    task = LearnedTask.of(vectors["lamps"])
     assert task.limit == pytest.approx(sorted(found)[int(UNLIKE * len(own))], abs=1e-6)
 
 

@@ -12,14 +12,14 @@ from examples import examples
 from full_disks import full_disk
 from hypothesis import given
 from hypothesis import strategies as st
-from proofs.kill import prove
+from lab.kill import prove
 from sometimes import mostly_slow
 
 from edgetune.adapters import store
 from edgetune.errors import EdgetuneError, FormatError
 from edgetune.training import checkpoint
 from edgetune.training.callbacks import RunCallbacks
-from edgetune.training.metrics import Metrics
+from edgetune.training.metrics import MetricsFile
 
 
 class Disk:
@@ -269,7 +269,8 @@ def test_disk_full_while_metrics_are_written(bundle, tmp_path, wanted, monkeypat
     begins.
     """
     out = tmp_path / "out"
-    full_at(monkeypatch, Metrics, "write", lambda: sum(p.stat().st_size for p in out.glob("metrics*")) + 20, line + 1)
+    full_at(monkeypatch, MetricsFile, "write", lambda: sum(p.stat().st_size for p in out.glob("metrics*")) + 20,
+            line + 1)
     refused(bundle, out, r"cannot write .*metrics\.jsonl")
     assert out.exists() == (line > 1)
     if out.exists():
@@ -296,11 +297,11 @@ def test_a_read_only_folder(bundle, paused):
 
 
 def test_a_disk_that_is_full_or_read_only_in_earnest(tmp_path):
-    """See proofs/mounted.py."""
+    """See lab/mounted.py."""
     apart = ["unshare", "-rm"]
     if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("needs unshare and user namespaces")
-    script = Path(__file__).parents[1] / "proofs" / "mounted.py"
+    script = Path(__file__).parents[1] / "lab" / "mounted.py"
     done = subprocess.run([*apart, sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     full, read_only = done.stdout.splitlines()

@@ -94,14 +94,14 @@ def test_vectors_are_learned_and_served(encoder, tmp_path):
                      for adapter in (None, out))
     assert np.mean((after[0] @ after[1].T).argmax(1) == np.arange(12)) > 0.9
     assert np.mean((before[0] @ before[1].T).argmax(1) == np.arange(12)) < 0.9
-    run("merge", encoder, out, "-o", tmp_path / "merged.gguf", "--to", "F32", "--threads", 1)
+    run("adapters", "merge", encoder, out, "-o", tmp_path / "merged.gguf", "--to", "F32", "--threads", 1)
     with closing(EncoderFile(tmp_path / "merged.gguf", 1)) as file:
         found = np.empty((len(queries), file.embedder.width), np.float32)
         for _ in file.embedder.embed(found, [file.embedder.encode(text) for text in queries]):
             pass
     assert np.abs(found - after[0]).max() < LLAMA_CPP
     for program in ("peft", "ollama"):
-        said = run("export", out, "--to", program, "-o", tmp_path / program, "--base", encoder, code=2)
+        said = run("adapters", "export", out, "--to", program, "-o", tmp_path / program, "--base", encoder, code=2)
         assert "is an encoder" in said
         assert "--to onnx" in said
     with pytest.raises(FormatError, match="has no labels"):
@@ -114,7 +114,7 @@ def test_the_command_learns_questions_and_answers(encoder, tmp_path):
     rows = write_lines(tmp_path / "rows.jsonl", [{"prompt": row["anchor"], "completion": row["positive"]}
                                                  for row in PAIRS])
     said = run("train", encoder, rows, "-o", tmp_path / "out", "--method", "embed", "--epochs", 2, "--threads", 1)
-    assert "edgetune merge" in said
+    assert "edgetune adapters merge" in said
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (record["objective"], record["status"]) == ({"name": "embed", "temperature": 0.05}, "done")
 

@@ -156,7 +156,7 @@ def test_commands_take_an_encoder(encoder, tmp_path):
     found = json.loads(run("eval", encoder, rows, "--adapter", out, "--show-wrong", 1, "--json"))
     assert (found["exact"] >= 0.8, found["exact_rows"]) == (True, len(LABELLED))
     assert run("generate", encoder, "turn the light on", "--adapter", out).strip() in ("on", "off")
-    assert json.loads(run("info", out, "--json"))
+    assert json.loads(run("models", "info", out, "--json"))
     said = run("generate", encoder, "turn the light on", code=2)
     assert "answers with a head that was trained" in said
 
@@ -184,8 +184,9 @@ def test_an_answer_that_was_never_learned_costs_most(encoder, fitted):
 
 
 def test_what_llama_cpp_and_peft_cannot_hold_is_refused(encoder, fitted, tmp_path):
-    for command, why, code in ((["merge", encoder, fitted, "-o", tmp_path / "new.gguf"], "has a head of labels", 1),
-                               (["export", fitted, "-o", tmp_path / "new"], "is an encoder", 2)):
+    for command, why, code in ((["adapters", "merge", encoder, fitted, "-o", tmp_path / "new.gguf"],
+                                "has a head of labels", 1),
+                               (["adapters", "export", fitted, "-o", tmp_path / "new"], "is an encoder", 2)):
         said = run(*command, code=code)
         assert why in said
         assert "--to onnx" in said

@@ -15,12 +15,12 @@ from edgetune.adapters.store import open_adapter, read_run
 from edgetune.errors import FormatError, Interrupted, MismatchError, UsageError
 from edgetune.training import checkpoint, optim
 from edgetune.training.callbacks import RunCallbacks
-from edgetune.training.origin import Origin
+from edgetune.training.origin import RunOrigin
 from edgetune.training.run import read_origin, run
 from edgetune.training.trainer import Trainer
 
 MORE = 2.0  # epochs of 24 rows in batches of 4: 12 steps
-ORIGIN = Origin("/models/m.gguf", "/rows.jsonl", "tenth", ["edgetune", "train", "m.gguf", "rows.jsonl"])
+ORIGIN = RunOrigin("/models/m.gguf", "/rows.jsonl", "tenth", ["edgetune", "train", "m.gguf", "rows.jsonl"])
 
 
 def copied(folder, to):

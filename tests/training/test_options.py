@@ -11,7 +11,8 @@ from counting import OPTIONS, dataset
 from edgetune.adapters.base import Family
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.errors import UsageError
-from edgetune.training.config import TARGETS, CommonOptions, TrainConfig, TrainOptions, train_options
+from edgetune.formats.targets import TARGETS
+from edgetune.training.config import CommonOptions, TrainConfig, TrainOptions, train_options
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
@@ -127,7 +128,7 @@ def test_targets_and_blocks():
     assert config.target_names() == ("q_proj", "v_proj")
     assert config.block_range(5) == range(3, 5)
     assert TrainConfig(blocks="first:2").block_range(5) == range(2)
-    assert TrainConfig().target_names() == TARGETS
+    assert TrainConfig().target_names() == tuple(TARGETS)
     with pytest.raises(UsageError, match="1 <= K <= 5"):
         TrainConfig(blocks="last:6").block_range(5)
 

@@ -18,20 +18,20 @@ from edgetune.models.base import Structure
 from edgetune.objectives.base import Objective
 from edgetune.training.batches import Batches
 from edgetune.training.config import TrainConfig
-from edgetune.training.passes import Measurement, measure
-from edgetune.training.source import Learned, Parts, Room, Source
+from edgetune.training.passes import LossMeasurement, measure
+from edgetune.training.source import ExampleSource, Learned, SourceParts, SourceRoom
 from edgetune.training.trainer import Trainer
 
 AT_ONCE = 3
 
 
-class Hardest(Source):
+class Hardest(ExampleSource):
     @classmethod
     def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths,  # noqa: ARG003
-             structure: Structure) -> Room:  # noqa: ARG003
-        return Room(buffers=(Buffer("hardness", (8,), "run"),))
+             structure: Structure) -> SourceRoom:  # noqa: ARG003
+        return SourceRoom(buffers=(Buffer("hardness", (8,), "run"),))
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: SourceParts) -> None:
         self.parts = parts
         self.references = parts.reference
         self.losses: dict[int, float] = {}
@@ -51,7 +51,7 @@ class Hardest(Source):
         found = {id(example): loss for example, loss in self.seen}
         self.losses |= {i: found[id(batches.examples[i])] for i in self.chosen}
 
-    def measure(self, examples: Sequence[Example]) -> Measurement:
+    def measure(self, examples: Sequence[Example]) -> LossMeasurement:
         micros = self.parts.micros
         return measure(self.parts.decoder, self.parts.objective, micros.one_by_one(micros.cut(examples)))
 
@@ -109,4 +109,4 @@ def test_without_its_state_other_rows_are_learned(bundle):
 @pytest.mark.parametrize("kind", [None, Hardest])
 def test_the_default_is_what_the_objective_has(bundle, kind):
     made = Trainer(bundle, source=kind, **OPTIONS)
-    assert type(made.source).__name__ == ("Rows" if kind is None else "Hardest")
+    assert type(made.source).__name__ == ("RowExamples" if kind is None else "Hardest")

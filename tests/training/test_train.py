@@ -22,6 +22,8 @@ from edgetune.training.run import run
 from edgetune.training.state import RunState, few
 from edgetune.training.trainer import Trainer
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.learning
 def test_the_loss_falls(bundle):

@@ -135,7 +135,7 @@ def _tiles(facts: Facts) -> Iterator[tuple[str, str, str]]:
     if found := facts.get("parts"):
         total = sum(part["bytes"] for part in found)
         weights = sum(part["weights"] for part in found)
-        stored = sum(part["bytes"] for part in found if part["part"] != "metadata")  # as `edgetune info` counts
+        stored = sum(part["bytes"] for part in found if part["part"] != "metadata")  # as `edgetune models info` counts
         yield "file", megabytes(total), f"{_millions(weights)} weights, {8 * stored / max(weights, 1):.2f} bits each"
     if cost.get("perplexity") is not None:
         before = cost.get("source_perplexity")

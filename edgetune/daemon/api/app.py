@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, FastAPI, Form, Query, Request
+from fastapi import APIRouter, FastAPI, Form, Query, Request
 from fastapi.openapi.utils import get_openapi
+from fastapi.params import File
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
@@ -21,14 +24,14 @@ from ... import disk
 from ...adapters import store
 from ...adapters.published import public_files
 from ...errors import NotFoundError, UsageError
+from ...manifest import manifests
 from ...version import __version__
 from ..jobs.decide import without_scores
 from ..kinds.evaluation import EvaluationRequest
 from ..service import Service
 from ..state.adapters import LATEST
-from ..state.files import DOCUMENT, RESULTS
+from ..state.files import PURPOSE, RESULTS, check_purpose, purposes
 from . import (
-    base,
     checking,
     classify,
     completions,
@@ -36,26 +39,16 @@ from . import (
     embeddings,
     errors,
     feedback,
-    file_batches,
     fine_tuning,
-    fleet,
-    fleet_members,
-    fleet_rounds,
-    fleet_status,
-    ollama,
-    ollama_models,
     pages,
     proposals,
-    rerank,
-    responses,
     schemas,
     tokens,
-    vector_stores,
 )
+from .adapters import AnAdapter, adapter_object
 from .archive import zipped
 from .bodies import Bodies
 from .completions import TheService
-from .devices import Devices
 from .errors import RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
@@ -71,15 +64,20 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (base, checking, classify, completions, drawn, embeddings, feedback, file_batches,
-                                    fine_tuning, fleet, fleet_members, fleet_rounds, fleet_status, ollama,
-                                    ollama_models, pages, proposals, rerank, responses, tokens,
-                                    vector_stores)), router)
+PARTS = (*(part.router for part in (checking, classify, completions, drawn, embeddings, feedback, fine_tuning, pages,
+                                    proposals, tokens)), router,
+         *(manifest.load(name).router for manifest in manifests() for name in manifest.routes))
 
 
 def routes() -> list[BaseRoute]:
     """All routes of the API, for its reference."""
     return [route for part in PARTS for route in part.routes]
+
+
+def uploads() -> list[re.Pattern[str]]:
+    """The paths that take files."""
+    return [route.path_regex for route in routes() if isinstance(route, APIRoute)
+            and any(isinstance(field.field_info, File) for field in route.dependant.body_params)]
 
 
 def app(service: Service) -> FastAPI:
@@ -98,8 +96,7 @@ def app(service: Service) -> FastAPI:
     errors.install(made)
     made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
-    devices = Devices(Path(config.fleet).expanduser()) if config.fleet else None
-    made.add_middleware(Guard, config=config, keys=keys, bodies=made.state.bodies, devices=devices)  # it comes first
+    made.add_middleware(Guard, service=service, keys=keys, bodies=made.state.bodies, uploads=uploads())  # comes first
     return made
 
 
@@ -167,8 +164,7 @@ def _models(service: Service) -> list[dict[str, Any]]:
     models = [(service.name, made, ""), (service.name + LATEST, made, system_of(service.adapters.serving))]
     for adapter in service.adapters.list():
         models += [(name, adapter.created_at, system_of(adapter.id)) for name in (adapter.id, adapter.name) if name]
-    if service.library.members():
-        models.append((service.library.name, made, ""))
+    models += [(name, made, "") for name in service.choosing()]
     if service.embeddings.file:
         models.append((service.embeddings.name, made, ""))
     return [{"id": name, "created": created, "system": system} for name, created, system in models]
@@ -179,10 +175,12 @@ def _models(service: Service) -> list[dict[str, Any]]:
 
 @router.post("/v1/files", response_model=schemas.FileObject)
 def upload(file: schemas.RowsFile,
-           purpose: Annotated[Literal["fine-tune", "assistants"], Form(description="fine-tune, or assistants: a "
-                                                                       "document for vector stores.")],
+           purpose: Annotated[str, Form(description="fine-tune, or assistants: a document.",
+                                        json_schema_extra={"enum": [*purposes()]})],
            service: TheService) -> Any:
     """Uploads a file, as a form: rows to train on, which are kept as JSON Lines, or a document to search."""
+    with errors.about("purpose"):
+        check_purpose(purpose)
     chunks = iter(lambda: file.file.read(1 << 16), b"")
     return _file(service.files.add(file.filename or "rows.jsonl", purpose, chunks))
 
@@ -205,14 +203,13 @@ def delete_file(file_id: str, service: TheService) -> Any:
     the vector stores too.
     """
     service.files.delete(file_id)
-    service.documents.stores.forget(file_id)
     return {"id": file_id, "object": "file"}
 
 
 @router.get("/v1/files/{file_id}/content", response_class=Response, responses=of_type(JSONL, CSV, BYTES))
 def file_content(file_id: str, service: TheService) -> Response:
     """Returns the rows or the document as they were uploaded, or a job's results as CSV."""
-    kind = {RESULTS: CSV, DOCUMENT: BYTES}.get(service.files.get(file_id).purpose, JSONL)
+    kind = {RESULTS: CSV, PURPOSE: JSONL}.get(service.files.get(file_id).purpose, BYTES)
     return FileResponse(service.files.content(file_id), media_type=kind)
 
 
@@ -223,17 +220,10 @@ def _file(file: Any) -> dict[str, Any]:
 # ---- adapters -------------------------------------------------------------------------------------------------------
 
 
-def _id_of(adapter: str, service: TheService) -> str:
-    return service.adapters.id_of(adapter)
-
-
-AnAdapter = Annotated[str, Depends(_id_of)]  # in a path: an adapter's id, or what people call it
-
-
 @router.get("/v1/adapters", response_model=schemas.AdapterList)
 def list_adapters(service: TheService) -> Any:
     """Lists the adapters, the active one, and when it changed."""
-    listed = [_adapter(adapter, service) for adapter in service.adapters.list()]
+    listed = [adapter_object(adapter, service) for adapter in service.adapters.list()]
     serving = next((adapter["id"] for adapter in listed if adapter["state"] == "serving"), None)
     for adapter in listed:
         adapter["verdict"] = without_scores(adapter["verdict"])  # only the answer for one adapter has them
@@ -252,7 +242,7 @@ def add_adapter(file: schemas.AdapterFile, service: TheService, run: schemas.Run
             if given:
                 with disk.replaced(Path(folder) / name) as beside, beside.open("wb") as out:
                     shutil.copyfileobj(given.file, out)
-        return _adapter(service.add_adapter(Path(folder), suffix), service)
+        return adapter_object(service.add_adapter(Path(folder), suffix), service)
 
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)
@@ -273,13 +263,13 @@ def recover_adapters(service: TheService) -> Any:
 @router.get("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
 def get_adapter(adapter: AnAdapter, service: TheService) -> Any:
     """Returns an adapter with the whole verdict of its gate."""
-    return _adapter(service.adapters.get(adapter), service)
+    return adapter_object(service.adapters.get(adapter), service)
 
 
 @router.patch("/v1/adapters/{adapter}", response_model=schemas.AdapterObject)
 def rename_adapter(adapter: AnAdapter, body: schemas.AdapterName, service: TheService) -> Any:
     """Gives an adapter a name for people; its id stays."""
-    return _adapter(service.adapters.rename(adapter, body.name), service)
+    return adapter_object(service.adapters.rename(adapter, body.name), service)
 
 
 @router.get("/v1/adapters/{adapter}/download", response_class=Response, responses=of_type(ZIP))
@@ -300,14 +290,6 @@ def promote(adapter: AnAdapter, service: TheService) -> Any:
     return {"serving": service.adapters.serving}
 
 
-@router.post("/v1/adapters/{adapter}/questions", response_model=schemas.AdapterObject)
-def give_questions(adapter: AnAdapter, body: schemas.TaskQuestions, service: TheService) -> Any:
-    """Lets NAME:auto choose an adapter for questions like those of a file of rows. Their vectors alone are kept."""
-    found = service.adapters.get(adapter)
-    service.library.add(found.id, service.files.rows(body.file or service.file_of(found)))
-    return _adapter(found, service)
-
-
 @router.post("/v1/adapters/{adapter}/evaluate", response_model=schemas.Job)
 def evaluate(adapter: AnAdapter, service: TheService, body: schemas.Evaluation = BY_DEFAULT) -> Any:
     """Begins a job in which the gate evaluates an adapter, compared with the active one, by the held-out questions of
@@ -317,25 +299,11 @@ def evaluate(adapter: AnAdapter, service: TheService, body: schemas.Evaluation =
     return job_object(service.evaluate_adapter(adapter, request))
 
 
-@router.delete("/v1/adapters/{adapter}/questions", response_model=schemas.AdapterObject)
-def take_questions(adapter: AnAdapter, service: TheService) -> Any:
-    """Lets NAME:auto choose an adapter no longer."""
-    service.library.remove(adapter)
-    return _adapter(service.adapters.get(adapter), service)
-
-
 @router.delete("/v1/adapters/{adapter}", response_model=schemas.Deleted)
 def delete_adapter(adapter: AnAdapter, service: TheService) -> Any:
     """Deletes an adapter that is not active."""
     service.adapters.delete(adapter)
     return {"id": adapter, "object": "adapter"}
-
-
-def _adapter(adapter: Any, service: Service) -> dict[str, Any]:
-    served = service.served
-    structured = adapter.id in served.adapters() and bool(served.grammar_of(adapter.id))
-    return {**vars(adapter), "name": adapter.name or None, "structured": structured,
-            "questions": service.library.questions(adapter.id), "probation": service.probations.facts(adapter)}
 
 
 # ---- the device -----------------------------------------------------------------------------------------------------

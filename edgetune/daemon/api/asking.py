@@ -25,7 +25,7 @@ from ...llamacpp.tokenizer import Tokenizer
 from ...serving.completion import MODEL, Completion, TokenLogprob
 from ...serving.question import Question
 from ...serving.thoughts import ThoughtReader
-from ...serving.tool_calls import Call, CallPiece, join
+from ...serving.tool_calls import CallPiece, WholeCall, join
 from ..service import Service
 from .logprobs import spelling
 from .pools import Pools
@@ -78,7 +78,7 @@ class Said:
 
     text: str = ""
     thinking: str = ""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[WholeCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish: str = ""
 
@@ -121,7 +121,7 @@ class Asked:
         self.id = id
         self.created = int(time.time())
         self.completions: list[Completion] = []
-        self.sources: list[dict[str, Any]] | None = None  # of passages; None: no documents are asked
+        self.sources: Sequence[dict[str, Any]] | None = None  # of passages; None: no documents are asked
         self._recent = recent
         self._pools = pools
         self._given = asyncio.Queue[_Given]()
@@ -153,7 +153,7 @@ class Asked:
         if (count := sum(question.n for question in self.questions)) > most:
             raise UsageError(f"{count} answers are requested at once", f"ask for at most {most}, as --queue allows")
         measured = 0
-        self.sources = self.service.documents.cited(self.questions[0])
+        self.sources = self.service.sources_of(self.questions[0])
         try:
             for question in self.questions:
                 asked = replace(question, model=self.service.chosen(question.model, question.content))
@@ -254,8 +254,8 @@ class Asked:
                 if said or thinking or calls or logprobs or finish:
                     yield Piece(i, said, thinking, calls, logprobs, finish)
             self._keep()
-            if self.service.prompts.most:
-                await self._pools.take(self._keep_prompts)
+            if noting := [note for running in self.service.running.values() if (note := running.note)]:
+                await self._pools.take(lambda: self._note(noting))
             if self.service.config.propose and len(self.questions[0].messages or ()) > 2:
                 await self._pools.take(self._propose)
         finally:
@@ -319,13 +319,14 @@ class Asked:
                 line = {**self._readable(self._question(i)), "answer": answer}
                 log.info("%s: %s", self.id, json.dumps(line, ensure_ascii=False))
 
-    def _keep_prompts(self) -> None:
-        """Keeps the prompts that the model answered, if the daemon keeps any. No other code keeps prompts."""
+    def _note(self, noting: Sequence[Callable[[Question], object]]) -> None:
+        """Lets parts take note of the questions that the model answered. No other code does."""
         try:
             for question in self.questions if not self.origin else ():
-                self.service.prompts.keep(question)
+                for note in noting:
+                    note(question)
         except EdgetuneError as error:  # of the disk; the answer is whole all the same
-            log.warning("a prompt is not kept: %s", error)
+            log.warning("no note is taken of a question: %s", error)
 
     def _propose(self) -> None:
         """Proposes a correction, where the question is one. No other code does."""

@@ -1,6 +1,4 @@
-"""/v1/feedback: given, read, edited and deleted; /v1/learn begins a training, and switches learning off and on;
-/v1/prompts: those that the daemon keeps are listed, shown and deleted.
-"""
+"""/v1/feedback: given, read, edited and deleted; /v1/learn begins a training, and switches learning off and on."""
 
 from __future__ import annotations
 
@@ -9,11 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from ...errors import UsageError
-from ..kinds.feedback import ALL, NEW
-from ..kinds.tutor import PROMPTS
+from ..kinds.feedback import NEW
 from ..learning.items import FeedbackItem, Heading
-from ..learning.prompts import KeptPrompt
-from ..service import Service
 from . import feedback_bodies as bodies
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute
@@ -21,7 +16,7 @@ from .fine_tuning import After, Limit, job_object, page
 from .schemas import Job
 
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-WHAT_IS_NEW = bodies.LearnRequest(all=False, prompts=False)  # of a request without a body
+WHAT_IS_NEW = bodies.LearnRequest.model_validate({})  # of a request without a body
 
 
 @router.post("/v1/feedback", response_model=bodies.FeedbackObject)
@@ -87,10 +82,11 @@ def _whole(item: FeedbackItem) -> dict[str, Any]:
 
 @router.post("/v1/learn", response_model=Job)
 def learn_now(service: TheService, body: bodies.LearnRequest = WHAT_IS_NEW) -> Any:
-    """Begins a job that learns from feedback, or from kept prompts, now."""
-    if body.all and body.prompts:
-        raise UsageError("all and prompts are both given", "begin one after the other")
-    return job_object(service.learner.begin(PROMPTS if body.prompts else ALL if body.all else NEW))
+    """Begins a job that learns from feedback, or from what a field names, now."""
+    asked = [name for name, is_asked in body if is_asked]
+    if len(asked) > 1:
+        raise UsageError(f"{asked[0]} and {asked[1]} are both given", "begin one after the other")
+    return job_object(service.learner.begin(*asked or [NEW]))
 
 
 @router.patch("/v1/learn", response_model=bodies.LearnState)
@@ -99,39 +95,3 @@ def switch_learning(body: bodies.LearnSwitch, service: TheService) -> Any:
     service.learner.switch(body.on)
     state = service.learner.state()
     return {"on": state["on"], "state": state["state"]}
-
-
-@router.get("/v1/prompts", response_model=bodies.PromptPage)
-def list_prompts(service: TheService, after: After = None, limit: Limit = 100) -> Any:
-    """Lists the kept prompts, the newest first, with their beginnings."""
-    found = [_prompt(prompt) for prompt in service.prompts.list(after, limit + 1)]
-    return {**page(found, limit), "counts": service.prompts.counts()}
-
-
-@router.get("/v1/prompts/{prompt_id}", response_model=bodies.WholePrompt)
-def get_prompt(prompt_id: str, service: TheService) -> Any:
-    """Returns a kept prompt, whole."""
-    return _prompt(service.prompts.get(prompt_id))
-
-
-@router.delete("/v1/prompts", response_model=bodies.DeletedPrompts)
-def delete_prompts(service: TheService) -> Any:
-    """Deletes all kept prompts for good."""
-    return {"count": service.prompts.clear(), "remains": _remains(service)}
-
-
-@router.delete("/v1/prompts/{prompt_id}", response_model=bodies.DeletedFeedback)
-def delete_prompt(prompt_id: str, service: TheService) -> Any:
-    """Deletes a kept prompt for good: no job that begins later asks it."""
-    service.prompts.delete(prompt_id)
-    return {"id": prompt_id, "object": "prompt", "remains": _remains(service)}
-
-
-def _remains(service: Service) -> str:
-    """Says which job still uses deleted prompts; "": none."""
-    job = service.learner.unfinished(PROMPTS)
-    return f"{job} is not finished and may ask them yet; cancel it to be rid of them at once" if job else ""
-
-
-def _prompt(prompt: KeptPrompt) -> dict[str, Any]:
-    return {**vars(prompt), "question": prompt.asked}

@@ -1,11 +1,12 @@
-"""Schemas of feedback, of learning from it, and of kept prompts."""
+"""Schemas of feedback, and of learning from it."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
 
+from ..kinds.registry import kinds
 from .generation import ChatMessage
 from .schemas import Deleted, Page
 from .shapes import Answer, Body, Id, Time, Whole
@@ -68,11 +69,19 @@ class FeedbackEdit(Body):
     correction: str = Field(description="The right answer.")
 
 
-class LearnRequest(Body):
+class FeedbackToLearn(Body):
     """What to learn. Without a field: the feedback that is new."""
 
     all: bool = Field(False, description="Learn all feedback again, as if it were new.")
-    prompts: bool = Field(False, description="Begin the tutor's rounds over the kept prompts instead.")
+
+
+if TYPE_CHECKING:
+    LearnRequest = FeedbackToLearn
+else:
+    LearnRequest = create_model(
+        "LearnRequest", __base__=FeedbackToLearn, __doc__=FeedbackToLearn.__doc__,
+        **{name: (bool, Field(False, description=f"Learn from {name} instead."))
+           for kind in kinds().values() for name in kind.starts})
 
 
 class LearnSwitch(Body):
@@ -101,28 +110,6 @@ class FeedbackPage(Page[FeedbackObject]):
 
     counts: dict[str, int] = Field(description="Rows by state: new and used (to learn), held (held out), aside, "
                                                "withdrawn.")
-
-
-class PromptObject(Answer):
-    """A kept prompt."""
-
-    id: Id
-    object: Literal["prompt"] = "prompt"
-    created_at: Time
-    question: str = Field(description="The last question; in lists its first 300 characters.")
-    job: str | None = Field(description="The job that asked it again.")
-
-
-class WholePrompt(PromptObject):
-    """A kept prompt with its row."""
-
-    row: dict[str, Any] = Field(description="What is kept: messages, or a prompt, and no answer.")
-
-
-class PromptPage(Page[PromptObject]):
-    """A list of prompts, the newest first."""
-
-    counts: dict[str, int] = Field(description="kept; new: no job has taken them; most: --keep-prompts.")
 
 
 class ProposalObject(Answer):
@@ -172,11 +159,3 @@ class DeletedDrawn(Answer):
 
     object: Literal["list"] = "list"
     count: int = Field(description="Questions that were deleted.")
-
-
-class DeletedPrompts(Answer):
-    """The number of prompts that were deleted, and what remains of them."""
-
-    object: Literal["list"] = "list"
-    count: int = Field(description="Prompts that were deleted.")
-    remains: str = Field(description="The job that may still ask them, in a sentence; empty: none.")

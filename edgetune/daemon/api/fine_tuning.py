@@ -12,7 +12,7 @@ from ...objectives.base import Objective
 from ...training.config import TrainConfig
 from ...training.length import peak_rate
 from ..jobs.recipe import objective_of
-from ..jobs.rewarded import shown
+from ..jobs.rewards import shown
 from . import schemas
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute, about

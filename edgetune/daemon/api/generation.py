@@ -96,8 +96,7 @@ class Generation(Sampled):
     grammar: str | None = Field(None, description="A grammar in GBNF that answers obey.")
     stream: bool | None = Field(None, description="true: server-sent events of the answer's pieces, while it is made.")
     stream_options: StreamOptions | None = Field(None, description="Options of a stream.")
-    store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some "
-                               "(--keep-prompts).")
+    store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some.")
     # taken, without effect
     user: str | None = Field(None, description=NOT_USED)
     metadata: dict[str, Any] | None = Field(None, description=NOT_USED)
@@ -358,7 +357,8 @@ class Origin(Answer):
 
     model_config = ConfigDict(extra="allow")  # a source may name more
 
-    source: str = Field(description="recall: a correction of the same question; encoder: that of --first.")
+    source: str = Field(description="recall: a correction of the same question; others, such as encoder, are of the "
+                                    "daemon's parts.")
     recalled: str | None = Field(None, description="The feedback that the answer is from, where recall answered.")
     likeness: float | None = Field(None, description="Of the corrected question, which asked in other words: 1: the "
                                    "same, 0: unrelated; null: word for word.")

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ...fleet.rollout.rings import STATUSES
-from ...fleet.rounds.spent import spent
-from ...fleet.status import FleetStatus, status_of
 from ...version import __version__
 from ..service import Service
 
@@ -58,31 +54,31 @@ class Metrics:
         """Called by the registry at each scrape."""
         service = self.service
         device = service.device()
-        yield _gauge("info", "Version, model, and the active adapter.", 1, version=__version__, model=service.name,
+        yield gauge("info", "Version, model, and the active adapter.", 1, version=__version__, model=service.name,
                      adapter=service.adapters.serving or "")
-        yield _gauge("healthy", "1: ok, 0: degraded.", service.health()["status"] == "ok")
+        yield gauge("healthy", "1: ok, 0: degraded.", service.health()["status"] == "ok")
         for name, help in _MEMORY.items():
-            yield _gauge(f"memory_{name}_bytes", help, device["memory"][name])
-        yield _gauge("temperature_celsius", "The hottest zone that counts.", device["temperature"])
+            yield gauge(f"memory_{name}_bytes", help, device["memory"][name])
+        yield gauge("temperature_celsius", "The hottest zone that counts.", device["temperature"])
         yield from self._answers(device["serving"])
         by_source = CounterMetricFamily("edgetune_answers", "Answers by who gave them.", labels=["source"])
         for source, count in device["answered"].items():
             by_source.add_metric([source], count)
         yield by_source
-        yield _family("jobs", "Jobs by status.", "status", _by_status(service))
-        yield _family("feedback_rows", "Rows of feedback by state.", "state", service.feedback.counts())
+        yield family("jobs", "Jobs by status.", "status", _by_status(service))
+        yield family("feedback_rows", "Rows of feedback by state.", "state", service.feedback.counts())
         progress = (device["job"] or {}).get("progress") or {}
-        yield _gauge("training_judging", "1: the job that runs is trained, and being evaluated.",
+        yield gauge("training_judging", "1: the job that runs is trained, and being evaluated.",
                      progress.get("phase") == "judging" if progress else None)
         for name in ("step", "steps", "loss"):
-            yield _gauge(f"training_{name}", "Of the job that runs.", progress.get(name))
-        yield _gauge("training_judging_rows", "Rows that evaluate the job that runs.",
+            yield gauge(f"training_{name}", "Of the job that runs.", progress.get(name))
+        yield gauge("training_judging_rows", "Rows that evaluate the job that runs.",
                      progress.get("judging"))
-        yield _gauge("training_judged_rows", "Of these, rows that were answered.", progress.get("judged"))
-        if service.config.fleet:
-            yield from _of_a_fleet(status_of(Path(service.config.fleet).expanduser(), outcomes=0))
+        yield gauge("training_judged_rows", "Of these, rows that were answered.", progress.get("judged"))
+        for running in service.running.values():
+            yield from running.metrics()
         speed = progress.get("tokens_per_s") if progress.get("phase") == "training" else None
-        yield _gauge("training_tokens_per_s", "Of the last step of the job that runs, while it trains.", speed)
+        yield gauge("training_tokens_per_s", "Of the last step of the job that runs, while it trains.", speed)
 
     def _answers(self, facts: dict[str, Any]) -> Iterator[Any]:
         for name, help in _TOTALS.items():
@@ -90,30 +86,7 @@ class Metrics:
             counter.add_metric([], facts[name])
             yield counter
         for name, help in _NOW.items():
-            yield _gauge(name, help, facts[name])
-
-
-def _of_a_fleet(found: FleetStatus) -> Iterator[Any]:
-    rollout, rounds = found.rollout, found.rounds
-    last = rounds.records[-1] if rounds and rounds.records else None
-    yield _family("fleet_devices", "Devices by their outcome in the newest roll-out.", "outcome", found.counts())
-    yield _family("fleet_rollout", "1: the status of the newest roll-out.", "status",
-                  {status: int(status == rollout.status) for status in STATUSES} if rollout else {})
-    yield _gauge("fleet_ring", "The newest ring that has begun, from 1 on.", rollout and rollout.ring)
-    yield _gauge("fleet_rings", "Rings of the newest roll-out.", rollout and len(rollout.rings))
-    yield _gauge("fleet_round", "The round that runs.", rounds and rounds.number)
-    yield _gauge("fleet_answers", "Answers to it that have arrived.", rounds and len(rounds.arrived or []))
-    yield _gauge("fleet_counted", "Answers that counted in the round before.", last and last.devices)
-    yield _gauge("fleet_left_out", "Answers to it that were left out.", last and last.left_out)
-    for name in ("before", "after"):
-        yield _gauge(f"fleet_loss_{name}", f"Mean loss on the devices' held-out rows {name} that round.",
-                     last and getattr(last, f"loss_{name}"))
-    noise = spent(rounds.records) if rounds else None
-    totals = {"answer": noise.answer.total, "sum": noise.sum.total} if noise else {}
-    yield _family("fleet_epsilon", "Of the noise of all rounds, against whoever sees answers, or the sums alone.",
-                  "against", {whom: epsilon for whom, epsilon in totals.items() if epsilon is not None})
-    yield _family("fleet_members", "Devices that asked to join, by state.", "state", found.members or {})
-    yield _gauge("fleet_unreadable", "Parts of the folder that cannot be read.", len(found.unreadable))
+            yield gauge(name, help, facts[name])
 
 
 class Counted:
@@ -149,19 +122,20 @@ def _route(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", "none")
 
 
-def _gauge(name: str, help: str, value: Any, **labels: str) -> GaugeMetricFamily:
-    """One value, or none where it is not known."""
-    gauge = GaugeMetricFamily(f"edgetune_{name}", help, labels=tuple(labels))
+def gauge(name: str, help: str, value: Any, **labels: str) -> GaugeMetricFamily:
+    """Returns one value, or none if it is not known."""
+    found = GaugeMetricFamily(f"edgetune_{name}", help, labels=tuple(labels))
     if value is not None:
-        gauge.add_metric(list(labels.values()), float(value))
-    return gauge
+        found.add_metric(list(labels.values()), float(value))
+    return found
 
 
-def _family(name: str, help: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"edgetune_{name}", help, labels=(label,))
+def family(name: str, help: str, label: str, values: Mapping[str, float]) -> GaugeMetricFamily:
+    """Returns a value for each label."""
+    found = GaugeMetricFamily(f"edgetune_{name}", help, labels=(label,))
     for key, value in values.items():
-        family.add_metric([key], value)
-    return family
+        found.add_metric([key], value)
+    return found
 
 
 def _by_status(service: Service) -> dict[str, int]:

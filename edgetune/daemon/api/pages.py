@@ -14,6 +14,7 @@ from fastapi.responses import HTMLResponse
 from starlette.responses import Response
 
 from ...errors import NotFoundError
+from ...manifest import manifests
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute, of_type
 
@@ -22,6 +23,8 @@ STYLE = re.compile(r'<link rel="stylesheet" href="(\w+\.css)">')
 ICON = re.compile(r'<link rel="icon" href="(\w+\.svg)">')
 IMAGE = re.compile(r'<img src="(\w+\.svg)" alt="">')
 SCRIPT = re.compile(r'<script src="(\w+\.js)"></script>')
+PANELS = "<!-- panels of parts -->\n"
+SCRIPTS = "<!-- scripts of parts -->\n"
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 
 
@@ -53,6 +56,10 @@ def _page() -> tuple[str, str]:
         return (FOLDER / found[1]).read_text("utf-8")
 
     html = (FOLDER / "page.html").read_text("utf-8")
+    panels = [manifest for manifest in manifests() if manifest.panel]
+    sections = "".join(panel.file("panel.html").read_text("utf-8") for panel in panels)
+    scripts = "".join(f"<script>\n{panel.file('panel.js').read_text('utf-8')}</script>\n" for panel in panels)
+    html = html.replace(PANELS, sections).replace(SCRIPTS, scripts)
     html = ICON.sub(lambda found: f'<link rel="icon" href="data:image/svg+xml,{quote(text(found))}">', html)
     html = IMAGE.sub(text, html)
     html = STYLE.sub(lambda found: f"<style>\n{text(found)}</style>", html)

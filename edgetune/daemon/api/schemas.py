@@ -12,13 +12,14 @@ from fastapi import File, UploadFile
 from pydantic import Field, create_model
 
 from ...adapters.base import families
+from ...manifest import manifests
 from ...objectives.base import Objective
 from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, train_options
 from ..jobs.recipe import by_method
-from ..jobs.rewarded import ELSEWHERE
+from ..jobs.rewards import ELSEWHERE
 from .shapes import Answer, AsGiven, Body, Id, Time, Whole
 
 T = TypeVar("T")
@@ -215,8 +216,8 @@ class Job(Answer):
     state: Literal["queued", "running", "pausing", "paused", "succeeded", "failed", "cancelled"] = Field(
         description="The same, but of a job that is set aside: pausing (its status is running) until it is saved, then "
         "paused (its status is queued).")
-    origin: str = Field(description="api: a client began it; learn: the daemon, from feedback; tutor: the daemon, from "
-                                    "kept prompts; evaluate, base: a client, to evaluate an adapter or a base.")
+    origin: str = Field(description="api: a client began it; learn: the daemon, from feedback; evaluate, base: a "
+                                    "client, to evaluate an adapter or a base; else the part that began it.")
     model: str = Field(description="The model or adapter that it began from.")
     fine_tuned_model: str | None = Field(description="The id of the adapter that it made, or evaluated.")
     training_file: str | None = Field(description="The file of rows. Of a job from feedback: the file that "
@@ -231,8 +232,9 @@ class Job(Answer):
     error: JobError | None = Field(description="Why it failed.")
     progress: dict[str, Any] | None = Field(description="While it runs, as far as known: phase, step, steps, loss, "
                                                         "held_out_loss, reward, held_out_reward, tokens_per_s, eta_s, "
-                                                        "counts of rows that the gate asks, round, rounds.")
-    rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of the tutor: round, held_out (the share "
+                                                        "counts of rows that the gate asks; of work in rounds: round, "
+                                                        "rounds, says (a sentence).")
+    rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of work in rounds: round, held_out (share "
                                          "of held-out questions that are right, or their score), held_out_before, "
                                          "questions, published, reason.")
     organization_id: str = Field("", description="Always empty.")
@@ -355,13 +357,7 @@ class Evaluation(Body):
     bad_ratings: Whole = Field(3, description="The number of bad ratings that roll it back, if good ones are fewer.")
 
 
-class TaskQuestions(Body):
-    """Rows of which an adapter gets its questions."""
-
-    file: str | None = Field(None, description="The id of a file of rows [that of the job that made the adapter].")
-
-
-class AdapterObject(Answer):
+class CommonAdapter(Answer):
     """An adapter that a job made, or a client added."""
 
     id: Id
@@ -374,12 +370,16 @@ class AdapterObject(Answer):
                     "was active before.")
     structured: bool = Field(description="Whether its answers obey the JSON schema of its training rows.")
     job: str = Field(description="The job that made it; empty: a client added it.")
-    questions: int = Field(description="Questions of its task, by which NAME:auto chooses it; 0: it does not.")
     verdict: dict[str, Any] = Field(description="The gate's decision: passed, reason, old and new (right, rows, ...), "
                                                 "wins, losses, p, alpha, tests, canary, corrected.")
     probation: dict[str, Any] | None = Field(
         description="Its time after an evaluation activated it: since, until, bad_ratings (that it may have), bad and "
                     "good (that it has), state: running, passed, rolled back, or replaced by another adapter.")
+
+
+_OF_PARTS: dict[str, Any] = {name: (int, Field(0, description=text)) for manifest in manifests()
+                             for name, text in manifest.adapter.items()}
+AdapterObject = create_model("AdapterObject", __doc__=CommonAdapter.__doc__, __base__=CommonAdapter, **_OF_PARTS)
 
 
 class Switch(Answer):
@@ -394,7 +394,8 @@ class AdapterList(Answer):
     """All adapters, and which of them was active when."""
 
     object: Literal["list"] = "list"
-    data: list[AdapterObject] = Field(description="The adapters, the newest first; verdicts without scores of rows.")
+    data: list[AdapterObject] = Field(  # type: ignore[valid-type]
+        description="The adapters, the newest first; verdicts without scores of rows.")
     serving: str | None = Field(description="The adapter that answers for NAME:latest; null: the base.")
     history: list[Switch] = Field(description="Changes of the active adapter, the newest first.")
 
@@ -419,32 +420,30 @@ class Health(Answer):
     reasons: list[str] = Field(description="What does not work, and what to do, a sentence each.")
 
 
-class DeviceObject(Answer):
-    """The machine, and what the daemon does on it."""
+class CommonDevice(Answer):
+    """The facts of every daemon."""
 
     object: Literal["device"] = "device"
     model: str = Field(description="The model's name.")
     fingerprint: str = Field(description="sha256 of the model, which adapters name.")
     adapter: str | None = Field(description="The active adapter's id; null: the base answers alone.")
-    fleet: bool = Field(description="Whether it serves a fleet, by --fleet.")
-    slot: dict[str, Any] | None = Field(description="Of a slot: path, rollout (that brought its base), since "
-                                        "(seconds), bad and good (ratings since); null: it serves none.")
-    device: dict[str, Any] = Field(description="model, machine, kind (what the reports of a fleet say), cpu, cores, "
+    device: dict[str, Any] = Field(description="model, machine, kind, cpu, cores, "
                                    "processors, memory_installed, memory_total and memory_available (bytes), "
                                    "power_mode, profile, matched.")
     memory: dict[str, Any] = Field(description="budget of the whole daemon, used by it, available here, in bytes.")
     temperature: float | None = Field(description="The hottest zone that counts, in degrees Celsius.")
     serving: dict[str, Any] = Field(description="Since the start: requests, prompt_tokens, cached_tokens, "
                                     "completion_tokens. Now: waiting, working, tokens_per_s, cells_used, cells.")
-    answered: dict[str, int] = Field(description="Answers since the start, by who gave them: model, recall, encoder.")
-    first: dict[str, Any] | None = Field(
-        description="Of --first: compared, held-out questions of a sure kind with an unsure answer that both answered; "
-                    "encoder, model: how many that one alone has right; unsure: who gives such answers.")
-    learning: dict[str, Any] = Field(description="on, mode, state (a sentence), needed, and counts of feedback; tutor: "
-                                                 "the same for prompts.")
-    keep_prompts: int = Field(description="Prompts that are kept at most; 0: none.")
+    answered: dict[str, int] = Field(description="Answers since the start, by who gave them, such as model and recall.")
+    learning: dict[str, Any] = Field(description="on, mode, state (a sentence), needed, and counts of feedback; "
+                                                 "by the origin of other jobs that it begins, the same.")
     drawn: dict[str, int] = Field(description="Questions drawn to test new adapters: days for which one is kept, kept, "
                                               "unrated.")
     proposals: int = Field(description="Corrections in chats that wait to be accepted or dismissed.")
     job: dict[str, Any] | None = Field(description="The job that runs: id, status, progress.")
     governor: list[dict[str, Any]] = Field(description="When training yielded, the newest first: at, action, cause.")
+
+
+DeviceObject = create_model(
+    "DeviceObject", __doc__="The machine, and what the daemon does on it, with the facts of the parts that it runs.",
+    __base__=(CommonDevice, *(manifest.load(manifest.device) for manifest in manifests() if manifest.device)))

@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +22,17 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import EdgetuneError
-from ...fleet.joining.requests import is_signed
+from ...manifest import manifests
 from ..keys import hash_of, read_keys
-from ..options import LOOPBACK, DaemonConfig
+from ..options import LOOPBACK
 from .bodies import Bodies, Body, Digested
 from .proxy import TrustedProxy
 
 if TYPE_CHECKING:
-    from .devices import Devices
+    from ..service import Service
 
 HEALTH = ("/healthz", "/health", "/v1/health")
 OPEN = ("/", *HEALTH)  # without a key: the page, which holds no data, and whether the daemon is well
-JOIN = "/v1/fleet/join"  # likewise, where it serves a fleet: the body has a code
-UPLOADS = re.compile("/v1/files|/v1/files/check|/v1/adapters|/v1/fleet/rounds/[^/]+/answers/[^/]+")
-OLLAMA = "/api/"
 _FORM = 64 * 1024  # what a form has around its file at most
 _READS = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
@@ -55,14 +53,15 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def plain_error(body: dict[str, Any]) -> dict[str, Any]:
-    """The same in Ollama's shape."""
-    return {"error": body["error"]["message"]}
+@cache
+def _shapes() -> dict[str, Callable[[dict[str, Any]], dict[str, Any]]]:
+    """The shapes of errors that parts have, by the beginnings of their paths."""
+    return {start: manifest.load(shape) for manifest in manifests() for start, shape in manifest.errors.items()}
 
 
 def error_for(path: str, body: dict[str, Any]) -> dict[str, Any]:
     """An error of OpenAI's shape in that of the clients which ask this path."""
-    return plain_error(body) if path.startswith(OLLAMA) else body
+    return next((shape(body) for start, shape in _shapes().items() if path.startswith(start)), body)
 
 
 class Seldom:
@@ -125,14 +124,16 @@ class Refused(HTTPException):
 class Guard:
     """Refuses forbidden requests, counts the bodies of others, and adds the headers to every answer."""
 
-    def __init__(self, app: ASGIApp, config: DaemonConfig, keys: Keys | None, bodies: Bodies,
-                 devices: Devices | None = None) -> None:
+    def __init__(self, app: ASGIApp, service: Service, keys: Keys | None, bodies: Bodies,
+                 uploads: Sequence[re.Pattern[str]]) -> None:
+        """uploads: paths that take files."""
         self.app = app
-        self.config = config
+        self.service = service
+        self.config = service.config
         self.keys = keys
         self.bodies = bodies
-        self.devices = devices
-        self.proxy = TrustedProxy(config.trusted_proxy)
+        self.uploads = uploads
+        self.proxy = TrustedProxy(service.config.trusted_proxy)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -166,16 +167,16 @@ class Guard:
         self._check_host(headers.get("host", ""))
         trusted = self.proxy.sends(scope)
         self._check_origin(scope["method"], headers, self.proxy.host(headers) if trusted else "")
-        authorization = headers.get("authorization", "")
-        if self.devices and is_signed(authorization):
-            return self.devices.check(scope, authorization)
+        for part in self.service.running.values():
+            if (digest := part.admit(scope)) is not None:
+                return digest
         if not trusted:
-            self._check_key(scope["path"], authorization)
+            self._check_key(scope["path"], headers.get("authorization", ""))
         return ""
 
     def body(self, scope: Scope, receive: Receive) -> Body:
         """Raises HTTPException where it is too large, or too much is in progress."""
-        upload = UPLOADS.fullmatch(scope["path"]) is not None
+        upload = any(path.fullmatch(scope["path"]) for path in self.uploads)
         limit = (self.config.max_upload << 20) + _FORM if upload else self.config.max_body << 10
         length = Headers(scope=scope).get("content-length", "").strip()
         return Body(self.bodies, receive, limit, int(length) if length.isdigit() else 0, spooled=upload)
@@ -199,7 +200,7 @@ class Guard:
                           "wrong_origin")
 
     def _check_key(self, path: str, authorization: str) -> None:
-        if self.keys is None or path in OPEN or (self.devices and path == JOIN):
+        if self.keys is None or path in OPEN:
             return
         scheme, _, key = authorization.partition(" ")
         if scheme.lower() != "bearer" or not self.keys.accept(key.strip()):

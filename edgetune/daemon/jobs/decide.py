@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from ...evaluation.acceptance import ALPHA, Decision, Given, Paired, Population, Traffic, Value, at_most, worth
 from ...evaluation.acceptance import decide as compare
 from ..options import Limits
-from .exam import BETTER, NOT_WORSE, Score
+from .exam import BETTER, NOT_WORSE, RowScore
 
 if TYPE_CHECKING:  # which needs llama.cpp, and a process that trains does not
     from ...evaluation.canary import Drift
@@ -40,7 +40,7 @@ SCORES = ("scores", "base_scores")  # of each row, in a verdict; the latter in v
 
 @dataclass(frozen=True)
 class Findings:
-    """Measurements of both adapters. old, new: each row's Score under the active adapter, or the base, and under the
+    """Measurements of both adapters. old, new: each row's RowScore under the active adapter, or the base, and under the
     new one. rounds: the jobs that the first rows are from; the others are of the job that is evaluated. serving:
     whether an adapter is active. canary: how far the new adapter is from the base on unrelated text; None: not
     measured. corrected: Scores, by the new adapter, of those it learned. tests_before: since the last publication.
@@ -48,22 +48,22 @@ class Findings:
     unrated: how many of these nobody rated. population: how the other rows were chosen.
     """
 
-    old: Sequence[Score]
-    new: Sequence[Score]
+    old: Sequence[RowScore]
+    new: Sequence[RowScore]
     rounds: Sequence[str] = ()
     serving: bool = False
     canary: Drift | None = None
-    corrected: Sequence[Score] = ()
+    corrected: Sequence[RowScore] = ()
     tests_before: int = 0
     required: str = BETTER
-    drawn_old: Sequence[Score] = ()
-    drawn_new: Sequence[Score] = ()
+    drawn_old: Sequence[RowScore] = ()
+    drawn_new: Sequence[RowScore] = ()
     unrated: int = 0
     population: type[Population] = Given
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """The gate's decision: passed, and the reason in one sentence. waits: it did not pass, but nothing speaks against
     its rows, which are learned again together with the next ones. old, new: {rows, answered, right, loss, exact, reach,
     ended, parsed, reward}, counts, and means over the rows for which each was measured. wins, losses, p: of the test
@@ -106,9 +106,9 @@ def without_scores(verdict: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in verdict.items() if name not in SCORES}
 
 
-def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
+def decide(found: Findings, limits: Limits = NO_LIMITS) -> GateVerdict:
     """Returns the verdict. limits: on unrelated text."""
-    rules = Rules.of(found)
+    rules = GateRules.of(found)
     measured = [score.loss for score in found.new if score.loss is not None]
     measured += [found.canary.rise, found.canary.kl] if found.canary else []
     unsound = "" if all(map(math.isfinite, measured)) else "its losses are not finite"
@@ -122,7 +122,7 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
         "base": drift.perplexity, "new": drift.perplexity * (1 + drift.rise), "rise": drift.rise,
         "limit": limits.rise, "kl": drift.kl, "max_kl": limits.kl}
     counts = rules.counts
-    return Verdict(
+    return GateVerdict(
         not reason, reason or (f"{_answers(found)}; {rules.numbers}" if found.new or found.drawn_new else NO_ROWS),
         _summary(found.old), _summary(found.new), counts.wins, counts.losses, rules.p, rules.level, rules.test,
         waits=bool(reason) and not against and not rules.new.is_worse, canary=canary,
@@ -134,7 +134,7 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> Verdict:
 
 
 @dataclass(frozen=True)
-class Rules:
+class GateRules:
     """The first two rules. earlier: on rows of earlier jobs; new: on those of the job that is evaluated; all: on both,
     and on drawn ones if the adapter need not be better; drawn: on questions drawn from all that were asked.
     """
@@ -148,7 +148,7 @@ class Rules:
     given: type[Population] = Given
 
     @classmethod
-    def of(cls, found: Findings) -> Rules:
+    def of(cls, found: Findings) -> GateRules:
         count = len(found.rounds)
         earlier = values(found.old[:count], found.new[:count])
         new = values(found.old[count:], found.new[count:])
@@ -244,13 +244,13 @@ class Rules:
                        "likelier": asdict(of.all)} for name, of in tests.items()}
 
 
-def values(old: Sequence[Score], new: Sequence[Score]) -> list[tuple[Value, Value]]:
+def values(old: Sequence[RowScore], new: Sequence[RowScore]) -> list[tuple[Value, Value]]:
     """Returns the values of both answers to each row that was measured under both."""
     return [(before, after) for a, b in zip(old, new, strict=True)
             if (before := _worth(a, b)) is not None and (after := _worth(b, a)) is not None]
 
 
-def _worth(score: Score, other: Score) -> Value | None:
+def _worth(score: RowScore, other: RowScore) -> Value | None:
     """The value of an answer: its reward, or whether it is right, and then how likely the right answer is. None:
     nothing was measured. A text has no answer that is right word for word, so its likelihood is its value.
     """
@@ -303,7 +303,7 @@ def _drawn(found: Findings) -> dict[str, int]:
             "changed": sum(score.unrated and score.right is False for score in found.drawn_new)}
 
 
-def _corrected(scores: Sequence[Score]) -> dict[str, int] | None:
+def _corrected(scores: Sequence[RowScore]) -> dict[str, int] | None:
     answered = [score.right for score in scores if score.right is not None]
     return {"rows": len(answered), "kept": sum(answered)} if scores else None
 
@@ -328,7 +328,7 @@ def _remembered(rounds: Sequence[Mapping[str, Any]]) -> str:
     return f"{right} of {rows} questions of {which} are right, {before} before"
 
 
-def _summary(scores: Sequence[Score]) -> dict[str, Any]:
+def _summary(scores: Sequence[RowScore]) -> dict[str, Any]:
     def mean(name: str) -> float | None:
         values = [getattr(score, name) for score in scores if getattr(score, name) is not None]
         return sum(values) / len(values) if values else None

@@ -21,7 +21,7 @@ from ...errors import DataError
 from ...evaluation.judge import same
 from ...objectives.labelling import Floats, Labelling
 from ...serving.encoder_model import EncoderModel
-from .exam import Exam, Score
+from .exam import GateExam, RowScore
 from .examiner import Examiner
 
 ANY = "?"  # an answer where none is read
@@ -31,21 +31,21 @@ TOGETHER = 64  # rows that are answered until others have a turn
 class EncoderExaminer(Examiner):
     """Lets adapters of `served` answer. before: called before some rows are answered."""
 
-    def __init__(self, served: EncoderModel, exam: Exam, on_asked: Callable[[int, int], None] | None = None,
+    def __init__(self, served: EncoderModel, exam: GateExam, on_asked: Callable[[int, int], None] | None = None,
                  before: Callable[[], object] = lambda: None) -> None:
         super().__init__(exam, on_asked)
         self.served = served
         self._before = before
 
-    def answered(self, adapter: str | None, rows: dict[str, Row]) -> dict[str, Score]:
+    def answered(self, adapter: str | None, rows: dict[str, Row]) -> dict[str, RowScore]:
         """Returns Scores. A row that has not one question and one answer is not answered."""
-        found: dict[str, Score] = {}
+        found: dict[str, RowScore] = {}
         pairs: dict[str, tuple[str, str]] = {}
         for key, row in rows.items():
             try:
                 pairs[key] = question_and_answer(row)
             except DataError:
-                found[key] = Score(None)
+                found[key] = RowScore(None)
                 self.count()
         keys = [*pairs]
         for begin in range(0, len(keys), TOGETHER):
@@ -69,20 +69,20 @@ class EncoderExaminer(Examiner):
             found.append(self.served.reader(adapter).classify([read])[0].label if adapter else None)
         return found
 
-    def _scores(self, adapter: str | None, pairs: list[tuple[str, str]]) -> list[Score]:
+    def _scores(self, adapter: str | None, pairs: list[tuple[str, str]]) -> list[RowScore]:
         for _ in pairs:
             self.count()
         read = [self.served.encoder.read(question) for question, _ in pairs]
         answers = [right for _, right in pairs]
         if adapter is None:
             learned = self.served.reader(self.served.adapters()[-1]).learned
-            return [Score(_mean(learned.losses(one, _equally_likely(learned, one), right)), right=False)
+            return [RowScore(_mean(learned.losses(one, _equally_likely(learned, one), right)), right=False)
                     for one, right in zip(read, answers, strict=True)]
         reader = self.served.reader(adapter)
         scores = []
         for (found, losses), right in zip(reader.graded(read, answers), answers, strict=True):
             is_right = same(reader.learned.canonical(right), reader.learned.canonical(found.label))
-            scores.append(Score(0.0 if is_right else _mean(losses), is_right))
+            scores.append(RowScore(0.0 if is_right else _mean(losses), is_right))
         return scores
 
 

@@ -11,14 +11,14 @@ from ...data.question import digest
 from ...data.rows import Row
 from ...evaluation.acceptance import Given, Population
 from ...persisted import from_json
-from .rewarded import Rewarding
+from .rewards import Rewarding
 
 BETTER = "better"  # what an adapter must be to pass
 NOT_WORSE = "not-worse"
 
 
 @dataclass(frozen=True)
-class Score:
+class RowScore:
     """The result of one row under one adapter. loss: nats a token of the answer. reach: how much of the right answer it
     says before its first mistake, 0 to 1. prose: the right answer is a longer text, which is compared by its loss.
     None: not measured for this row.
@@ -41,7 +41,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Exam:
+class GateExam:
     """The rows and texts that adapters are evaluated by. rounds: the jobs that the first rows are from; the others are
     of the job that is evaluated, whose adapter learned `corrected`. canary: a text, "": none. system, max_length: as in
     training. rewarding: how, where the job learns from rewards. tests_before: since the last publication. required: of
@@ -66,19 +66,19 @@ class Exam:
         return self.rewarding is not None and self.rewarding.judges(row)
 
     def key(self, row: Row) -> str:
-        """The key of a row's Score: a digest of the row, and of the grader that rewards its answer."""
+        """The key of a row's score: a digest of the row, and of the grader that rewards its answer."""
         if self.rewarding is not None and self.rewarding.judges(row):
             return self.rewarding.key(row)
         return digest(row)
 
 
 @dataclass
-class Asked:
+class AskedAdapter:
     """An adapter: its name in the served model (None: the base), and its known Scores by their rows' keys."""
 
     name: str | None
-    scores: dict[str, Score] = field(default_factory=dict)
+    scores: dict[str, RowScore] = field(default_factory=dict)
 
 
-def read_scores(found: Mapping[str, Any]) -> dict[str, Score]:
-    return {row: from_json(Score, score, "the verdict on the active adapter") for row, score in found.items()}
+def read_scores(found: Mapping[str, Any]) -> dict[str, RowScore]:
+    return {row: from_json(RowScore, score, "the verdict on the active adapter") for row, score in found.items()}

@@ -17,9 +17,9 @@ from ...serving.llama import LlamaModel
 from ...serving.memory import CONTEXT, may_repack
 from ...serving.own_engine import own_memory
 from ..options import Limits
-from .decide import Findings, Verdict, decide
+from .decide import Findings, GateVerdict, decide
 from .encoder_examiner import EncoderExaminer
-from .exam import BETTER, Asked, Exam
+from .exam import BETTER, AskedAdapter, GateExam
 from .examiner import Examiner
 from .llama_examiner import LlamaExaminer
 from .recipe import check_judgeable
@@ -27,8 +27,8 @@ from .recipe import check_judgeable
 OnAsked = Callable[[int, int], None]
 
 
-def evaluate(served: LlamaModel | Examiner, exam: Exam, old: Asked, new: Asked, limits: Limits | None = None,
-             on_asked: OnAsked | None = None) -> Verdict:
+def evaluate(served: LlamaModel | Examiner, exam: GateExam, old: AskedAdapter, new: AskedAdapter,
+             limits: Limits | None = None, on_asked: OnAsked | None = None) -> GateVerdict:
     """Decides whether `new` replaces `old`, which has no name where no adapter is active.
 
     served: the adapters' model, or an examiner that has it. limits: on unrelated text; None: there are none. on_asked:
@@ -56,7 +56,7 @@ def evaluate(served: LlamaModel | Examiner, exam: Exam, old: Asked, new: Asked, 
     return verdict
 
 
-def check(exam: Exam) -> None:
+def check(exam: GateExam) -> None:
     """Raises DataError as `evaluate` does."""
     if not exam.rows and not exam.drawn and not exam.unrated and exam.required == BETTER:
         raise DataError("there are no rows to evaluate", "hold some out")
@@ -66,7 +66,7 @@ def check(exam: Exam) -> None:
 
 
 @contextmanager
-def opened(gguf: Gguf, adapters: dict[str, Path], exam: Exam, budget: int, threads: int,
+def opened(gguf: Gguf, adapters: dict[str, Path], exam: GateExam, budget: int, threads: int,
            before: Callable[[], object], on_asked: OnAsked) -> Iterator[Examiner]:
     """An examiner of a model with adapters, by their names. budget: bytes that this process may use. before: called
     between pieces of work. Raises the errors of opening either.

@@ -26,7 +26,6 @@ from ...data import prompts
 from ...data.rows import Row
 from ...errors import EdgetuneError, NotFoundError, TooMuchError, UsageError
 from ...objectives.sft import Sft
-from ...options import without_local
 from ...persisted import from_json
 from ...training.config import TrainConfig
 from ..kinds.base import FileJob
@@ -38,7 +37,7 @@ from ..state.holdout import Holdout
 from ..state.shelf import Shelf
 from . import recipe
 from .queue import Queue
-from .rewarded import REWARD, with_rewards
+from .rewards import REWARD, with_rewards
 from .table import ENDED, JobTable, Note, Take
 from .table import Job as Job
 
@@ -65,7 +64,7 @@ class JobData:
     rounds: Sequence[str] = ()
     corrected: Iterable[Row] = ()
     measured: Iterable[Row] = ()
-    drawn: recipe.Drawn = recipe.NONE_DRAWN
+    drawn: recipe.DrawnQuestions = recipe.NONE_DRAWN
     fill: Callable[[Path], object] | None = None
     take: Take | None = None
     system: str | None = None
@@ -214,8 +213,8 @@ class Jobs:
             return self.train, []
         run = lora.read_run(self.adapters.path(found))
         options = from_json(TrainConfig, run.get("options", {}), f"{lora.RUN} of {found}")
-        family = without_local(options.family)  # a client may have added the adapter
-        return replace(options, family=family, memory="", prompt_column="", completion_column=""), [(
+        prompt = self.train.prompt  # a client may have added the adapter, so no path of its record is opened
+        return replace(options, prompt=prompt, memory="", prompt_column="", completion_column=""), [(
             f"takes the options of {found} where none are given; training begins from the base", None)]
 
     # ---- looking up ---------------------------------------------------------------------------------------------

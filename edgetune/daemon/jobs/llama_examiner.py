@@ -20,13 +20,13 @@ from ...evaluation.canary import Drift, drift
 from ...evaluation.graders.llama_judge import LlamaJudge
 from ...evaluation.judge import is_json
 from ...evaluation.pairs import margins_of, served_logp
-from ...evaluation.served import Answer, exact_match, served_loss
+from ...evaluation.served import GradedAnswer, exact_match, served_loss
 from ...serving.llama import LlamaModel
-from ...training.answered import Answer as RewardedAnswer
+from ...training.answered import RewardedAnswer
 from ...training.judge import EngineJudge
-from .exam import Exam, Score
+from .exam import GateExam, RowScore
 from .examiner import Examiner
-from .rewarded import Rewarding
+from .rewards import Rewarding
 
 REPLY = 96  # tokens of an answer that nobody rated; two that are equal so far count as equal
 PROSE_WORDS = 30  # longer texts are compared by loss, not word for word, unless they are JSON
@@ -35,11 +35,11 @@ PROSE_WORDS = 30  # longer texts are compared by loss, not word for word, unless
 class LlamaExaminer(Examiner):
     """Lets adapters of `served` answer."""
 
-    def __init__(self, served: LlamaModel, exam: Exam, on_asked: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, served: LlamaModel, exam: GateExam, on_asked: Callable[[int, int], None] | None = None) -> None:
         super().__init__(exam, on_asked)
         self.served = served
 
-    def answered(self, adapter: str | None, rows: dict[str, Row]) -> dict[str, Score]:
+    def answered(self, adapter: str | None, rows: dict[str, Row]) -> dict[str, RowScore]:
         """Returns Scores. A text, and a row longer than max_length or the context, is not answered."""
         self.served.use(adapter)
         rewarded = {key: row for key, row in rows.items() if self.exam.is_rewarded(row)}
@@ -80,7 +80,7 @@ class LlamaExaminer(Examiner):
             return 0
         return 0 if data.truncated else sum(int(is_supervised(one.weights).sum()) for one in data.examples)
 
-    def _ask(self, rows: Sequence[Row]) -> list[Score]:
+    def _ask(self, rows: Sequence[Row]) -> list[RowScore]:
         options: dict[str, Any] = {"system": self._system, "max_length": self._max_length}
         found = []
         answerable = []
@@ -92,10 +92,10 @@ class LlamaExaminer(Examiner):
             try:
                 data = load_rows([row], self.served.tokenizer, **options)
             except DataError:  # nothing of its answer is within max_length
-                found.append(Score(None))
+                found.append(RowScore(None))
                 self.count()
                 continue
-            found.append(Score(served_loss(self.served, data)[0]))
+            found.append(RowScore(served_loss(self.served, data)[0]))
             if data.asking and not data.truncated:
                 answerable.append(i)
             else:
@@ -105,10 +105,10 @@ class LlamaExaminer(Examiner):
             answers = exact_match(self.served, data, system=self._system, on_answer=self.count)
             for i, answer in zip(answerable, answers, strict=True):
                 prose = answer.parsed is None and len(answer.expected.split()) > PROSE_WORDS
-                found[i] = Score(found[i].loss, answer.correct, _reach(answer), answer.ended, answer.parsed, prose)
+                found[i] = RowScore(found[i].loss, answer.correct, _reach(answer), answer.ended, answer.parsed, prose)
         return found
 
-    def _reward(self, rows: Sequence[Row], rewarding: Rewarding) -> list[Score]:
+    def _reward(self, rows: Sequence[Row], rewarding: Rewarding) -> list[RowScore]:
         """Returns the rewards of greedy answers; a prompt that leaves no room for an answer has none."""
         asked = {i: tokens for i, row in enumerate(rows) if (tokens := self._prompt(row))}
         places = list(asked)
@@ -124,7 +124,7 @@ class LlamaExaminer(Examiner):
             rewarding.rewards.use_model(LlamaJudge(self.served, EngineJudge.name))
             self.served.use(None)  # no adapter scores its own answers
         rewards = dict(zip(answers, rewarding.earned(list(answers.values())), strict=True))
-        return [Score(None, reward=rewards.get(i)) for i in range(len(rows))]
+        return [RowScore(None, reward=rewards.get(i)) for i in range(len(rows))]
 
     def _prompt(self, row: Row) -> list[int]:
         """Returns the tokens of a prompt; none where they leave no room for an answer."""
@@ -145,16 +145,16 @@ class LlamaExaminer(Examiner):
     def _max_length(self) -> int:
         return min(self.exam.max_length, self.served.context)
 
-    def _preference(self, row: Row, options: dict[str, Any]) -> Score:
+    def _preference(self, row: Row, options: dict[str, Any]) -> RowScore:
         try:
             data = load_rows([row], self.served.tokenizer, parser=preferences, **options)
         except DataError:  # nothing of one answer is within max_length
-            return Score(None, pair=True)
+            return RowScore(None, pair=True)
         margin = float(margins_of(served_logp(self.served, data))[0])
-        return Score(float(np.logaddexp(0, -margin)), margin > 0, pair=True)
+        return RowScore(float(np.logaddexp(0, -margin)), margin > 0, pair=True)
 
 
-def _reach(answer: Answer) -> float:
+def _reach(answer: GradedAnswer) -> float:
     expected = answer.expected.strip()
     given = answer.answer.strip()
     same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(expected, given, strict=False)))

@@ -28,7 +28,7 @@ from ...training.config import FILE_OPTIONS, TrainConfig, train_options
 from ...training.length import peak_rate
 from ..state.files import Rows
 from ..state.holdout import MOST, Holdout
-from . import rewarded
+from .rewards import asks, grader_of, translated
 
 OPENAI = {"n_epochs": "epochs", "batch_size": "batch_size", "learning_rate_multiplier": "lr"}
 TRAIN = "train.jsonl"  # in the folder of a job: rows to learn
@@ -36,7 +36,7 @@ HELD = "held.jsonl"  # rows that are held out
 CORRECTED = "corrected.jsonl"  # of a feedback job: corrections that it learns, which its adapter answers too
 MAX_CORRECTED = 64  # rows of CORRECTED
 MEASURED = "measured.jsonl"  # rows whose loss is measured in training, where the method has none on held-out rows
-SELECTING = "selecting.jsonl"  # held-out rows that choose a checkpoint, or a round of the tutor, and do not decide
+SELECTING = "selecting.jsonl"  # held-out rows that choose a checkpoint, or a round, and do not decide
 SYSTEM = "system.txt"  # the system message of rows without one, where it is not in the options
 LEAST_HALVED = 16  # held-out rows; half of fewer could not show that an adapter is better, after some that were not
 DRAWN = "drawn.jsonl"  # questions that were drawn from all that people asked, with their right answers,
@@ -76,8 +76,8 @@ def objective_of(method: Mapping[str, Any]) -> tuple[Objective, dict[str, Any]]:
     asked = dict(method[method["type"]]["hyperparameters"])
     own: dict[str, Any] = {}
     if issubclass(kind, Rewarded):
-        asked = rewarded.translated(kind, asked)
-        own = rewarded.grader_of(method)
+        asked = translated(kind, asked)
+        own = grader_of(method)
     for spec in declared(kind):
         if spec.name not in asked:
             continue
@@ -165,7 +165,7 @@ class CheckedRows:
             try:
                 if self.parser:
                     self.parser.check_learnable(row)
-                if self.rewards and rewarded.asks(row):
+                if self.rewards and asks(row):
                     self.rewards.judge.check_item(row)
                 elif self.judges:
                     check_judgeable(row)
@@ -189,7 +189,7 @@ def check_judgeable(row: Row) -> None:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnQuestions:
     """Questions that were drawn from all that people asked. rated: rows with the right answer; unrated: rows without
     an answer.
     """
@@ -201,12 +201,12 @@ class Drawn:
         return len(self.rated) + len(self.unrated)
 
 
-NONE_DRAWN = Drawn()
+NONE_DRAWN = DrawnQuestions()
 
 
 def divide(rows: Iterable[Row] | None, held: Iterable[Row] | None, folder: Path, holdout: Holdout,
            rounds: Sequence[str] = (), corrected: Iterable[Row] = (),
-           measured: Iterable[Row] = (), drawn: Drawn = NONE_DRAWN) -> dict[str, dict[str, Any]]:
+           measured: Iterable[Row] = (), drawn: DrawnQuestions = NONE_DRAWN) -> dict[str, dict[str, Any]]:
     """Writes a job's rows into `folder`; returns rows and hash of either side. rows: None: it learns none, and may hold
     none out. held: None takes a part of `rows`, of which the gate uses MOST at most. A row that is held out is never
     learned, even if it is in both. rounds: the job of each of the first rows of `held`, which are of earlier jobs.
@@ -252,10 +252,10 @@ def held_rows(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     return unmarked, [""] * (len(rows) - marked if marked else 0)
 
 
-def drawn_rows(folder: Path) -> Drawn:
+def drawn_rows(folder: Path) -> DrawnQuestions:
     """Returns the questions of a job that were drawn; an earlier version drew none."""
     rated, unrated = ([*Rows(folder / name)] if (folder / name).exists() else [] for name in (DRAWN, UNRATED))
-    return Drawn(rated, unrated)
+    return DrawnQuestions(rated, unrated)
 
 
 def halve(folder: Path, parser: RowParser) -> int:
@@ -284,7 +284,7 @@ def measured_file(folder: Path, parser: RowParser) -> Path | None:
 
 def _is_measurable(folder: Path, parser: RowParser) -> bool:
     if parser is prompts:
-        return all(rewarded.asks(row) for row in Rows(folder / HELD))
+        return all(asks(row) for row in Rows(folder / HELD))
     for row in islice(Rows(folder / HELD), 1):
         try:
             parser.shape_of(row)

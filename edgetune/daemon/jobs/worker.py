@@ -63,9 +63,9 @@ from ...version import __version__
 from ..kinds.registry import kind_of
 from ..options import AllowedPython, Limits
 from . import recipe
-from .exam import BETTER, Asked, Exam, read_scores
+from .exam import BETTER, AskedAdapter, GateExam, read_scores
 from .recipe import SELECTING, TRAIN, corrected_rows, drawn_rows, held_rows, measured_file
-from .rewarded import Rewarding, eval_samples, with_rewards
+from .rewards import Rewarding, eval_samples, with_rewards
 from .room import Room
 
 RUN = "run"  # the folder of train.run, within the job's
@@ -138,7 +138,7 @@ def _answer() -> None:
     emit = _take_stdout()
     backends = logging.getLogger("edgetune.backends")
     backends.setLevel(logging.INFO)
-    backends.addHandler(Lines(emit))
+    backends.addHandler(LogLines(emit))
     if not (asked := sys.stdin.readline()):
         os._exit(STOPPED)  # the parent died before it could ask
     task = json.loads(asked)
@@ -183,7 +183,7 @@ def work(task: dict[str, Any], commands: ParentCommands, emit: Emit) -> int:
     return 0
 
 
-class Lines(logging.Handler):
+class LogLines(logging.Handler):
     """A handler that sends lines to the daemon's log: what computes, and which work takes long."""
 
     def __init__(self, tell: Emit) -> None:
@@ -221,7 +221,7 @@ class Worker:
         self.bundle = open_bundle(task["model"])
         self.has_begun = self.kind.has_begun(self.folder)  # in an earlier process
         serving = task["serving"]
-        self.old = Asked(OLD, read_scores(serving["scores"])) if serving else Asked(None)
+        self.old = AskedAdapter(OLD, read_scores(serving["scores"])) if serving else AskedAdapter(None)
 
     def make_room_for_graders(self, nbytes: int) -> None:
         """Leaves memory to processes of graders that may take so much, and limits them to it."""
@@ -320,14 +320,14 @@ class Worker:
 
     def judged(self, adapter: Path, required: str = BETTER) -> dict[str, Any]:
         """Returns the gate's verdict on an adapter, a folder, against the active one, as JSON; against: that one's id.
-        required: as of Exam.
+        required: as of GateExam.
         """
         from . import gate
         rows, rounds = held_rows(self.folder)
         serving = self.task["serving"]
         longest = as_begun(self.config, adapter).row_limit
         drawn = drawn_rows(self.folder)
-        exam = Exam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.instruction, longest,
+        exam = GateExam(rows, self.canary, rounds, corrected_rows(self.folder), self.config.instruction, longest,
                     self.rewarding(), self.task["tests_before"], required, drawn.rated, drawn.unrated,
                     self.kind.population)
         adapters = {NEW: adapter}
@@ -336,7 +336,7 @@ class Worker:
         with gate.opened(self.bundle.gguf, adapters, exam, self.room.resident, self.config.threads,
                          AnswerPriority(self.commands.is_busy),
                          lambda done, of: self.emit({"event": "judging", "done": done, "of": of})) as examiner:
-            verdict = gate.evaluate(examiner, exam, self.old, Asked(NEW), self.limits)
+            verdict = gate.evaluate(examiner, exam, self.old, AskedAdapter(NEW), self.limits)
         return {**verdict.to_json(), "against": serving and serving["id"]}
 
     def rewarding(self) -> Rewarding | None:

@@ -1,1 +1,1 @@
-"""Kinds of jobs, a file each: over a client's file, over feedback, by the tutor over prompts."""
+"""Kinds of jobs, a file each: over a client's file, over feedback, and those that evaluate an adapter."""

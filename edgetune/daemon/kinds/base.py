@@ -18,7 +18,6 @@ from ...objectives.base import Objective
 from ..jobs.progress import JobProgress
 from ..jobs.recipe import objective_of
 from ..jobs.worker import RUN, is_done
-from ..options import DaemonConfig
 from .registry import register
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
 class JobKind:
     """A kind of job. origin: its name, in rows and for clients. starts: the names of starters that only a daemon with
-    certain options has, and these options. trains: whether its jobs make an adapter; others evaluate one. population:
-    how its held-out rows are chosen.
+    certain options has, and these options; a request to /v1/learn has a field for each. trains: whether its jobs make
+    an adapter; others evaluate one. population: how its held-out rows are chosen.
     """
 
     origin: ClassVar[str]
@@ -40,9 +39,6 @@ class JobKind:
     population: ClassVar[type[Population]] = Given
 
     # ---- in the daemon ------------------------------------------------------------------------------------------
-
-    def check(self, config: DaemonConfig) -> None:
-        """Raises UsageError for options of a daemon that are wrong."""
 
     def starters(self, service: Service) -> Sequence[Starter]:  # noqa: ARG002 (of those that have some)
         """Returns the starters of such jobs in this daemon, in order of precedence."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...errors import UsageError
 from ..jobs.exam import BETTER, NOT_WORSE
 from ..jobs.jobs import JobData
-from ..jobs.recipe import NONE_DRAWN, Drawn
+from ..jobs.recipe import NONE_DRAWN, DrawnQuestions
 from ..jobs.table import Job
 from ..learning.curriculum import JobRows
 from ..learning.feedback import StoredRow
@@ -117,7 +117,7 @@ def begin_evaluation(service: Service, id: str, request: EvaluationRequest) -> J
 
 
 @dataclass(frozen=True)
-class Questions:
+class HeldOutQuestions:
     """The held-out rows of this device. rounds: the jobs that the first ones are from. required: as of Exam. system: of
     the active adapter. drawn: questions that were drawn from all that people asked.
     """
@@ -126,7 +126,7 @@ class Questions:
     rounds: list[str]
     required: str
     system: str
-    drawn: Drawn = NONE_DRAWN
+    drawn: DrawnQuestions = NONE_DRAWN
 
     def begin(self, origin: str, service: Service, metadata: dict[str, str], fill: Callable[[Path], object]) -> Job:
         """Begins a job that evaluates by them. Raises errors of jobs."""
@@ -136,7 +136,7 @@ class Questions:
         return service.jobs.begin(origin, data, service.method.asked, suffix="", metadata=metadata, hyperparameters={})
 
 
-def questions(service: Service, request: EvaluationRequest) -> Questions:
+def questions(service: Service, request: EvaluationRequest) -> HeldOutQuestions:
     """Returns the rows that decide. Raises UsageError where nothing can."""
     train = service.jobs.train
     system = "" if train.prompt else train.system or service.served.system_of(service.adapters.serving)
@@ -148,8 +148,8 @@ def questions(service: Service, request: EvaluationRequest) -> Questions:
     held: list[StoredRow | FileRow] = [*file.held, *rows.established, *given]
     if len(held) + len(drawn) < LEAST:
         _require_canary(request, len(held), service.config.limits())
-        return Questions([], [], NOT_WORSE, system)
-    return Questions(held, [file.name] * len(file.held) + [*rows.rounds], request.required, system,
+        return HeldOutQuestions([], [], NOT_WORSE, system)
+    return HeldOutQuestions(held, [file.name] * len(file.held) + [*rows.rounds], request.required, system,
                      drawn)
 
 

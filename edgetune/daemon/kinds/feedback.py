@@ -21,9 +21,9 @@ from ..learning.curriculum import JobRows, curriculum, least_rows, passes_over
 from ..learning.feedback import Feedback, StoredRow, TrainingRows, assign
 from ..learning.file_rows import FileRow, FileRows, rows_of_active
 from ..learning.items import FeedbackItem
-from ..learning.kinds import LABELLED, PAIRS
 from ..learning.method import LearnMethod
-from ..learning.traffic import Traffic
+from ..learning.row_kinds import LABELLED, PAIRS
+from ..learning.traffic import DrawnTraffic
 from ..options import DaemonConfig
 from ..state.holdout import MOST, SHARE
 from .base import JobKind, Starter
@@ -59,7 +59,7 @@ class NewFeedback(Starter):
     """
 
     feedback: Feedback
-    traffic: Traffic
+    traffic: DrawnTraffic
     method: LearnMethod
     jobs: Jobs
     config: DaemonConfig

@@ -9,6 +9,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, TypeVar
 
 from ...errors import FormatError
+from ...manifest import manifests
 
 if TYPE_CHECKING:
     from .base import JobKind
@@ -27,22 +28,25 @@ def register(kind: T) -> T:
 
 
 def kinds() -> Mapping[str, JobKind]:
-    """Returns all kinds; those of this folder are imported first."""
-    _import_folder()
+    """Returns all kinds; those of this folder and of parts are imported first."""
+    _import_all()
     return dict(sorted(REGISTERED.items()))
 
 
 def kind_of(origin: str) -> JobKind:
     """Returns the kind of an origin. Raises FormatError for an origin that no kind has."""
     if origin not in REGISTERED:  # a process that knows one imports no others
-        _import_folder()
+        _import_all()
     if origin not in REGISTERED:
         raise FormatError(f"its origin is {origin!r:.40}, which this edgetune does not know")
     return REGISTERED[origin]
 
 
 @cache
-def _import_folder() -> None:
+def _import_all() -> None:
     package = import_module(__package__)
     for module in iter_modules(package.__path__):
         import_module(f"{__package__}.{module.name}")
+    for manifest in manifests():
+        for name in manifest.kinds:
+            manifest.load(name)

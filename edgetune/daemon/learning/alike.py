@@ -13,22 +13,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ...mixing.near import words_of
+from ...data.words import words_of
+from ...serving.neighbours import LEAST, Floats, Neighbours, limit_of_repeats
 
-LEAST = 0.6  # likeness of a repeat, before answers raise it
 MARGIN = 0.1  # by which questions with other answers are less like
 SAME_FRAME = 0.7  # share of words in order, from which on a replaced word makes another question
-WRONG = 0.1  # share of wrong repeats at most, as if SURE right ones had been seen
-SURE = 10
 TESTS = 1000  # the latest, by which the limit is set
 MOST = 4096  # known questions, the latest
-ROOM = 4  # questions for which there is room at first; it doubles
 STEM = 4  # letters of a word that decide, at least, where endings differ
 # of which no two have to do with each other
 UNRELATED = ("What time does the train to Lisbon leave?", "How do I remove red wine from a carpet?",
@@ -37,11 +33,10 @@ UNRELATED = ("What time does the train to Lisbon leave?", "How do I remove red w
              "Add two litres of milk to the shopping list.", "What is the boiling point of ethanol?",
              "My invoice from March has the wrong address.", "Is there a playground near the hotel?",
              "How many goals did the home team score?", "Turn the heating in the bathroom down.")
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownQuestion:
     """A question that is known. answer: the right one; "" where none is known. wrong: a wrong one, or None."""
 
     key: str
@@ -50,25 +45,21 @@ class Known:
     wrong: str | None = None
 
 
-@dataclass
 class Alike:
-    """Known questions. base: the cosine of unrelated questions. For one thread at a time."""
+    """Known questions. base: the cosine of unrelated questions. limit: the least likeness of a repeat; above 1: nothing
+    is one. For one thread at a time.
+    """
 
-    base: float
-    _known: list[Known] = field(default_factory=list)
-    _vectors: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))  # [room, D], the first n are used
-    _tests: list[tuple[float, bool]] = field(default_factory=list)  # likeness of what was recalled, whether it is right
-    _limit: float = LEAST
+    def __init__(self, base: float) -> None:
+        self.limit = LEAST
+        self._known: list[KnownQuestion] = []
+        self._near = Neighbours(base=base)  # in the order of _known
+        self._tests: list[tuple[float, bool]] = []  # likeness of what was recalled, whether it is right
 
     def __len__(self) -> int:
         return len(self._known)
 
-    @property
-    def limit(self) -> float:
-        """The least likeness of a repeat; above 1: nothing is one."""
-        return self._limit
-
-    def learn(self, known: Known, vector: Floats) -> None:
+    def learn(self, known: KnownQuestion, vector: Floats) -> None:
         """Adds a question [D], which tests the earlier ones first. It replaces the one of the same key."""
         self._test(known, vector)
         self.forget(known.key)
@@ -76,10 +67,7 @@ class Alike:
             return
         if len(self._known) == MOST:
             self.forget(self._known[0].key)
-        if len(self._known) == len(self._vectors):
-            more = np.empty((len(self._vectors) or ROOM, len(vector)), np.float32)
-            self._vectors = np.concatenate([self._vectors.reshape(-1, len(vector)), more])
-        self._vectors[len(self._known)] = vector
+        self._near.add(vector)
         self._known.append(known)
 
     def forget(self, key: str) -> None:
@@ -87,34 +75,28 @@ class Alike:
         for i, each in enumerate(self._known):
             if each.key == key:
                 del self._known[i]
-                self._vectors[i : len(self._known)] = self._vectors[i + 1 : len(self._known) + 1]
+                self._near.remove(i)
                 return
 
-    def repeated(self, text: str, vector: Floats) -> tuple[Known, float] | None:
+    def repeated(self, text: str, vector: Floats) -> tuple[KnownQuestion, float] | None:
         """The known question that a new one [D] repeats, and its likeness; None where it is not sure."""
         found = self._nearest(text, vector)
         return found if found and found[1] >= self.limit else None
 
-    def nearest(self, vector: Floats, count: int, least: float) -> Sequence[tuple[Known, float]]:
+    def nearest(self, vector: Floats, count: int, least: float) -> Sequence[tuple[KnownQuestion, float]]:
         """The `count` known questions that are most like one, the most like first, with their likeness: `least` or
         more.
         """
-        likeness = self._likeness(vector)
-        order = np.argsort(-likeness, kind="stable")[:count]
-        return [(self._known[i], float(likeness[i])) for i in order if likeness[i] >= least]
-
-    def _likeness(self, vector: Floats) -> Floats:
-        """[n]"""
         if not self._known:
-            return np.empty(0, np.float32)
-        found: Floats = (self._vectors[: len(self._known)] @ vector - self.base) / (1 - self.base)
-        return found
+            return ()
+        found = zip(*self._near.nearest(vector, count), strict=True)
+        return [(self._known[i], float(likeness)) for i, likeness in found if likeness >= least]
 
-    def _nearest(self, text: str, vector: Floats) -> tuple[Known, float] | None:
-        """The known question that another repeats where LEAST is the limit."""
-        likeness = self._likeness(vector)
-        if not len(likeness):
+    def _nearest(self, text: str, vector: Floats) -> tuple[KnownQuestion, float] | None:
+        """The known question that another repeats if LEAST is the limit."""
+        if not self._known:
             return None
+        likeness = self._near.likeness(vector)
         best = int(likeness.argmax())
         found = self._known[best]
         if likeness[best] < LEAST:
@@ -125,27 +107,14 @@ class Alike:
             return None
         return (found, float(likeness[best])) if has_values(found.answer, found.text, text) else None
 
-    def _test(self, known: Known, vector: Floats) -> None:
+    def _test(self, known: KnownQuestion, vector: Floats) -> None:
         found = self._nearest(known.text, vector)
         if found is None or found[0].key == known.key:
             return
         said = found[0].answer
         if known.answer or said == known.wrong:
             self._tests = [*self._tests, (found[1], said == known.answer)][-TESTS:]
-            self._limit = limit_of(self._tests)
-
-
-def limit_of(tests: Sequence[tuple[float, bool]]) -> float:
-    """The least limit, from LEAST on, at which few enough of the tests (likeness, whether it is right) are wrong."""
-    limit = LEAST
-    ordered = sorted(tests)
-    wrong = sum(not is_right for _, is_right in ordered)
-    for i, (likeness, is_right) in enumerate(ordered):
-        if wrong <= WRONG * (len(ordered) - i + SURE):
-            return limit
-        wrong -= not is_right
-        limit = float(np.nextafter(np.float32(likeness), np.float32(2)))
-    return limit
+            self.limit = limit_of_repeats(self._tests)
 
 
 def base_of(vectors: Floats) -> float:

@@ -18,7 +18,7 @@ from ...training.length import LARGEST_BATCH, MOST_EPOCHS, epochs_of, is_auto
 from .feedback import Feedback, StoredRow
 from .file_rows import FileRow
 from .items import FeedbackItem
-from .kinds import ANSWERS
+from .row_kinds import ANSWERS
 from .rows import Row
 
 T = TypeVar("T")

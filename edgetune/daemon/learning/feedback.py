@@ -26,10 +26,10 @@ from ..options import DaemonConfig
 from ..state.database import Store, dump, now
 from ..state.holdout import MOST, Holdout
 from .items import HEADING, FeedbackItem, Heading, State, heading_of, item_of, remains
-from .kinds import ANSWERS, HAS_ANSWER, RowKind, right_answer
 from .limits import held_out, make_room, spread
+from .row_kinds import ANSWERS, HAS_ANSWER, RowKind, right_answer
 from .rows import Rating, Row, check_rating, check_size, expiry, make_row, read_row, with_answer
-from .withdrawn import withdraw, withdraw_earlier
+from .withdrawal import withdraw, withdraw_earlier
 
 REPLAY_MOST = 2000  # rows of each state and side that a job reads, the latest
 TOGETHER = 16  # rows that are read at once: of 256 KiB at most

@@ -12,6 +12,7 @@ import hashlib
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,9 +21,10 @@ from ...data.question import digest, user_text
 from ...errors import UsageError
 from ...formats.gguf import fingerprint
 from ...serving.completion import Completion
+from ...serving.neighbours import Floats
 from ..embeddings import Embeddings
-from ..sources import AskedQuestion
-from .alike import MOST, UNRELATED, Alike, Floats, Known, base_of
+from ..sources import SIMILAR, AskedQuestion
+from .alike import MOST, UNRELATED, Alike, KnownQuestion, base_of
 from .items import FeedbackItem, item_of
 from .recall import Recall
 
@@ -50,6 +52,7 @@ class LikeRecall:
     """
 
     name: ClassVar[str] = Recall.name
+    place: ClassVar[int] = SIMILAR
 
     def __init__(self, recall: Recall, embeddings: Embeddings) -> None:
         assert embeddings.encoder is not None
@@ -59,7 +62,7 @@ class LikeRecall:
         self._encoder = hashlib.sha256(fingerprint(embeddings.encoder.gguf).encode()).digest()[:NAMED]
         self._groups: dict[str, Alike] = {}
         self._base: float | None = None  # of Alike; None: not measured yet
-        self._recent: dict[str, Floats | None] = {}  # vectors of texts
+        self._vector = lru_cache(RECENT)(self._made)  # each question needs it several times
         self._seen = 0  # the last rowid that was read
         self._turn = threading.Lock()
 
@@ -86,7 +89,7 @@ class LikeRecall:
                     group.forget(known.key)
                     earlier = self._vector(known.text) if newest else None
                     if newest and earlier is not None:
-                        group.learn(Known(known.key, known.text, newest.answer), earlier)
+                        group.learn(KnownQuestion(known.key, known.text, newest.answer), earlier)
                     continue
                 disputed = self._recall.is_disputed(content, newest.answer)
                 return (newest, found[1]) if self._recall.counts(newest) and not disputed else None
@@ -126,7 +129,7 @@ class LikeRecall:
             for (item, asked), vector in zip(items, self._vectors(items, stored), strict=True):
                 group = self._groups.setdefault(asked.group, Alike(self._base))
                 if vector is not None:
-                    group.learn(Known(item.question, asked.text, item.answer, item.rejected), vector)
+                    group.learn(KnownQuestion(item.question, asked.text, item.answer, item.rejected), vector)
             self._seen = part[-1]["place"]
 
     def _vectors(self, items: Sequence[tuple[FeedbackItem, _Asked]],
@@ -142,16 +145,13 @@ class LikeRecall:
                                 for id, vector in made.items()])
         return [made.get(item.id, known[item.id]) for item, _ in items]
 
-    def _vector(self, text: str) -> Floats | None:
-        """Returns the vector of a text, which is kept for a while: each question needs it several times."""
-        if text not in self._recent:
-            if len(self._recent) == RECENT:
-                del self._recent[next(iter(self._recent))]
-            try:
-                self._recent[text] = self._embeddings.embed([text], truncate=True).vectors[0]
-            except UsageError:  # nothing but marks
-                self._recent[text] = None
-        return self._recent[text]
+    def _made(self, text: str) -> Floats | None:
+        """Returns the vector of a text; None: it has nothing but marks."""
+        try:
+            found: Floats = self._embeddings.embed([text], truncate=True).vectors[0]
+        except UsageError:
+            return None
+        return found
 
 
 def _read(kept: bytes | None, encoder: bytes, width: int) -> Floats | None:

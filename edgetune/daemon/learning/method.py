@@ -14,9 +14,10 @@ from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, share_of
 from ...training.config import TrainConfig, train_options
-from ..jobs import recipe, rewarded
-from ..options import DaemonConfig
-from .kinds import ANSWERS, HAS_ANSWER, LABELLED, RowKind, kind_of
+from ..jobs import recipe
+from ..jobs.rewards import ELSEWHERE, with_rewards
+from ..options import MORE, DaemonConfig
+from .row_kinds import ANSWERS, HAS_ANSWER, LABELLED, RowKind, kind_of
 from .rows import Row
 
 POSSIBLE = ("!", "1", '{"a": 1}')  # right answers: a grader that accepts none of them can use no feedback
@@ -71,12 +72,13 @@ def learn_method(config: DaemonConfig, supervised: str = "") -> LearnMethod:
         if objective.imitated_epochs:
             raise UsageError(f"learn-method is {name}, which imitates rows of prompt and completion first, and "
                              "feedback has conversations", "choose grpo, or give --learn-options warmup_epochs=0")
-        objective, rewards = rewarded.with_rewards(objective, config.python())
+        objective, rewards = with_rewards(objective, config.python())
         assert rewards
         kind = _gradable(kind, rewards)
-    elif config.learn_grader and not config.tutors:
+    elif config.learn_grader and not config.learns_more:
+        ways = ["choose a learn-method such as grpo", *(f"--learn {value}" for value, _ in MORE)]
         raise UsageError(f"learn-grader is given, and {name} learns from {kind.says}",
-                         "leave it out, choose a learn-method such as grpo, or --learn tutor")
+                         f"leave it out, {', or '.join(ways)}")
     return LearnMethod(objective, kind, _asked(objective), training)
 
 
@@ -139,6 +141,6 @@ def _asked(objective: Objective) -> dict[str, Any]:
     options = {spec.name: getattr(objective, spec.name) for spec in declared(type(objective))}
     part: dict[str, Any] = {}
     if isinstance(objective, Rewarded):
-        options = {name: value for name, value in options.items() if name not in rewarded.ELSEWHERE}
+        options = {name: value for name, value in options.items() if name not in ELSEWHERE}
         part = {"grader": json.loads(objective.grader)} if objective.grader else {}
     return {"type": objective.method, objective.method: {"hyperparameters": options, **part}}

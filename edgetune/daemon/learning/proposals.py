@@ -1,6 +1,6 @@
 """Corrections that people made in the chat itself, such as "no, I meant the kitchen". None is learned unasked.
 
-They are found by patterns (`making.remarks`) in a request whose last messages are a question, an answer and a remark.
+They are found by patterns (`data.remarks`) in a request whose last messages are a question, an answer and a remark.
 A person confirms a proposal, perhaps with other words, and it becomes feedback; or dismisses it. A proposal holds a
 conversation. It is stored where the daemon may keep prompts, and else in memory, until the daemon ends.
 """
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...data.question import content_text, digest
+from ...data.remarks import Remark, remark_of
 from ...errors import DataError, FormatError, NotFoundError, UsageError
 from ...evaluation.judge import is_json
-from ...making.remarks import Remark, remark_of
 from ...persisted import from_json
 from ...serving.question import Question
 from ..state.database import Store, dump, now

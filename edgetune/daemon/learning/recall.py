@@ -16,13 +16,13 @@ from ...errors import DataError, FormatError, NotFoundError, UsageError
 from ...serving.completion import Completion
 from ...serving.served import Served
 from ..jobs.exam import read_scores
-from ..sources import AskedQuestion, whole_answer
+from ..sources import RECALL, AskedQuestion, whole_answer
 from ..state.adapters import Adapters
 from ..state.database import now
 from .curriculum import as_conversation
 from .feedback import Feedback
 from .items import FeedbackItem, item_of
-from .kinds import HAS_ANSWER
+from .row_kinds import HAS_ANSWER
 from .rows import answer_of, make_row
 
 NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {} AND state != 'withdrawn'
@@ -38,6 +38,7 @@ class Recall:
     """
 
     name: ClassVar[str] = "recall"
+    place: ClassVar[int] = RECALL
 
     def __init__(self, feedback: Feedback, adapters: Adapters, served: Served, models: Collection[str],
                  imitates: bool = True) -> None:

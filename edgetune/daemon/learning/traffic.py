@@ -23,11 +23,11 @@ from typing import Any
 
 from ...data.question import question_digest
 from ...errors import DataError, EdgetuneError, UsageError
-from ..jobs.recipe import Drawn
+from ..jobs.recipe import DrawnQuestions
 from ..state.database import Store, dump, now
 from ..state.holdout import Holdout
 from .items import FeedbackItem, item_of
-from .kinds import HAS_ANSWER, RowKind
+from .row_kinds import HAS_ANSWER, RowKind
 from .rows import Row, make_row
 
 log = logging.getLogger("edgetune.daemon")
@@ -42,7 +42,7 @@ NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {}
 SILENT = "question NOT IN (SELECT question FROM feedback WHERE row IS NOT NULL AND question IS NOT NULL)"
 
 
-class Traffic:
+class DrawnTraffic:
     """The sample in the store, for any number of threads. days: for which a question is kept; 0: nothing is drawn, and
     what was is deleted. active: returns the name of what answers now, the active adapter, or the base's fingerprint.
     """
@@ -90,7 +90,7 @@ class Traffic:
         """Returns the digests of all drawn questions."""
         return {row["question"] for row in self.store.read("SELECT question FROM drawn")}
 
-    def rows(self, kind: RowKind) -> Drawn:
+    def rows(self, kind: RowKind) -> DrawnQuestions:
         """Returns the drawn questions that decide, the latest. kind: of the daemon's rows. A question is left out if
         the active adapter's answer was called wrong, without a right one.
         """
@@ -106,7 +106,7 @@ class Traffic:
                 unrated.append(_asked(json.loads(drawn["row"])))
             if len(unrated) == UNRATED:
                 break
-        return Drawn(rated, unrated)
+        return DrawnQuestions(rated, unrated)
 
     def _deciding(self) -> list[sqlite3.Row]:
         """Returns the rows of the questions that decide, the latest first."""

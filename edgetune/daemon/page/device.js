@@ -24,7 +24,7 @@ function showDevice(state) {
 }
 
 /** How far it is to the next training, and why it waits where that does not say it. */
-function showLearning({ mode, on, state, needed, new_rows: rows, unused, pairs, tutor }) {
+function showLearning({ mode, on, state, needed, new_rows: rows, unused, pairs }) {
   const counts = mode !== "off", missing = counts && rows < needed;
   put($("count"), counts ? `${Math.min(rows, needed)} of ${needed}` : String(rows));
   put($("count-of"), counts ? "corrections until the next training" : "corrections wait for a training");
@@ -36,7 +36,6 @@ function showLearning({ mode, on, state, needed, new_rows: rows, unused, pairs, 
   if (!$("switch").disabled) $("switch").checked = on;
   if (pairs && !$("twice").dataset.set) $("twice").checked = true; // it learns from choices
   $("twice").dataset.set = "yes";
-  showTutor(tutor);
 }
 
 /** The governor's decisions, latest first, as lines; equal ones in one. */

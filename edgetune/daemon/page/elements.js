@@ -1,6 +1,8 @@
 "use strict";
+
 // Elements and words. What a model, a file or a person wrote only ever becomes text, never markup.
 
+const panels = []; // functions of parts, which show their panel of the page by the daemon's answer about the device
 const $ = (id) => document.getElementById(id);
 
 /** An element; props: class, text, on... (listeners), properties, else attributes. */

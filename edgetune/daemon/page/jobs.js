@@ -3,8 +3,7 @@
 
 const names = new Map(); // of uploaded files, by id
 const ALIVE = ["queued", "running", "pausing", "paused"];
-const ORIGINS = { learn: "From feedback", tutor: "From prompts", evaluate: "Evaluation",
-  base: "Evaluation of a base" };
+const ORIGINS = { learn: "From feedback", evaluate: "Evaluation", base: "Evaluation of a base" };
 const COLOURS = { succeeded: "good", running: "good", pausing: "warm", paused: "warm", failed: "bad" };
 
 /** adapters: what the gate found of each is its job's result. */
@@ -85,7 +84,7 @@ function jobStory({ id, state }) {
     const all = [...events.values()].sort((a, b) => a.created_at - b.created_at);
     const of = (type) => all.filter((event) => event.type === type);
     const metrics = of("metrics").map((event) => event.data);
-    const round = metrics.reduce((last, line) => line.round ?? last, undefined); // of the tutor, the latest one
+    const round = metrics.reduce((last, line) => line.round ?? last, undefined); // of work in rounds, the latest one
     for (const shown of [rewards, losses]) shown.show(metrics.filter((line) => line.round === round));
     showLines(lines, of("message").map((event) => [event.created_at, event.message]).reverse());
   };
@@ -97,10 +96,10 @@ async function steer(button, id, verb) {
     await act(button, () => post(`v1/fine_tuning/jobs/${encodeURIComponent(id)}/${verb}`));
 }
 
-function pace({ phase, round, rounds, step, steps, loss, reward, tokens_per_s: speed, eta_s: left, judged, judging }) {
+function pace({ phase, says, step, steps, loss, reward, tokens_per_s: speed, eta_s: left, judged, judging }) {
   const asked = judging ? ` (${judged} of ${judging})` : "";
   if (phase === "judging") return `trained; now compared with the active adapter${asked}`;
-  if (phase === "tutor") return `round ${round} of ${rounds}: prompts are answered and compared`;
+  if (says) return says;
   if (!step) return "begins";
   const said = Number.isFinite(reward) ? `reward ${number(reward)}` : `loss ${number(loss)}`;
   const parts = [`step ${step} of ${steps}`, said, `${number(speed, 0)} tokens/s`];

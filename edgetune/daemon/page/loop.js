@@ -3,6 +3,13 @@
 
 const EVERY = 2500; // ms between two looks at the daemon, while somebody sees the page
 let looking = null, lost = false;
+// the panels of parts that narrow screens show one at a time, as they do the page's own sections, each with its button
+const tabs = [...document.querySelectorAll("section[data-tab]")].map((section) => {
+  const button = el("button", { type: "button", text: section.dataset.tab, hidden: true });
+  button.dataset.to = section.id;
+  document.querySelector("nav").append(button);
+  return [section, button];
+});
 
 /** Asks the daemon how things are, once at a time, and shows it. */
 const look = () => (looking ||= lookNow().finally(() => (looking = null)));
@@ -16,10 +23,10 @@ async function lookNow() {
     showAdapters(adapters);
     await showJobs(jobs.data, adapters.data);
     await showFeedback();
-    await showPrompts(device.keep_prompts);
     await showProposals(device.proposals);
     await showChecks(device.drawn, device.adapter);
-    await showFleet(device.fleet);
+    for (const show of panels) await show(device);
+    for (const [section, button] of tabs) button.hidden = section.hidden;
     for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
     showHealth(health);
     if (lost) notice("");
@@ -66,10 +73,6 @@ $("proposed").addEventListener("toggle", () => $("proposed").open && look());
 $("checks").addEventListener("toggle", () => $("checks").open && look());
 $("more-checks").addEventListener("click", () => { wantedChecks += FEW; act($("more-checks"), () => {}); });
 $("forget-drawn").addEventListener("click", forgetDrawn);
-$("kept").addEventListener("toggle", () => $("kept").open && look());
-$("more-prompts").addEventListener("click", () => { wantedPrompts += MORE; act($("more-prompts"), () => {}); });
-$("forget").addEventListener("click", forgetPrompts);
-$("ask").addEventListener("click", () => act($("ask"), () => post("v1/learn", { prompts: true })));
 $("switch").addEventListener("change", () => act($("switch"),
   () => call("v1/learn", { method: "PATCH", json: { on: $("switch").checked } })));
 $("more").addEventListener("click", () => { wanted += MORE; act($("more"), () => {}); });
@@ -86,12 +89,12 @@ $("back").addEventListener("click", async (event) => {
   if (await sure("Roll back?", "The adapter that was active before answers again from the next request on.", "Roll back"))
     await act(button, () => post("v1/adapters/rollback"));
 });
-$("invite").addEventListener("click", inviteDevice);
 $("notice").querySelector("button").addEventListener("click", () => notice(""));
 document.addEventListener("visibilitychange", () => document.hidden || look());
 for (const button of document.querySelectorAll("nav button"))
   button.addEventListener("click", () => {
     document.body.dataset.view = button.dataset.to;
+    for (const [section] of tabs) section.classList.toggle("current", section.id === button.dataset.to);
     document.querySelectorAll("nav button").forEach((other) => other.removeAttribute("aria-current"));
     button.setAttribute("aria-current", "true");
     window.scrollTo(0, 0);

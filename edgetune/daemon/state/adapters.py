@@ -35,7 +35,6 @@ log = logging.getLogger("edgetune.daemon")
 FOLDER = "adapters"
 NAMES = r"[0-9a-f]{8}"
 RECORD = "daemon.json"  # in an adapter's folder: a copy of its row, for when the database is lost
-QUESTIONS = "questions.npz"  # in an adapter's folder: vectors of its task's questions, where it is in the library
 LATEST = ":latest"
 FOREIGN = "a client added it; no gate has evaluated it"
 _PEOPLES_NAME = re.compile(r"[^\W_][\w. -]{0,63}")
@@ -91,12 +90,15 @@ class Adapters:
     Those of other bases, which the state had before, stay on disk: they are not listed, and none answers until their
     base is back.
 
+    needed: functions of an id that say whether a part needs the adapter, which is not pruned then.
+
     `damaged` has a sentence for each that could not be loaded at the start: it is not listed, and does not answer.
     """
 
     def __init__(self, store: Store, folder: Path, batcher: Answering[Any], config: DaemonConfig, name: str,
                  left: Callable[[], int], base: str, may_differ: bool = False) -> None:
         self.store = store
+        self.needed: list[Callable[[str], bool]] = []
         self.base = base
         self._may_differ = may_differ
         self._left = left
@@ -401,12 +403,12 @@ class Adapters:
             self.batcher.unload(id)
 
     def prune(self) -> None:
-        """Deletes all adapters of jobs but the active one, those in the library and `keep` others: those that rollbacks
-        lead to, and the newest.
+        """Deletes all adapters of jobs but the active one, those that are needed, and `keep` others: those that
+        rollbacks lead to, and the newest.
         """
         back = set(self._before()[-1:])
         others = [found.id for found in self.list() if found.job and found.state != "serving"
-                  and not (self._place(found.folder) / QUESTIONS).exists()]
+                  and not any(is_needed(found.id) for is_needed in self.needed)]
         for id in sorted(others, key=lambda id: id not in back)[self.keep:]:
             with suppress(NotFoundError, UsageError):  # deleted or promoted meanwhile
                 self.delete(id)

@@ -1,7 +1,7 @@
 """The bases that a state has had: each adapter belongs to one, and each base has its own active adapter.
 
-A daemon that serves a slot gets another base by a roll-out. The adapters of the base before stay, and the one that was
-active is active again when that base is back.
+A daemon that serves a slot may get another base. The adapters of the base before stay, and the one that was active is
+active again when that base is back.
 """
 
 from __future__ import annotations
@@ -9,19 +9,13 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ...adapters import store as lora
 from ...errors import EdgetuneError, MismatchError
-from ...formats.bundle import sha256
 from ...formats.gguf import open_gguf
 from .database import Store
 
-if TYPE_CHECKING:
-    from .adapters import Adapters
-
 log = logging.getLogger("edgetune.daemon")
-CAME = "SELECT min(at) AS at FROM service WHERE cause = ? AND base = ?"
 OWN = "SELECT 1 FROM adapters WHERE base = ?1 UNION SELECT 1 FROM service WHERE base = ?1 LIMIT 1"
 
 
@@ -38,26 +32,6 @@ def settle(store: Store, folder: Path, base: str, may_differ: bool) -> None:
                             f"this one ({base:.19})", "give the model that it was trained on, or another --state")
     if others:
         log.info("adapters of other bases that are kept, and do not answer: %d", len(others))
-
-
-def arrive(adapters: Adapters, source: Path | None, cause: str, reason: str) -> int:
-    """Activates the adapter that came with the base, None: the base alone; once for each cause, which names how it
-    came. source: its folder. reason: of its verdict. Returns when that was. Raises errors of add_foreign.
-    """
-    store = adapters.store
-    if store.read(CAME, cause, adapters.base)[0]["at"] is None:
-        id = None if source is None else _kept(adapters, source, reason)
-        adapters.note(id, cause)
-        log.info("%s is active: %s", id or "the base alone", cause)
-    return int(store.read(CAME, cause, adapters.base)[0]["at"])
-
-
-def _kept(adapters: Adapters, source: Path, reason: str) -> str:
-    """Returns the id of an adapter, which is kept already after an earlier start."""
-    digest = sha256(source / lora.FILE)
-    known = next((found for found in adapters.list() if found.sha256 == digest), None)
-    found = known or adapters.add_foreign(source, "fleet")
-    return adapters.set_verdict(found.id, {"passed": True, "reason": reason}).id
 
 
 def _complete(store: Store, folder: Path, base: str) -> None:

@@ -52,6 +52,13 @@ class Store:
         self._must_wipe = _wal(self.path).exists()  # a kill may have come between a deletion and its wipe
         self._must_vacuum = self._must_wipe
         self._files: dict[Path, tuple[int, int]] = {}  # device and inode of the files that connections have open
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
         if not self.path.exists() or not self.path.stat().st_size:
             self._set_log_aside()
         with self.write() as db:
@@ -119,6 +126,9 @@ class Store:
             raise lost
         try:
             db = sqlite3.connect(self.path, isolation_level=None, timeout=LOCK_SECONDS, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise self._as_known(error) from None
+        try:
             db.row_factory = sqlite3.Row
             # bytes that are not UTF-8 become half surrogate pairs, which `_sound` finds
             db.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
@@ -126,6 +136,7 @@ class Store:
                            "secure_delete = ON"):
                 db.execute(f"PRAGMA {pragma}")
         except (sqlite3.Error, UnicodeDecodeError) as error:
+            db.close()
             raise self._as_known(error) from None
         return db
 
@@ -169,6 +180,7 @@ class Store:
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 known = self._as_known(error)
                 self._refusal = known if isinstance(known, DiskError) else None
+                self._must_wipe |= isinstance(known, DiskError)  # the log may hold a part of what is not kept
                 raise known from None
             finally:
                 if db.in_transaction:

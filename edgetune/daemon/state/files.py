@@ -11,6 +11,7 @@ import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +25,9 @@ from ...data.question import not_json
 from ...data.rows import Row, RowParser, json_type
 from ...errors import DataError, NotFoundError, TooLargeError, TooMuchError, UsageError
 from ...formats.bundle import sha256
+from ...manifest import manifests
 from ...objectives.base import objectives
 from ...persisted import from_json
-from ...retrieval.documents import require_name
 from ..options import DaemonConfig
 from .database import Store, now
 from .shelf import Shelf
@@ -35,7 +36,6 @@ from .uploads import BOM, LINES, MIB, check_length, form_of, spooled
 FOLDER = "files"
 NAMES = r"file-[0-9a-z]+\.(jsonl|csv|document)"
 PURPOSE = "fine-tune"
-DOCUMENT = "assistants"
 RESULTS = "fine-tune-results"
 RESULT_NAME = "step_metrics.csv"
 NAME_LENGTH = 255  # characters of a client's name for it; the rest is cut
@@ -63,6 +63,7 @@ class Files:
         self.config = config
         self._shelf = Shelf(folder, FOLDER, NAMES)
         self.folder = self._shelf.folder
+        self.on_deleted: list[Callable[[str], object]] = []  # called with the id of a file after its deletion
         self._shelf.tidy({_name(row["id"], row["purpose"]) for row in store.read("SELECT id, purpose FROM files")})
 
     def add(self, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
@@ -72,12 +73,11 @@ class Files:
         Raises DataError for a line that is not a row, with its number; TooLargeError for more bytes or rows than
         options allow, or a longer line; UsageError for another purpose; DiskError.
         """
-        if purpose not in (PURPOSE, DOCUMENT):
-            raise UsageError(f"purpose is {purpose!r:.40}", f"use {PURPOSE!r} or {DOCUMENT!r}, all that files are for "
-                             "here")
+        check_purpose(purpose)
         file_id = f"file-{secrets.token_hex(12)}"
-        if purpose == DOCUMENT:
-            return self._add_document(file_id, printable(name), chunks)
+        if check_name := purposes()[purpose]:
+            check_name(printable(name))
+            return self._add_as_it_is(file_id, printable(name), purpose, chunks)
         stored = _name(file_id, purpose)
         check = _Check(self.config)
         with self._shelf.filling(stored) as path:
@@ -89,10 +89,9 @@ class Files:
         self._shelf.settle(stored)
         return file
 
-    def _add_document(self, file_id: str, name: str, chunks: Iterable[bytes]) -> File:
-        """Stores a document as it is. Raises UsageError for a kind that cannot be read, TooLargeError, DiskError."""
-        require_name(name)
-        stored = _name(file_id, DOCUMENT)
+    def _add_as_it_is(self, file_id: str, name: str, purpose: str, chunks: Iterable[bytes]) -> File:
+        """Stores a file that is not read here. Raises TooLargeError, DiskError."""
+        stored = _name(file_id, purpose)
         with self._shelf.filling(stored) as path:
             size = 0
             with path.open("xb") as out:
@@ -101,7 +100,7 @@ class Files:
                     check_size(size, self.config.max_upload)
                     out.write(chunk)
             disk.sync(path)
-            file = File(file_id, name, DOCUMENT, size, 0, sha256(path), now())
+            file = File(file_id, name, purpose, size, 0, sha256(path), now())
             self._insert(file)
         self._shelf.settle(stored)
         return file
@@ -159,6 +158,8 @@ class Files:
         self._shelf.remove(_name(id, rows[0]["purpose"]), delete_row)
         self.store.forget("files", id)
         self.store.wipe()  # its name
+        for forget in self.on_deleted:
+            forget(id)
 
     def content(self, id: str) -> Path:
         """Returns the path of a file's bytes. Raises NotFoundError, also where they were removed or changed."""
@@ -175,14 +176,28 @@ class Files:
     def rows(self, id: str, asking: bool = False) -> Rows:
         """Returns the rows of an uploaded file; asking: as in Rows. Raises NotFoundError; UsageError for another file.
         """
-        held = {RESULTS: "the results of a job", DOCUMENT: "a document"}
-        if what := held.get(self.get(id).purpose):
+        if (purpose := self.get(id).purpose) != PURPOSE:
+            what = "the results of a job" if purpose == RESULTS else "a document"
             raise UsageError(f"the file {id} holds {what}, no rows", f"name one that was uploaded with {PURPOSE!r}")
         return Rows(self.content(id), asking)
 
 
 def _name(id: str, purpose: str) -> str:
-    return id + {RESULTS: ".csv", DOCUMENT: ".document"}.get(purpose, ".jsonl")
+    return id + {RESULTS: ".csv", PURPOSE: ".jsonl"}.get(purpose, ".document")
+
+
+@cache
+def purposes() -> dict[str, Callable[[str], object] | None]:
+    """Returns the purposes that an upload may have; of one whose files are kept as they are, what checks a name."""
+    return {PURPOSE: None, **{purpose: manifest.load(check) for manifest in manifests()
+                              for purpose, check in manifest.purposes.items()}}
+
+
+def check_purpose(purpose: str) -> None:
+    """Raises UsageError for a purpose that no upload has."""
+    if purpose not in purposes():
+        raise UsageError(f"purpose is {purpose!r:.40}", f"use {' or '.join(map(repr, purposes()))}, all that files are "
+                         "for here")
 
 
 def check_size(size: int, max_upload: int) -> None:

@@ -1,4 +1,4 @@
-"""Tables of the daemon's database, and upgrades from those of earlier versions."""
+"""Tables of the daemon's database, and upgrades from those of earlier versions. Parts make those that only they use."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CREATE TABLE jobs (
     trained_tokens INTEGER, result TEXT, -- adapter
     error TEXT,                     -- JSON {code, message, param}
     verdict TEXT,                   -- JSON: the gate's verdict on its adapter, without the scores of rows
-    rounds TEXT);                   -- JSON: of a tutor's job, what became of each round
+    rounds TEXT);                   -- JSON: of a job in rounds, what became of each
 CREATE TABLE events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     job TEXT NOT NULL REFERENCES jobs(id), created_at INTEGER NOT NULL,
@@ -65,11 +65,6 @@ CREATE TABLE questions (            -- of feedback with a row, in the order of t
     place INTEGER PRIMARY KEY,      -- 0, 1, ...; below 0: of an earlier version, which held out by another rule
     name TEXT NOT NULL UNIQUE,      -- digest of what was asked, as in feedback
     held INTEGER NOT NULL);         -- 1: held out, for ever
-CREATE TABLE prompts (              -- that people asked, where they are kept
-    id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
-    row TEXT NOT NULL,              -- JSON of what was asked, without any answer
-    question TEXT NOT NULL UNIQUE,  -- its digest, as in feedback
-    job TEXT);                      -- the last one that took it; null: none did
 CREATE TABLE proposals (            -- corrections that people made in a chat, until they are confirmed or dismissed
     id TEXT PRIMARY KEY, created_at INTEGER NOT NULL,
     row TEXT NOT NULL);             -- JSON of Proposal: conversation, answer, remark, proposed correction
@@ -137,8 +132,6 @@ DROP INDEX feedback_by_pair;
 """,
     5: """
 ALTER TABLE jobs ADD COLUMN rounds TEXT;
-CREATE TABLE prompts (id TEXT PRIMARY KEY, created_at INTEGER NOT NULL, row TEXT NOT NULL,
-    question TEXT NOT NULL UNIQUE, job TEXT);
 CREATE TABLE switches (name TEXT PRIMARY KEY);
 """,
     6: """

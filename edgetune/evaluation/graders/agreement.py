@@ -19,7 +19,7 @@ from .sample import Sample, Ungraded
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class Agreement(Grader):
+class AgreementGrader(Grader):
     """The share of the answers to a row that are equal, where it is `threshold` at least; 0 for all other answers.
 
     Answers are equal where their `input` is equal as JSON, as numbers (1,234 is 1234.0) or as text without white space

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...serving.call_form import CallForm
-from ...serving.rollouts.texts import Answered
+from ...serving.rollouts.texts import TextAnswer
 from ...serving.tool_calls import CallReader, join
 from .sample import Sample
 
 
-def answered_sample(answered: Answered, tools: Sequence[Mapping[str, Any]] | None, form: CallForm) -> Sample:
+def answered_sample(answered: TextAnswer, tools: Sequence[Mapping[str, Any]] | None, form: CallForm) -> Sample:
     """The sample of an answer. tools: those that the row offers. form: the model's form of a call (`call_form`)."""
     text = answered.text
     calls: list[dict[str, Any]] = []

@@ -24,7 +24,7 @@ from ...disk import read_small
 from ...errors import EdgetuneError, UsageError, install_hint
 from ...options import Registry
 from .sample import Sample, Ungraded
-from .template import Template, parse_template
+from .template import GraderTemplate, parse_template
 from .time_limit import in_time
 from .typed import fits, in_words, made_of
 
@@ -98,7 +98,7 @@ class Grader(ABC):
         for template in self.templates():
             template.check(item)
 
-    def templates(self) -> list[Template]:
+    def templates(self) -> list[GraderTemplate]:
         """The templates of all fields. Raises UsageError for one that cannot be read."""
         names = [spec.name for spec in fields(self) if spec.metadata.get("template")]
         written = [(name, getattr(self, name)) for name in names]

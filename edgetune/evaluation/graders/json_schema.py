@@ -13,7 +13,7 @@ from .sample import Sample, Ungraded, json_of
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class JsonSchema(OneByOne):
+class JsonSchemaGrader(OneByOne):
     """1 where input is JSON that the schema allows, as jsonschema validates it (by $schema, else draft 2020-12), else
     0. A $ref leads within the schema alone: nothing is fetched.
     """

@@ -12,7 +12,7 @@ from ...errors import UsageError
 from .base import Grade, Grader, Means, checked_fields, read_within, register
 from .formula import Formula, NoValueError, parse_formula
 from .sample import Sample
-from .template import Template
+from .template import GraderTemplate
 
 
 @register
@@ -39,7 +39,7 @@ class Multi(Grader):
     def formula(self) -> Formula:
         return parse_formula(self.calculate_output, self.graders)
 
-    def templates(self) -> list[Template]:
+    def templates(self) -> list[GraderTemplate]:
         return [template for grader in self.graders.values() for template in grader.templates()]
 
     def check_item(self, item: Mapping[str, Any]) -> None:

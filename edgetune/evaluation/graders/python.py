@@ -12,7 +12,7 @@ from ...errors import UsageError
 from . import seccomp
 from .base import NOT_WRITTEN, Grader, Means, OneByOne, register
 from .sample import Sample, Ungraded, sample_dict
-from .sandbox import CallFailed, Sandbox, SourceFailed
+from .sandbox import CallFailed, GraderSandbox, SourceFailed
 
 LONGEST_SOURCE = 256 * 1000  # bytes, as OpenAI has it
 LONGEST_CALL = 120.0  # seconds
@@ -70,8 +70,8 @@ class PythonGrader(OneByOne):
         return self.memory << 20
 
     @cached_property
-    def _sandbox(self) -> Sandbox:
-        return Sandbox(self.source, self.timeout, self.memory << 20, self.unsafe)
+    def _sandbox(self) -> GraderSandbox:
+        return GraderSandbox(self.source, self.timeout, self.memory << 20, self.unsafe)
 
     @classmethod
     def read(cls, given: Mapping[str, Any], means: Means) -> Grader:

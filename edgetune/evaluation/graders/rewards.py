@@ -12,7 +12,7 @@ from typing import Any
 from ...data.packing import Example
 from ...errors import DataError, UsageError
 from ...objectives.rewarded import Rewarded
-from ...training.answered import Answer, Reward
+from ...training.answered import Reward, RewardedAnswer
 from .base import Grader, ScoreModel, load_grader, read_grader
 from .reward import RewardFunction, load_reward
 from .sample import Sample
@@ -54,7 +54,7 @@ class GraderRewards:
         assert isinstance(self.judge, Grader)
         self.judge = self.judge.with_model(judge, **self.means)
 
-    def __call__(self, answers: Sequence[Answer]) -> list[Reward]:
+    def __call__(self, answers: Sequence[RewardedAnswer]) -> list[Reward]:
         """Grades answers. Raises EdgetuneError where the grader fails."""
         samples = [Sample(answer.text, finish_reason="stop" if answer.ended else "length", tokens=answer.tokens)
                    for answer in answers]

@@ -68,7 +68,7 @@ class _Ended(Exception):
     """The process did not answer: it is dead, too late, or broke the protocol."""
 
 
-class Sandbox:
+class GraderSandbox:
     """One process for many calls, from any thread, one at a time.
 
     timeout: seconds a call. memory: bytes of address space. unsafe: without the filter of system calls.

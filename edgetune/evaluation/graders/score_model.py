@@ -14,7 +14,7 @@ from ...data.question import content_text
 from ...errors import UsageError
 from .base import NOT_WRITTEN, Grade, Grader, Means, ScoreModel, register
 from .sample import Sample, Ungraded
-from .template import Template, parse_template
+from .template import GraderTemplate, parse_template
 
 SELF = "self"
 ROLES = ("user", "assistant", "system", "developer")
@@ -63,7 +63,7 @@ class ScoreModelGrader(Grader):
         if not content_text(_as_list(message.get("content"))):
             raise self.wrong(name, "has no text", hint)
 
-    def templates(self) -> list[Template]:
+    def templates(self) -> list[GraderTemplate]:
         return [parse_template(content_text(_as_list(message.get("content"))), f"input[{i}] of the grader {self.name}")
                 for i, message in enumerate(self.input)]
 

@@ -36,7 +36,7 @@ class Variable:
 
 
 @dataclass(frozen=True)
-class Template:
+class GraderTemplate:
     """Texts and variables in turn."""
 
     parts: tuple[str | Variable, ...]
@@ -60,7 +60,7 @@ class Template:
 
 
 @lru_cache(maxsize=256)
-def parse_template(text: str, where: str) -> Template:
+def parse_template(text: str, where: str) -> GraderTemplate:
     """Parses a template. where: for the error. Raises UsageError for a path outside item and sample."""
     if len(text) > LONGEST:
         raise UsageError(f"{where} has {len(text)} characters, the limit is {LONGEST}", "write less into it")
@@ -75,7 +75,7 @@ def parse_template(text: str, where: str) -> Template:
         parts.append(_variable(inner, where))
         if after:
             parts.append(after)
-    return Template(tuple(parts))
+    return GraderTemplate(tuple(parts))
 
 
 def _variable(inner: str, where: str) -> Variable:

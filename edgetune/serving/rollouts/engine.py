@@ -33,7 +33,7 @@ from .draws import COLDEST, check_sampling, keys_of, limits_of
 from .kv_blocks import (
     GRANULE,
     WHOLE,
-    Blocks,
+    FreeBlocks,
     Path,
     Segment,
     blocks_for,
@@ -142,7 +142,7 @@ class Rollouts:
         cache = decoder.model.structure.cache
         assert cache
         self._cache = CacheArrays(cache, decoder.arena)
-        self._blocks = Blocks(plan.blocks)
+        self._blocks = FreeBlocks(plan.blocks)
         self._step = WHOLE if any(s.windows) else GRANULE
         self._paths = np.full((plan.live, plan.path), -1, np.int32)
         self._free_rows = list(range(plan.live))[::-1]

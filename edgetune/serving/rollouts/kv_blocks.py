@@ -60,7 +60,7 @@ def slots_of(blocks: Sequence[int], tokens: int) -> NDArray[np.int32]:
     return (np.asarray(blocks)[places // CACHE] * CACHE + places % CACHE).astype(np.int32)
 
 
-class Blocks:
+class FreeBlocks:
     """The free blocks."""
 
     def __init__(self, count: int) -> None:
@@ -90,7 +90,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Reading:
+class PromptReading:
     """Prompts that are read together. slots [T]: for keys and values of the batch's tokens. segments: the last of each
     prompt; places: of its last token in the batch. runs: as of models/states.py, which leave the state at the end of a
     prompt in the slot of its index after the first.
@@ -103,7 +103,7 @@ class Reading:
     runs: NDArray[np.int32]
 
 
-def read_together(prompts: Sequence[Tokens], blocks: Blocks, step: int, slot: int) -> Reading:
+def read_together(prompts: Sequence[Tokens], blocks: FreeBlocks, step: int, slot: int) -> PromptReading:
     """The forest of prompts of at least one token, which branch at multiples of `step`; takes blocks for it. slot: the
     first for their states.
     """
@@ -119,8 +119,8 @@ def read_together(prompts: Sequence[Tokens], blocks: Blocks, step: int, slot: in
     batch = forward_batch(np.concatenate([segment.tokens for segment in order]),
                           np.concatenate([np.arange(s.begin, s.begin + s.tokens.size) for s in order]),
                           np.repeat(within, sizes), places)
-    return Reading(batch, np.concatenate([segment.slots() for segment in order]), segments, places,
-                   _runs(order, segments, slot))
+    return PromptReading(batch, np.concatenate([segment.slots() for segment in order]), segments, places,
+                         _runs(order, segments, slot))
 
 
 def _runs(order: Sequence[Segment], segments: Sequence[Segment], slot: int) -> NDArray[np.int32]:

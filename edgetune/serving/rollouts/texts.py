@@ -53,7 +53,7 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TokenPrompts:
     """Prompts as token ids. Each is answered `samples` times, with at most its max_tokens tokens. ends: whether a token
     that ends a turn ends an answer.
     """
@@ -67,7 +67,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answered:
+class TextAnswer:
     """One answer: its text without its end, its tokens with their log-probabilities, and the reason of its end: "stop"
     (a token that ends a turn, or a stop string) or "length".
     """
@@ -85,8 +85,8 @@ def adapter_of(gguf: Gguf, path: Path | None) -> Artifact:
     return read_artifact(path, gguf) if path else Artifact()
 
 
-def answers(gguf: Gguf, tokenizer: Tokenizer, adapter: Artifact | Lora, asked: Asked,
-            engine: Engine) -> Iterator[Answered]:
+def answers(gguf: Gguf, tokenizer: Tokenizer, adapter: Artifact | Lora, asked: TokenPrompts,
+            engine: Engine) -> Iterator[TextAnswer]:
     """Yields answers as they are finished, in any order.
 
     Raises UsageError, before the first answer, for an option out of its range, an empty prompt, a prompt that leaves no
@@ -98,10 +98,10 @@ def answers(gguf: Gguf, tokenizer: Tokenizer, adapter: Artifact | Lora, asked: A
     texts = [[_Text(TextStream(asked.stop), tokenizer) for _ in range(asked.samples)] for _ in asked.prompts]
     drawn = draw(Model(gguf), adapter, asked, engine, tokenizer.is_end if asked.ends else lambda _: False,
                  lambda prompt, sample, token: texts[prompt][sample].ends_with(token))
-    return (Answered(texts[rollout.prompt][rollout.sample].whole(), rollout) for rollout in drawn)
+    return (TextAnswer(texts[rollout.prompt][rollout.sample].whole(), rollout) for rollout in drawn)
 
 
-def draw(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
+def draw(model: Model, adapter: Artifact | Lora, asked: TokenPrompts, engine: Engine, is_end: Callable[[int], bool],
          watch: Callable[[int, int, int], bool] = lambda _prompt, _sample, _token: False,
          before_block: Callable[[], None] = lambda: None) -> Iterator[Rollout]:
     """Yields answers as tokens, as they are finished. is_end, watch: as of `Wanted`; stop and ends of `asked` are
@@ -114,7 +114,7 @@ def draw(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine, i
     return _drawn(model, adapter, asked, engine, is_end, watch, before_block) if asked.prompts else iter(())
 
 
-def _drawn(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine, is_end: Callable[[int], bool],
+def _drawn(model: Model, adapter: Artifact | Lora, asked: TokenPrompts, engine: Engine, is_end: Callable[[int], bool],
            watch: Callable[[int, int, int], bool], before_block: Callable[[], None]) -> Iterator[Rollout]:
     ops = open_backend(engine.backend, device.thread_count(engine.threads))
     plan = plan_of(model, adapter, asked, engine, ops)
@@ -127,7 +127,7 @@ def _drawn(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine,
     yield from Rollouts(decoder, plan, wanted)
 
 
-def plan_of(model: Model, adapter: Artifact | Lora, asked: Asked, engine: Engine, ops: Backend) -> AnswerPlan:
+def plan_of(model: Model, adapter: Artifact | Lora, asked: TokenPrompts, engine: Engine, ops: Backend) -> AnswerPlan:
     """The plan of as many answers at once as the budget has room for. Raises UsageError if there is none."""
     most = AnswerPlan(min(engine.parallel, len(asked.prompts) * asked.samples), asked.samples,
                       max(map(len, asked.prompts)), max(asked.max_tokens),
@@ -157,7 +157,7 @@ def _run(model: Model, adapter: Artifact | Lora, plan: AnswerPlan, engine: Engin
                        max_length=plan.prompt_tokens + plan.answer_tokens, precision=engine.precision)
 
 
-def _check(model: Model, asked: Asked, engine: Engine) -> None:
+def _check(model: Model, asked: TokenPrompts, engine: Engine) -> None:
     if engine.parallel < 1:
         raise UsageError(f"parallel is {engine.parallel}", "choose 1 or more")
     if asked.samples < 1:

@@ -1,6 +1,9 @@
 """Under an answer the page lists the passages of documents that stood before the question."""
 
 import pytest
+
+pytest.importorskip("edgetune.parts.documents")
+
 from daemons import daemon
 from indexes import small_index
 from pages import HOSTILE, LAPTOP, ask, expect, opened, runs

@@ -1,0 +1,101 @@
+"""index and search: passages of a person's documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ...cli.app import ModelPath, cli, command, config_options, out, show, step_progress, threads_option
+from ...errors import shell_word, size_text
+
+if TYPE_CHECKING:
+    from .building import Report
+    from .searching import Found
+
+MADE_BY = "minilm"  # the encoder, unless another is named
+LISTED = 10  # files that are named one by one
+
+
+def index_options(command: Any) -> Any:
+    from .options import IndexOptions
+    return config_options("chunk_tokens", "overlap", of=IndexOptions)(command)
+
+
+@cli.group("documents")
+def documents() -> None:
+    """Index documents, and search them.
+
+    edgetune serve --index FILE answers from an index.
+    """
+
+
+@command("index", click.argument("folder", type=click.Path(path_type=Path)),
+         click.option("-o", "--out", "out_file", type=click.Path(path_type=Path), required=True,
+                      help="File of the index; one that exists is brought up to date."),
+         click.option("--encoder", type=ModelPath(), default=MADE_BY, show_default=True,
+                      help="Model that makes the vectors."),
+         index_options,
+         click.option("--memory", default="", help="Memory of this process at most, such as 500M or 25% [75% of what "
+                      "is available]."),
+         threads_option,
+         group=documents)
+def index_command(folder: Path, out_file: Path, encoder: Path, memory: str, threads: int, as_json: bool,
+                  **options: Any) -> None:
+    """Make a searchable index of the documents in FOLDER.
+
+    It reads plain text, Markdown, PDF and JSON Lines, and writes one file. The second time only files that changed are
+    read. What cannot be read is named, and left out.
+    """
+    from ...training.config import TrainConfig
+    from .building import build
+    from .encoding import Encoding
+    from .options import IndexOptions
+    found = Encoding(encoder, threads)
+    try:
+        with step_progress(out, as_json) as progress:
+            report = build(folder, out_file, found, IndexOptions(**options), TrainConfig(memory=memory).memory_here(),
+                           progress.step)
+    finally:
+        found.close()
+    show(as_json, report.to_json(), *_reported(report))
+
+
+def _reported(report: Report) -> list[Any]:
+    from ...console import Copied
+    lines: list[Any] = [f"{report.chunks:,} chunks of {report.files:,} files, {report.tokens:,} tokens, "
+                        f"{size_text(report.bytes)}",
+                        f"files: {report.read} read, {report.unchanged} unchanged, {report.removed} removed"]
+    lines += [f"left out: {skipped['file']}: {skipped['reason']}" for skipped in report.skipped[:LISTED]]
+    if (more := len(report.skipped) - LISTED) > 0:
+        lines.append(f"left out: {more} more; --json lists all")
+    return [*lines, Copied(f"edgetune documents search {shell_word(report.index)} \"your question\"")]
+
+
+@command("search", click.argument("index", type=click.Path(path_type=Path)), click.argument("query"),
+         click.option("--limit", type=int, default=5, show_default=True, help="Passages at most."),
+         click.option("--least", type=click.FloatRange(0, 1), default=None,
+                      help="Evidence below which nothing was found, from 0 to 1 [the index's own]."),
+         threads_option,
+         group=documents)
+def search_command(index: Path, query: str, limit: int, least: float | None, threads: int, as_json: bool) -> None:
+    """Find the passages of INDEX that answer QUERY.
+
+    Words (BM25) and meaning (vectors) decide together. If the index does not answer the query, it says so.
+    """
+    from .searching import Index
+    with Index(index, threads) as opened:
+        found = opened.search(query, limit, least)
+    show(as_json, found.to_json(), *_found(found))
+
+
+def _found(found: Found) -> list[Any]:
+    from ...console import Copied
+    if not found.passages:
+        return [f"nothing was found: the evidence is {found.evidence:.2f}, the least {found.least:.2f} "
+                "(--least 0 shows the nearest passages)"]
+    lines: list[Any] = []
+    for number, passage in enumerate(found.passages, 1):
+        lines += [Copied(f"{number}. {passage.source}  {passage.score:.2f}"), Copied(f"{passage.text}\n")]
+    return lines

@@ -1,0 +1,70 @@
+"""Documents that a daemon answers from: the index of its options, and the vector stores of its clients."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ...daemon.options import DaemonConfig
+from ...daemon.running import RunningPart
+from ...data.around import Instruction
+from .options import DocumentsOptions
+from .passages import USUAL, Passages, open_passages
+from .vector_stores import VectorStores
+
+if TYPE_CHECKING:
+    from ...daemon.service import Service
+
+
+class RunningDocuments(RunningPart):
+    """The documents of a daemon. Raises the errors of Index."""
+
+    stores: VectorStores
+
+    def __init__(self, config: DaemonConfig) -> None:
+        options = cast(DocumentsOptions, config)
+        self._passages = open_passages(Path(options.index).expanduser(), options.passages, config.threads) \
+            if options.index else None
+
+    @property
+    def around(self) -> Instruction:
+        return self._passages
+
+    def tool(self, given: Mapping[str, Any]) -> Instruction:
+        """Returns the passages of vector stores, for file_search. Raises NotFoundError."""
+        if given["type"] != "file_search":
+            return None
+        ids = given["vector_store_ids"]
+        return Passages(self.stores.of(ids), given.get("max_num_results") or USUAL)
+
+    def join(self, service: Service) -> None:
+        self.stores = VectorStores(service.config.folder(), service.files, service.config)
+        service.files.on_deleted.append(self.stores.forget)
+
+    def start(self) -> None:
+        self.stores.resume()
+
+    def stop(self) -> None:
+        self.stores.close()
+
+    def close(self) -> None:
+        if self._passages:
+            self._passages.close()
+
+    def threads(self) -> Sequence[threading.Thread]:
+        return self.stores.threads()
+
+    def reasons(self) -> Sequence[str]:
+        return self.stores.reasons()
+
+
+def running(config: DaemonConfig) -> RunningDocuments:
+    """Returns the documents of a daemon."""
+    return RunningDocuments(config)
+
+
+def stores_of(service: Service) -> VectorStores:
+    """Returns the vector stores of a service."""
+    return cast(RunningDocuments, service.running["documents"]).stores

@@ -1,0 +1,1 @@
+"""An encoder that answers before the model what it is sure of."""

@@ -1,0 +1,1 @@
+"""The paths of a daemon that serves a fleet."""

@@ -1,0 +1,137 @@
+"""Flower's environment: its Python, its programs, and the variables with which they run.
+
+It may be that of edgetune, or a separate one, which pip made with flwr alone. Flower's telemetry, its question for
+updates and its installations at run time are off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from .....errors import EdgetuneError, UnsupportedError, install_hint, printable
+
+LEAST = (1, 42)
+"""Of flwr: the messages that the apps use. Later ones are tried when they are out."""
+APP = "edgetune_flower"
+OWN = Path(__file__).with_name("app")
+_OFF = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
+_VERSION = "import importlib.metadata as m, sys; print(m.version('flwr'), '%d.%d' % sys.version_info[:2])"
+_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Flower:
+    """python: of the environment; state: a folder for all that Flower writes. Make it with `find`."""
+
+    python: Path
+    state: Path
+
+    @property
+    def bin(self) -> Path:
+        """A folder before those of PATH, with programs in place of Flower's."""
+        return self.state / "bin"
+
+    def variables(self, **more: str) -> dict[str, str]:
+        """The environment of Flower's programs, which start each other by name."""
+        path = os.pathsep.join([str(self.bin), str(self.python.parent), os.environ.get("PATH", os.defpath)])
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+        return {**kept, **_OFF, "FLWR_HOME": str(self.state / "home"), "PATH": path, "PYTHONUNBUFFERED": "1", **more}
+
+    def program(self, name: str) -> str:
+        return str(self.python.parent / name)
+
+    def run(self, *words: str) -> str:
+        """What a short program of the environment prints. Raises EdgetuneError with its last line where it fails."""
+        done = subprocess.run(words, env=self.variables(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, check=False, timeout=_SECONDS)
+        if done.returncode != 0:
+            last = " ".join(done.stdout.split())[-300:]
+            raise EdgetuneError(f"{Path(words[0]).name} {words[1]} failed: {printable(last)}", "see what it says")
+        return done.stdout
+
+    def app_folder(self) -> Path:
+        """The Flower App of this edgetune: a new copy of the folder app/, and what Flower wants to know of it."""
+        folder = self.state / "app" / "edgetune-flower"
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / APP).mkdir(parents=True)
+        for path in OWN.glob("*.py"):
+            shutil.copyfile(path, folder / APP / path.name)
+        (folder / "pyproject.toml").write_text(_PROJECT, encoding="utf-8")
+        return folder
+
+    def replace_programs(self, programs: dict[str, str]) -> None:
+        """Writes programs into `bin`. programs: the module of the app whose main is called, by name; "" refuses."""
+        shutil.rmtree(self.bin, ignore_errors=True)
+        self.bin.mkdir(parents=True)
+        for name, module in programs.items():
+            line = f'exec {shlex.join(self.module(module))} "$@"' if module else (
+                f"echo 'a node of edgetune runs no {name}' >&2; exit 1")
+            (self.bin / name).write_text(f"#!/bin/sh\n{line}\n", encoding="utf-8")
+            (self.bin / name).chmod(0o700)
+
+    def module(self, name: str) -> list[str]:
+        """The words that call main of a module of the app, in Flower's environment."""
+        folder = str(self.state / "app" / "edgetune-flower")
+        return [str(self.python), "-P", "-c",
+                f"import sys; sys.path.insert(0, {folder!r}); from {APP}.{name} import main; main()"]
+
+
+def find(python: Path | None, state: Path) -> Flower:
+    """Flower's environment. python: its Python [that of edgetune]. Raises UnsupportedError where it has no such Flower.
+    """
+    named = python or Path(sys.executable)
+    try:
+        done = subprocess.run([str(named), "-c", _VERSION], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.DEVNULL, text=True, check=False, timeout=_SECONDS)
+    except OSError as error:
+        raise UnsupportedError(f"{named} is no Python: {error.strerror}", "name Flower's by --flower") from None
+    words = done.stdout.split()
+    if done.returncode != 0 or len(words) != 2:
+        raise UnsupportedError(f"{named} has no package flwr, which carries these rounds", _way_out())
+    version, of_python = words
+    if _numbers(version) < LEAST or _numbers(of_python) < (3, 11):
+        raise UnsupportedError(f"{named} has Flower {version} in Python {of_python}, these rounds need Flower "
+                               f"{'.'.join(map(str, LEAST))} in Python 3.11 or later", _way_out())
+    return Flower(named.absolute(), state)
+
+
+def state_of(folder: Path, root: Path) -> Path:
+    """The place of keys and database of a server of this folder of rounds: not in it, for others may see it."""
+    name = re.sub(r"[^\w-]", "_", folder.absolute().name)[:32] or "rounds"
+    return root / f"flower-server-{name}-{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:8]}"
+
+
+def _way_out() -> str:
+    return (f"{install_hint('flower')}, in Python 3.11 or later; or name the Python of another environment, where pip "
+            "installed flwr, by --flower; without Flower, a folder carries rounds: edgetune fleet follow")
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(word) for word in version.split(".")[:2] if word.isdigit())
+
+
+_PROJECT = f"""[project]
+name = "edgetune-flower"
+version = "1.0.0"
+description = "Rounds of edgetune"
+license = "Apache-2.0"
+dependencies = ["flwr>=1.42"]
+
+[tool.flwr.app]
+publisher = "edgetune"
+
+[tool.flwr.app.components]
+serverapp = "{APP}.server_app:app"
+clientapp = "{APP}.client_app:app"
+
+[tool.flwr.app.config]
+"""

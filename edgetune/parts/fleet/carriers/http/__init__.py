@@ -1,0 +1,1 @@
+"""Rounds that a daemon serves by HTTP."""

@@ -1,0 +1,121 @@
+"""fleet status: the rounds so far, the newest roll-out, and the devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ....cli.app import command, show
+from .privacy import DELTA_OPTION
+from .rounds import fleet, spent_lines
+
+if TYPE_CHECKING:
+    from ..rounds.history import RoundHistory
+    from ..rounds.spent import NoiseSpent
+    from ..status import FleetStatus, RolloutStatus
+
+
+@command("status", click.argument("path", metavar="FOLDER", type=click.Path(path_type=Path)), DELTA_OPTION,
+         group=fleet)
+def fleet_status(path: Path, delta: float, as_json: bool) -> None:
+    """Show the rounds and the roll-out in FOLDER.
+
+    It may be that of a task, of rounds, of roll-outs, or of both. For rounds it shows the losses, also by kind of
+    device, what was left out and why, and whose answers have arrived.
+    """
+    from ..rounds.spent import spent
+    from ..status import status_json
+    found = _found(path)
+    noise = spent(found.rounds.records, delta) if found.rounds else None
+    lines: list[Any] = []
+    if found.rounds:
+        lines += rounds_lines(found.rounds, noise)
+    if found.rollout:
+        lines += rollout_lines(found.rollout)
+    if found.devices:
+        lines += devices_lines(found)
+    if found.members:
+        lines.append(f"devices that joined: {', '.join(f'{count} {state}' for state, count in found.members.items())}")
+    show(as_json, status_json(found, delta), *lines, *_left_out(found.unreadable))
+
+
+def _found(path: Path) -> FleetStatus:
+    """Raises the errors of history_of where there are neither devices, roll-outs nor rounds."""
+    from ..rounds.history import history_of
+    from ..rounds.task import FACTS
+    from ..signed_folder import is_whole
+    from ..status import FleetStatus, status_of
+    if is_whole(path, FACTS):
+        return FleetStatus(rounds=history_of(path))
+    found = status_of(path)
+    if not (found.devices or found.rollout or found.rounds or found.unreadable):
+        return FleetStatus(rounds=history_of(path))
+    return found
+
+
+def rounds_lines(rounds: RoundHistory, noise: NoiseSpent | None) -> list[Any]:
+    """What a person is told of rounds, and of what their noise hides."""
+    from ....console import table
+    from ....errors import printable, size_text
+    from ..status import rounds_table
+    heads = ["round", "devices", "left out", "tokens", "loss", "averages miss", "rank cuts", "up", "down"]
+    lines = rounds_table(rounds)
+    rows = [[str(one["round"]), str(one["devices"]), str(one["left_out"]), f"{one['tokens']:,}", _losses(one),
+             "" if one["missed"] is None else f"{one['missed']:.1%}", f"{one['cut']:.1%}", size_text(one["up"]),
+             size_text(one["down"])] for one in lines]
+    kinds = [[str(one["round"]), printable(kind["kind"]) or "not said", str(kind["devices"]), _losses(kind)]
+             for one in lines for kind in one["kinds"] if len(one["kinds"]) > 1]
+    refused = [f"round {one['round']}: {left['device']}: {left['reason']}" for one in lines for left in one["refused"]]
+    by_kind = [table("", ["round", "kind", "devices", "loss"], kinds, (0, 2))] if kinds else []
+    return [table("", heads, rows, (0, 1, 2, 3, 5, 6, 7, 8)), *by_kind, *_left_out(refused), *spent_lines(noise),
+            line_of(rounds)]
+
+
+def rollout_lines(found: RolloutStatus) -> list[Any]:
+    """What a person is told of a roll-out."""
+    from ....console import table
+    from ..status import WORDS
+    rows = [[str(i), "begun" if ring["begun"] else "", *(str(ring[word]) for word in ("devices", *WORDS))]
+            for i, ring in enumerate(found.rings, start=1)]
+    about = f": {found.reason}" if found.reason else ""
+    return [table("", ["ring", "", "devices", *WORDS], rows, tuple(range(2, 3 + len(WORDS)))),
+            f"{found.id}{', a base,' if found.kind == 'base' else ''} is {found.status}{about}"]
+
+
+def devices_lines(found: FleetStatus) -> list[Any]:
+    """What a person is told of the devices."""
+    from ....console import table
+    from ....errors import printable
+    rows = [[printable(str(one[name])) for name in ("device", "kind", "base", "active", "edgetune")]
+            + [_ago(one["at"]), one["outcome"]] for one in found.devices]
+    told = [printable(f"{one['device']}: {one['outcome']}: {one['reason']}") for one in found.devices
+            if one["outcome"] in ("refused", "failed", "excluded")]
+    return [table("", ["device", "kind", "model", "adapter", "edgetune", "seen", "roll-out"], rows), *told]
+
+
+def _ago(at: int) -> str:
+    """The time since a device was seen."""
+    import time
+
+    from ....console import about
+    return f"{about(max(time.time() - at, 0))} ago" if at else ""
+
+
+def _losses(one: dict[str, Any]) -> str:
+    before, after = one["loss_before"], one["loss_after"]
+    return "" if before is None or after is None else f"{before:.3f} -> {after:.3f}"
+
+
+def _left_out(reasons: list[str]) -> list[str]:
+    from ....errors import printable
+    return [f"left out: {printable(one)}" for one in reasons]
+
+
+def line_of(found: RoundHistory) -> str:
+    from ....errors import printable
+    if found.arrived is None:
+        return f"this is the task of round {found.number} of {printable(found.base)}"
+    devices = f": {', '.join(map(printable, found.arrived))}" if found.arrived else ""
+    return f"round {found.number} of {printable(found.base)}: {len(found.arrived)} answers have arrived{devices}"

@@ -1,0 +1,264 @@
+"""The task of a round, a folder: task.json, the adapter to begin from, and the server's moments where it keeps any.
+
+    task.json                what is trained and how; the digests of the others
+    adapter/                 adapter.gguf and run.json: `edgetune chat MODEL --adapter TASK/adapter` answers with it
+    server.safetensors       FedAdam's moments, which devices do not need
+    round.json               what became of the round before, which devices do not need either (outcome.py)
+    manifest.sig             the signature, where there is one
+
+A task is named by the SHA-256 of its task.json. The adapter is written in float16, and what is written is what devices
+and the server begin from, so that all agree on it to the bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ....adapters import store
+from ....adapters.lora import Lora
+from ....disk import MIB, json_text, new_folder, sha256
+from ....errors import FormatError, MismatchError, UsageError
+from ....formats.bundle import Bundle
+from ....formats.safetensors import read_safetensors, write_safetensors
+from ....options import make_options
+from ....persisted import checked_fields, from_json
+from ....training.config import TrainConfig
+from ....version import __version__
+from ..signed_folder import AGAIN, check_file, read_facts, write_facts
+from ..sums.ways import FAMILIES, half_of
+from . import outcome
+from .noise import Noise
+from .options import LOCAL, RoundOptions
+
+VERSION = 1
+FACTS = "task.json"
+ADAPTER = "adapter"
+MOMENTS = "server.safetensors"
+NEEDED = (f"{ADAPTER}/{store.FILE}", f"{ADAPTER}/{store.RUN}")
+MOST_BYTES = 2048 * MIB  # of an adapter
+FORMAT = "F16"
+TEMPLATE = "tokenizer.chat_template"
+MOST_HISTORY = 1000  # rounds whose records a task carries
+
+
+@dataclass(frozen=True)
+class BaseIdentity:
+    """The model that a task is about. name: for people. fingerprint: as adapters name it. tokenizer, template: SHA-256
+    of those parts of its file.
+    """
+
+    name: str
+    fingerprint: str
+    tokenizer: str
+    template: str
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What became of a round. loss_before, loss_after: means over devices by their held-out tokens; None: not measured.
+    missed, cut: as of Aggregate; None where ranks differ. up, down: bytes of all answers, and of the task. mu_answer,
+    mu_sum: what the noise of the least hidden device leaves to whoever sees its answer, and the sum (privacy.py); None
+    where there is no bound.
+    """
+
+    round: int
+    devices: int
+    left_out: int
+    tokens: int
+    loss_before: float | None
+    loss_after: float | None
+    missed: float | None
+    cut: float
+    up: int
+    down: int
+    mu_answer: float | None = None
+    mu_sum: float | None = None
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """task.json. base: as of BaseIdentity. files: the SHA-256 of each. training: the options of each device's run;
+    fleet: those of the aggregation. least_rows: rows to learn of a device, at least. before: the name of the task
+    before. history: the records of the rounds before.
+    """
+
+    version: int
+    round: int
+    base: dict[str, str]
+    files: dict[str, str]
+    training: dict[str, Any]
+    fleet: dict[str, Any]
+    least_rows: int
+    edgetune: str
+    before: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def read_json(cls, found: Mapping[str, Any], source: str) -> TaskFacts:
+        """Reads it as from_json does. Raises UsageError for a task of an earlier version that asks for a secret sum."""
+        if found.get("secret"):
+            raise UsageError(f"{source} asks for a sum in secret, which this edgetune no longer has",
+                             "begin a new fleet with edgetune fleet task")
+        return cls(**checked_fields(cls, {name: found[name] for name in found if name != "secret"}, source))
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a task says besides the model and the adapter. config: of a device's run; the others as of TaskFacts."""
+
+    config: TrainConfig
+    options: RoundOptions
+    number: int = 1
+    least_rows: int = 1
+    before: str = ""
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class RoundTask:
+    """An opened task. name: the SHA-256 of its task.json. config: of a device's run in this round; pairs: its start."""
+
+    folder: Path
+    name: str
+    facts: TaskFacts
+    base: BaseIdentity
+    config: TrainConfig
+    options: RoundOptions
+    pairs: Lora
+    bytes: int
+
+    @property
+    def number(self) -> int:
+        return self.facts.round
+
+    @property
+    def half(self) -> str:
+        """The halves of the pairs that the round trains."""
+        return half_of(self.options.aggregation, self.number)
+
+    @property
+    def noise(self) -> Noise | None:
+        """The noise that each device adds."""
+        return Noise(self.options.noise_norm, self.options.noise) if self.options.noise else None
+
+    @property
+    def adapter(self) -> Path:
+        return self.folder / ADAPTER
+
+    def moments(self) -> dict[str, NDArray[np.float32]]:
+        """The server's moments. Raises FormatError where they are missing or damaged."""
+        if MOMENTS not in self.facts.files:
+            return {}
+        check_file(self.folder / MOMENTS, self.facts.files[MOMENTS], MOST_BYTES)
+        return read_safetensors(self.folder / MOMENTS)
+
+
+def open_task(folder: Path, bundle: Bundle) -> RoundTask:
+    """A task that is whole and of this model. Raises FormatError, MismatchError and UsageError, each for what it is."""
+    task = read_task(folder)
+    check_base(task.base, base_of(bundle), str(folder / FACTS))
+    return replace(task, pairs=store.open_adapter(folder / NEEDED[0], bundle.gguf).pairs)
+
+
+def read_task(folder: Path) -> RoundTask:
+    """A task that is whole, of any model, which need not be here: its pairs have shapes, and zeros in place of values.
+    Raises as open_task.
+    """
+    facts, name, _ = read_facts(folder, FACTS, TaskFacts, VERSION)
+    source = str(folder / FACTS)
+    base = from_json(BaseIdentity, facts.base, f"the base in {source}")
+    options = make_options(RoundOptions, facts.fleet).check()
+    if facts.round < 1 or facts.least_rows < 1:
+        raise FormatError(f"{source} has round {facts.round} and least_rows {facts.least_rows}, both begin at 1", AGAIN)
+    config = from_json(TrainConfig, facts.training, f"the training in {source}").check()
+    for local in LOCAL:
+        if getattr(config, local) != getattr(TrainConfig(), local):
+            raise UsageError(f"{source} sets {local}, which a device decides for itself", "make the task without it")
+    for needed in NEEDED:
+        if not isinstance(facts.files.get(needed), str):
+            raise FormatError(f"{source} lists no {needed}", AGAIN)
+    size = sum(check_file(folder / needed, facts.files[needed], MOST_BYTES) for needed in NEEDED)
+    pairs = store.blank_pairs(folder / NEEDED[0])
+    return RoundTask(folder, name, facts, base, config, options, pairs, size + (folder / FACTS).stat().st_size)
+
+
+def of_round(config: TrainConfig, options: RoundOptions, number: int) -> TrainConfig:
+    """The options of a device's run in round `number`, with the family that trains its half. Raises UsageError for a
+    family that has no rank and alpha.
+    """
+    size = config.family.options()
+    return TrainConfig(**{**vars(config), "family": FAMILIES[half_of(options.aggregation, number)],
+                          "rank": size["rank"], "alpha": size["alpha"]})
+
+
+def following(task: RoundTask, record: RoundRecord) -> Content:
+    """What the task after this one says, whose round ended with this record."""
+    number = task.number + 1
+    history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
+    config = of_round(task.config, task.options, number)
+    config = replace(config, seed=task.config.seed + 1)  # another order of rows
+    return Content(config, task.options, number, task.facts.least_rows, task.name, history)
+
+
+def records_of(history: Sequence[Mapping[str, Any]], source: str) -> list[RoundRecord]:
+    """The records of a task's history. source: what holds it. Raises FormatError."""
+    return [from_json(RoundRecord, one, f"a round in {source}") for one in history]
+
+
+def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,
+               moments: Mapping[str, NDArray[np.float32]] | None = None, before: outcome.Outcome | None = None,
+               key: Path | None = None) -> None:
+    """Writes a task as a new folder, whole or not at all. pairs: its adapter. moments: of the server. before: what
+    became of the round before. key: signs it.
+
+    Raises UsageError where the folder exists, NumericsError for pairs that float16 cannot hold, DiskError.
+    """
+    with new_folder(folder) as beside:
+        (beside / ADAPTER).mkdir()
+        store.save_run(beside / ADAPTER, pairs, bundle.gguf, _record(bundle, content), FORMAT)
+        if moments:
+            write_safetensors(beside / MOMENTS, dict(moments))
+        if before:
+            outcome.write_outcome(beside / outcome.FILE, before)
+        names = (*NEEDED, *([MOMENTS] if moments else []), *([outcome.FILE] if before else []))
+        files = {name: sha256(beside / name) for name in names}
+        base = base_of(bundle)
+        facts = TaskFacts(VERSION, content.number, vars(base), files, content.config.to_json(), vars(content.options),
+                          content.least_rows, __version__, content.before, content.history)
+        write_facts(beside, FACTS, facts, key)
+
+
+def _record(bundle: Bundle, content: Content) -> dict[str, Any]:
+    """run.json of the adapter: what commands that answer with it, or train from it, need to know."""
+    return {"status": "fleet", "edgetune": __version__, "round": content.number, "system": content.config.system,
+            "base": {"name": store.base_name(bundle.gguf), "fingerprint": bundle.fingerprint},
+            "options": content.config.to_json()}
+
+
+def base_of(bundle: Bundle) -> BaseIdentity:
+    """Returns the identity of a model: three hashes, so that an error says which part differs."""
+    metadata = bundle.gguf.metadata
+    words = {key: metadata[key] for key in metadata if key.startswith("tokenizer.") and not key.startswith(TEMPLATE)}
+    templates = {key: metadata[key] for key in metadata if key.startswith(TEMPLATE)}
+    return BaseIdentity(store.base_name(bundle.gguf), bundle.fingerprint, _digest(words), _digest(templates))
+
+
+def check_base(asked: BaseIdentity, found: BaseIdentity, source: str) -> None:
+    """Raises MismatchError for the first part that differs. source: names the file that asks for `asked`."""
+    for what, wanted, given in (("tokenizer", asked.tokenizer, found.tokenizer),
+                                ("chat template", asked.template, found.template),
+                                ("model", asked.fingerprint, found.fingerprint)):
+        if wanted != given:
+            raise MismatchError(f"{source} is of {asked.name} with the {what} {wanted:.19}, {found.name} here has "
+                                f"{given:.19}", "give the same model file on all devices, by --model")
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return f"sha256:{hashlib.sha256(json_text(values, sort_keys=True).encode()).hexdigest()}"

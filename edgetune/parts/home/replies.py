@@ -1,0 +1,200 @@
+"""What a house answers to a conversation of Home Assistant: calls of its tools, then a sentence about their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...data.yaml_text import read_yaml
+from ...errors import DataError
+from .answering import Understanding, Understood
+from .language import Language
+from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, Call, Target, plain_name
+from .wishes import CANNOT, UNFINISHED, Wish
+
+Message = Mapping[str, Any]
+MOST_STATES = 6  # entities whose states one answer says
+MAX_CONTEXT = 1 << 20  # bytes of a result of GetLiveContext: 500 entities take 40,000
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Calls, or a text where there are none."""
+
+    calls: tuple[Call, ...] = ()
+    text: str = ""
+
+
+class Replies:
+    """The replies of one house in its language."""
+
+    def __init__(self, understanding: Understanding, language: Language) -> None:
+        self._understanding = understanding
+        self._texts: Mapping[str, str] = language.texts["answers"]
+
+    def reply(self, messages: Sequence[Message], tools: Sequence[str], alone: bool = False) -> Reply | None:
+        """The reply to the last message. tools: the names that are offered. None leaves it to another model: the tools
+        are not those of Home Assistant, or the sentence is not sure. alone: no other model can answer, so that it asks
+        again where it is not sure.
+        """
+        asked = question_of(messages)
+        names = {plain_name(tool): tool for tool in tools}
+        if not asked or not {LIVE_CONTEXT, "HassTurnOn"} & names.keys():
+            return None
+        found = self._understanding.understand(asked)
+        if not found.is_sure and not alone:
+            return None
+        if messages[-1].get("role") == "user":
+            return self._first(found, names) if found.is_sure else Reply(text=self._texts[UNFINISHED])
+        return Reply(text=after_results(found.wishes, called_in(messages), results_of(messages), self._texts))
+
+    def _first(self, found: Understood, names: Mapping[str, str]) -> Reply:
+        if found.why:
+            return Reply(text=self._texts.get(found.why, self._texts[UNFINISHED]))
+        if any(call.name not in names for call in found.calls):
+            return Reply(text=self._texts[CANNOT])
+        return Reply(tuple(Call(names[call.name], call.arguments) for call in found.calls))
+
+
+def after_results(wishes: Sequence[Wish], called: Collection[str], results: Sequence[Any],
+                  texts: Mapping[str, str]) -> str:
+    """A sentence about the results of calls. called: the tools, which another model or a correction may have named."""
+    if errors := [error for result in results if (error := error_of(result))]:
+        return texts["failed"].format(error=errors[0])
+    if LIVE_CONTEXT in called:
+        asked = [wish.target for wish in wishes if wish.tool == LIVE_CONTEXT]
+        return states_text(asked[0] if asked else Target(), results, texts)
+    if GET_ITEMS in called:
+        return ", ".join(items_of(results)) or texts["empty"]
+    times = times_of(results) if DATE_TIME in called else []
+    return ", ".join(times) or texts["done"]
+
+
+def states_text(target: Target, results: Sequence[Any], texts: Mapping[str, str]) -> str:
+    """The states of a target's entities."""
+    found = [one for one in states_of(results) if is_meant(one, target)]
+    if not found:
+        return texts["missing"]
+    said = [texts["state"].format(name=words(one["names"]), state=worded(one)) for one in found[:MOST_STATES]]
+    return "; ".join(said) + "."
+
+
+# ---- messages ----
+
+
+def question_of(messages: Sequence[Message]) -> str:
+    """The user's last message; "" where the last message is neither it nor the result of a call."""
+    if not messages or messages[-1].get("role") not in ("user", "tool"):
+        return ""
+    said = next((one.get("content") for one in reversed(messages) if one.get("role") == "user"), "")
+    return said.strip() if isinstance(said, str) else ""
+
+
+def called_in(messages: Sequence[Message]) -> set[str]:
+    """The tools that were called in this turn."""
+    found: set[str] = set()
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            break
+        for call in message.get("tool_calls") or ():
+            found.add(plain_name(str(call["function"]["name"])))
+    return found
+
+
+def results_of(messages: Sequence[Message]) -> list[Any]:
+    """The results of the calls of this turn, read from JSON where they are."""
+    found: list[Any] = []
+    for message in reversed(messages):
+        if message.get("role") == "user":
+            break
+        if message.get("role") == "tool":
+            found.append(inner(as_json(message.get("content"))))
+    return found[::-1]
+
+
+def inner(result: Any) -> Any:
+    """What a tool returned. From 2026.10 on Home Assistant wraps it: {"data": ..., "error": false}. Before, it wrapped
+    results of tools that are no intents: {"success": true, "result": ...}.
+    """
+    if isinstance(result, Mapping) and isinstance(result.get("error"), bool):
+        result = result.get("data")
+    if isinstance(result, Mapping) and "result" in result:
+        result = result["result"]
+    return result
+
+
+def as_json(text: Any) -> Any:
+    """The value of a text in JSON; the text itself, if it is none."""
+    try:
+        return json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return text
+
+
+def words(value: Any) -> str:
+    """A value as a part of a sentence; "" for a list or a mapping, which can be larger than any sentence."""
+    return "" if isinstance(value, list | Mapping) else str(value)
+
+
+def error_of(result: Any) -> str:
+    """What a result says of a call that failed; "" of one that did not."""
+    if not isinstance(result, Mapping):
+        return ""
+    said = result.get("error_text") or result.get("error")
+    return words(said) or "error" if said else ""
+
+
+def times_of(results: Sequence[Any]) -> list[str]:
+    """Date and time out of a result of GetDateTime."""
+    for result in results:
+        if isinstance(result, Mapping):
+            return [words(result[key]) for key in ("time", "date", "weekday") if key in result]
+    return []
+
+
+def items_of(results: Sequence[Any]) -> list[str]:
+    """What stands on the lists of results of get_items."""
+    return [words(item["summary"]) for result in results if isinstance(result, Sequence)
+            for item in result if isinstance(item, Mapping) and "summary" in item]
+
+
+# ---- states ----
+
+
+def states_of(results: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """The entities of a result of GetLiveContext: mappings with names, state, domain and areas. None of what cannot be
+    read, as the text comes from whoever sends the conversation.
+    """
+    for text in results:
+        if not isinstance(text, str) or "- names:" not in text:
+            continue
+        try:
+            found = read_yaml(text[text.index("- names:"):], "the result", MAX_CONTEXT)
+        except DataError:
+            continue
+        return [one for one in found if isinstance(one, Mapping) and "names" in one]
+    return []
+
+
+def is_meant(one: Mapping[str, Any], target: Target) -> bool:
+    """Whether an entity of a result belongs to a target."""
+    names = [name.strip() for name in words(one.get("names", "")).split(",")]
+    areas = [area.strip() for area in words(one.get("areas", "")).split(",")]
+    kind = attribute(one, "device_class")
+    return (target.name in ("", *names) and target.area in ("", *areas) and target.domain in ("", one.get("domain"))
+            and target.device_class in ("", kind))
+
+
+def attribute(one: Mapping[str, Any], name: str) -> str:
+    """An attribute of an entity of a result, "" without it."""
+    known = one.get("attributes")
+    return words(known.get(name) or "") if isinstance(known, Mapping) else ""
+
+
+def worded(one: Mapping[str, Any]) -> str:
+    """A state with its unit."""
+    state = one.get("state")
+    word = ("on" if state else "off") if isinstance(state, bool) else words(state)
+    return f"{word} {attribute(one, 'unit_of_measurement')}".strip()

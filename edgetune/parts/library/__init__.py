@@ -1,0 +1,1 @@
+"""A library of adapters, of which NAME:auto chooses one for each question."""

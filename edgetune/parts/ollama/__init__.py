@@ -1,0 +1,1 @@
+"""Ollama's API: its clients ask the daemon as they ask Ollama."""

@@ -1,0 +1,1 @@
+"""OpenAI's /v1/responses: answers as items, also for agents' frameworks that ask only there."""

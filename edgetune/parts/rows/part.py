@@ -1,0 +1,11 @@
+"""Rows from what a person has, and rows of several sources in one file."""
+
+from ...manifest import Extra, Manifest
+
+MANIFEST = Manifest(
+    name="rows",
+    commands={"Data": {"data": "make_commands mix_command"}},
+    renamed={"mix": "data mix"},
+    extras=(Extra("rows", "edgetune data mix, and edgetune data make", ("yaml", "rapidfuzz")),),
+    packages=("yaml", "rapidfuzz"),
+)

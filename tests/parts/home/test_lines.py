@@ -1,0 +1,65 @@
+"""edgetune.parts.home.lines: wishes as a model writes them, back, and the grammar of a house."""
+
+import json
+
+import pytest
+from houses import HOUSE
+from schemas import lets_through
+
+from edgetune.parts.home.entities import home_of
+from edgetune.parts.home.language import language_of
+from edgetune.parts.home.lines import grammar, lines_of, wishes_of
+from edgetune.parts.home.rows import Rows
+from edgetune.parts.home.tools import Target
+from edgetune.parts.home.wishes import OTHER, UNFINISHED, Wish
+
+HOME = home_of(HOUSE, "house")
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """900 times one or more wishes."""
+    return [row.wishes for code in ("en", "de", "fr") for row in Rows(HOME, language_of(code)).draw(300)]
+
+
+def test_lines_and_back(drawn):
+    assert len(drawn) == 900
+    assert [wishes_of(lines_of(wishes, HOME), HOME) for wishes in drawn] == drawn
+
+
+def test_lines_are_short():
+    lamp = Wish("HassLightSet", Target("Hall Lamp", domain="light"), {"brightness": 35})
+    lines = lines_of((lamp, Wish(why=OTHER)), HOME).splitlines()
+    assert list(map(json.loads, lines)) == [{"tool": "HassLightSet", "name": "Hall Lamp", "brightness": 35},
+                                            {"tool": "other"}]
+
+
+def test_a_domain_stays_where_a_name_does_not_say_it():
+    entities = [{"name": "Attic", "id": "light.attic"}, {"name": "Attic", "id": "fan.attic"}]
+    twice = home_of({"entities": entities}, "twice")
+    fan = (Wish("HassTurnOn", Target("Attic", domain="fan")),)
+    assert json.loads(lines_of(fan, twice))["domain"] == "fan"
+    assert wishes_of(lines_of(fan, twice), twice) == fan
+
+
+def test_the_grammar_of_a_house_lets_its_lines_through(tokenizer, drawn):
+    rules = grammar(HOME)
+    assert all(lets_through(tokenizer, rules, lines_of(wishes, HOME)) for wishes in drawn)
+
+
+@pytest.mark.parametrize("line", [
+    '{"tool": "HassTurnOn", "name": "Attic Lamp"}', '{"tool": "HassFly"}', '{"tool": "HassSetPosition"}', "on",
+    '{"tool": "HassLightSet", "name": "Front Lock", "brightness": 10}', '{"tool": "HassTurnOn"}\n',
+    '{"tool": "HassLightSet", "name": "Hall Lamp", "brightness": 101}', '{"tool": "HassTurnOn", "colour": "red"}'])
+def test_the_grammar_keeps_others_out(tokenizer, line):
+    assert not lets_through(tokenizer, grammar(HOME), line)
+
+
+@pytest.mark.parametrize("text", ["on", "[]", '{"tool": "HassTurnOn"'])
+def test_other_text_is_no_line(text):
+    with pytest.raises(ValueError, match=r"."):
+        wishes_of(text, HOME)
+
+
+def test_an_unknown_tool_is_no_call():
+    assert wishes_of('{"tool": "HassFly"}', HOME) == (Wish(why=UNFINISHED),)
