@@ -31,7 +31,7 @@ def again(act: Callable[[], bool], seconds: float, should_stop: Callable[[], boo
     """Calls `act` until it returns True, this often. A folder that is not whole yet is looked at the next time, and a
     daemon that does not answer is asked again.
 
-    Raises Interrupted where should_stop returns True while it waits.
+    Raises Interrupted if should_stop returns True while it waits.
     """
     said = ""
     while True:

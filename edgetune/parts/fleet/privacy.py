@@ -3,7 +3,7 @@
 A release adds to a sum, in which a device moves at most a norm, noise with a standard deviation of `multiplier` times
 that norm. Its loss mu = 1 / multiplier adds up over releases as the root of the sum of squares, exactly, because a
 Gaussian mechanism of many releases is one of a larger mu (Dong, Roth and Su 2022, arXiv:1905.02383). Epsilon of mu is
-exact as well (Balle and Wang 2018, arXiv:1805.06530, theorem 8). Where each device takes part by chance, and nobody
+exact as well (Balle and Wang 2018, arXiv:1805.06530, theorem 8). If each device takes part by chance, and nobody
 sees who does, Renyi differential privacy gives a bound (Mironov, Talwar and Zhang 2019, arXiv:1908.10530).
 
 Epsilon compares what a device sent with an answer that changes nothing. Between any two answers of a device it is that
@@ -24,12 +24,14 @@ STEPS = 200  # of a bisection, more than a double has bits
 
 
 def total(losses: Iterable[float]) -> float:
-    """The mu of several releases together."""
+    """Returns the mu of several releases together."""
     return math.sqrt(sum(mu * mu for mu in losses))
 
 
 def epsilon_of(mu: float, delta: float = DELTA) -> float:
-    """The least epsilon of releases whose loss is mu, at a delta above 0 and below 1; infinite for an infinite mu."""
+    """Returns the least epsilon of releases whose loss is mu, at a delta above 0 and below 1; infinite for an infinite
+    mu.
+    """
     _check_delta(delta)
     if not math.isfinite(mu):
         return math.inf
@@ -39,7 +41,7 @@ def epsilon_of(mu: float, delta: float = DELTA) -> float:
 
 
 def delta_of(epsilon: float, mu: float) -> float:
-    """The least delta of releases whose loss is mu > 0, at an epsilon of 0 or more."""
+    """Returns the least delta of releases whose loss is mu > 0, at an epsilon of 0 or more."""
     near = epsilon / mu - mu / 2.0
     far = epsilon / mu + mu / 2.0
     density = math.exp(-near * near / 2.0) / math.sqrt(2.0 * math.pi)
@@ -49,7 +51,7 @@ def delta_of(epsilon: float, mu: float) -> float:
 
 
 def sampled_epsilon(multiplier: float, share: float, rounds: int, delta: float = DELTA) -> float:
-    """A bound of epsilon where in each round each device takes part with this chance, which others do not see."""
+    """Returns a bound of epsilon if in each round each device takes part with this chance, which others do not see."""
     _check_delta(delta)
     if not 0.0 < share <= 1.0:
         raise UsageError(f"share is {share:g}", "give it above 0 and at most 1")
@@ -59,7 +61,9 @@ def sampled_epsilon(multiplier: float, share: float, rounds: int, delta: float =
 
 
 def multiplier_for(epsilon: float, share: float, rounds: int, delta: float = DELTA) -> float:
-    """The least noise multiplier whose `sampled_epsilon` is at most this one. Raises UsageError for an epsilon of 0."""
+    """Returns the least noise multiplier whose `sampled_epsilon` is at most this one. Raises UsageError for an epsilon
+    of 0.
+    """
     if not 0.0 < epsilon < math.inf:
         raise UsageError(f"epsilon is {epsilon:g}", "give it above 0, such as 8")
     return _least(lambda multiplier: sampled_epsilon(multiplier, share, rounds, delta) <= epsilon)
@@ -89,7 +93,7 @@ def _tail_ratio(x: float) -> float:
 
 
 def _least(holds: Callable[[float], bool]) -> float:
-    """The least number above 0 from which on a condition holds, rounded up."""
+    """Returns the least number above 0 from which on a condition holds, rounded up."""
     high = 1.0
     while not holds(high):
         high *= 2.0

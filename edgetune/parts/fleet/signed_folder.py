@@ -25,7 +25,7 @@ AGAIN = "copy the folder again, whole"
 
 
 def write_facts(folder: Path, name: str, facts: Any, key: Path | None) -> None:
-    """Writes the JSON file of a dataclass into a folder that is not yet in place, and signs it where a key is given."""
+    """Writes the JSON file of a dataclass into a folder that is not yet in place, and signs it if a key is given."""
     path = folder / name
     path.write_text(json_text(asdict(facts), sort_keys=True, indent=1) + "\n", encoding="utf-8")
     if key is not None:
@@ -34,7 +34,8 @@ def write_facts(folder: Path, name: str, facts: Any, key: Path | None) -> None:
 
 def read_facts(folder: Path, name: str, kind: type[T], version: int,
                check: signature.Check = signature.check) -> tuple[T, str, str]:
-    """(the dataclass, the SHA-256 of its file, the public key that signed it or ""), once the signature is checked.
+    """Returns (the dataclass, the SHA-256 of its file, the public key that signed it or ""), once the signature is
+    checked.
 
     Raises FormatError for a file that is missing, damaged, too large or of another version, and the errors of `check`.
     """
@@ -56,7 +57,7 @@ def read_facts(folder: Path, name: str, kind: type[T], version: int,
 
 
 def check_file(path: Path, digest: str, most: int) -> int:
-    """The bytes of a file that the JSON file names. Raises FormatError where it is not that file, or has more than
+    """Returns the bytes of a file that the JSON file names. Raises FormatError if it is not that file, or has more than
     `most` bytes, which it says before it reads them.
     """
     try:
@@ -73,7 +74,7 @@ def check_file(path: Path, digest: str, most: int) -> int:
 
 
 def is_whole(folder: Path, name: str) -> bool:
-    """Whether the JSON file is there; a sync may have copied others before it."""
+    """Returns whether the JSON file is there; a sync may have copied others before it."""
     with suppress(OSError):
         return (folder / name).is_file()
     return False

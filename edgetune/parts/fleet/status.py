@@ -15,10 +15,10 @@ from .membership.members import STATES, is_joined, read_members
 from .privacy import DELTA
 from .rollout import rings
 from .rollout.folder import DeviceFile, Order, newest_order, read_reports, reports_of
+from .rounds.epsilons import spent
 from .rounds.history import OUTCOMES, RoundHistory, history_of
 from .rounds.outcome import losses_by_kind
 from .rounds.places import rounds_of
-from .rounds.spent import spent
 
 WORDS = tuple(rings.RingCounts.__dataclass_fields__)
 OUTSIDE = "outside"  # a device that the roll-out does not reach
@@ -48,8 +48,8 @@ class RolloutStatus:
 class FleetStatus:
     """devices: what each last reported, with its outcome in the roll-out, one of WORDS, OUTSIDE or EXCLUDED.
 
-    rollout, rounds: None where there are none, or they cannot be read. members: devices that asked to join, by their
-    state; None where none has to. unreadable: why, and which files of devices cannot be read.
+    rollout, rounds: None if there are none, or they cannot be read. members: devices that asked to join, by their
+    state; None if none has to. unreadable: why, and which files of devices cannot be read.
     """
 
     devices: list[dict[str, Any]] = field(default_factory=list)
@@ -59,14 +59,14 @@ class FleetStatus:
     unreadable: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """The number of devices by outcome."""
+        """Returns the number of devices by outcome."""
         found = [device["outcome"] for device in self.devices]
         return {word: found.count(word) for word in (*WORDS, OUTSIDE, EXCLUDED)}
 
 
 def status_of(folder: Path, outcomes: int = OUTCOMES) -> FleetStatus:
-    """The status of a folder of roll-outs, of rounds, or of both; an empty one where there is no folder yet. outcomes:
-    rounds whose outcome is read at most.
+    """Returns the status of a folder of roll-outs, of rounds, or of both; an empty one if there is no folder yet.
+    outcomes: rounds whose outcome is read at most.
     """
     devices, excluded, wrong = read_reports(folder)
     order: Order | None = None
@@ -87,7 +87,7 @@ def status_of(folder: Path, outcomes: int = OUTCOMES) -> FleetStatus:
 
 
 def rollout_status(order: Order, devices: Mapping[str, DeviceFile]) -> RolloutStatus:
-    """The status of a roll-out by what these devices reported."""
+    """Returns the status of a roll-out by what these devices reported."""
     state = order.state
     reports = reports_of({**devices}, order.facts.rollout)
     found = [{"devices": len(ring), "begun": i <= state.ring, **asdict(rings.counts(ring, reports))}
@@ -97,8 +97,8 @@ def rollout_status(order: Order, devices: Mapping[str, DeviceFile]) -> RolloutSt
 
 
 def rounds_table(rounds: RoundHistory) -> list[dict[str, Any]]:
-    """A line for each round: its record, `kinds`: its losses by kind of device, and `refused`: what was left out and
-    why. Both are empty for rounds whose outcome is not there.
+    """Returns a line for each round: its record, `kinds`: its losses by kind of device, and `refused`: what was left
+    out and why. Both are empty for rounds whose outcome is not there.
     """
     outcomes = {one.round: one for one in rounds.outcomes}
     return [{**vars(record), "kinds": [vars(kind) for kind in losses_by_kind(outcomes[record.round])]
@@ -108,7 +108,8 @@ def rounds_table(rounds: RoundHistory) -> list[dict[str, Any]]:
 
 
 def status_json(found: FleetStatus, delta: float = DELTA) -> dict[str, Any]:
-    """The status as JSON. delta: of `privacy`, what noise of all rounds hides, which is null where there was none."""
+    """Returns the status as JSON. delta: of `privacy`, what noise of all rounds hides, which is null if there was none.
+    """
     rounds = found.rounds
     noise = spent(rounds.records, delta) if rounds else None
     return {"devices": found.devices, "rollout": asdict(found.rollout) if found.rollout else None,

@@ -22,7 +22,7 @@ class Moment:
     seconds: float = 0.0
 
     def since(self, earlier: Moment) -> float | None:
-        """The seconds since an earlier moment; None where the machine was started again, and nobody knows."""
+        """Returns the seconds since an earlier moment; None if the machine was started again, and nobody knows."""
         if not self.boot or self.boot != earlier.boot:
             return None
         return max(self.seconds - earlier.seconds, 0.0)

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file
 
 from edgetune.errors import UsageError
 from edgetune.parts.fleet.privacy import delta_of, epsilon_of, multiplier_for, sampled_epsilon, total
+from edgetune.parts.fleet.rounds.epsilons import spent
 from edgetune.parts.fleet.rounds.noise import Noise, noisy
-from edgetune.parts.fleet.rounds.spent import spent
 from edgetune.parts.fleet.rounds.task import RoundRecord
 
 OWN = ("--threads", 1, "--no-govern", "--eval", "none")

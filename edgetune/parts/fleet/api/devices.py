@@ -40,7 +40,9 @@ class Devices:
         return "" if scope["path"] == JOIN else None
 
     def _check(self, scope: Scope, authorization: str) -> str:
-        """The SHA-256 that the request's body must have; the device is noted in the scope. Raises HTTPException."""
+        """Returns the SHA-256 that the request's body must have; the device is noted in the scope. Raises
+        HTTPException.
+        """
         path = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
         query = scope["query_string"].decode("latin-1")
         try:

@@ -9,7 +9,7 @@ from prometheus_client import Metric
 
 from ....daemon.api.metrics import family, gauge
 from ..rollout.rings import STATUSES
-from ..rounds.spent import spent
+from ..rounds.epsilons import spent
 from ..status import status_of
 
 

@@ -56,12 +56,12 @@ def slot_facts(service: Service, came: Arrival | None) -> dict[str, Any] | None:
 
 
 def _since(adapters: Adapters, cause: str) -> Any:
-    """When a base came, in seconds; None: it was not opened yet."""
+    """Returns when a base came, in seconds; None: it was not opened yet."""
     return adapters.store.read(CAME, cause, adapters.base)[0]["at"]
 
 
 def _kept(adapters: Adapters, source: Path) -> str:
-    """The id of an adapter, which is kept already after an earlier start."""
+    """Returns the id of an adapter, which is kept already after an earlier start."""
     digest = sha256(source / lora.FILE)
     known = next((found for found in adapters.list() if found.sha256 == digest), None)
     found = known or adapters.add_foreign(source, SUFFIX)

@@ -81,7 +81,7 @@ def measured(examiner: Examiner, asked: AskedAdapter, exam: GateExam) -> Measure
 
 
 def comparable(new: MeasuredBase, old: MeasuredBase) -> list[RowScore]:
-    """Returns the new Scores with losses in nats a token of the present base; without one where the answers that were
+    """Returns the new Scores with losses in nats a token of the present base; without one if the answers that were
     read differ.
     """
     found = []

@@ -62,8 +62,8 @@ class BaseJob(JobKind):
 def begin_base_evaluation(service: Service, request: BaseRequest) -> Job:
     """Begins a job that evaluates the base in the side of the slot that the daemon does not use.
 
-    Raises UsageError where it serves no slot, where the base takes more memory than the daemon has, and where nothing
-    can decide; MismatchError for another base than the request names, TooMuchError where memory has room when nobody
+    Raises UsageError if it serves no slot, if the base takes more memory than the daemon has, and if nothing
+    can decide; MismatchError for another base than the request names, TooMuchError if memory has room when nobody
     is answered, and errors of open_gguf and of jobs.
     """
     request.check()

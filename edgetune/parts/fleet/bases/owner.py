@@ -48,7 +48,7 @@ def owned(path: Path | None, restart: str, wait: float, links: bool) -> Iterator
 
 
 def _restart(command: list[str], seconds: float) -> None:
-    """Runs the command. Raises EdgetuneError where it fails or takes too long."""
+    """Runs the command. Raises EdgetuneError if it fails or takes too long."""
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
                               timeout=seconds)

@@ -63,7 +63,7 @@ class Trial:
 
 
 def make_slot(model: Path, path: Path) -> Slot:
-    """Makes a slot with this base. Raises errors of open_bundle, UsageError where the path exists, DiskError."""
+    """Makes a slot with this base. Raises errors of open_bundle, UsageError if the path exists, DiskError."""
     bundle = open_bundle(model)
     refuse_encoder(bundle.gguf.architecture, str(model))
     with new_folder(path) as beside:
@@ -80,7 +80,7 @@ def refuse_encoder(architecture: str, name: str) -> None:
 
 
 def read_origin(side: Path) -> BaseOrigin | None:
-    """The origin of a side's base; None: no roll-out brought it. Raises FormatError."""
+    """Returns the origin of a side's base; None: no roll-out brought it. Raises FormatError."""
     found = read_object(side / ORIGIN, REMOVE, MOST)
     return None if found is None else from_json(BaseOrigin, found, str(side / ORIGIN))
 
@@ -90,7 +90,7 @@ def write_origin(side: Path, origin: BaseOrigin) -> None:
 
 
 def read_trial(slot: Slot) -> Trial | None:
-    """The base that is being tried; None: none is. Raises FormatError."""
+    """Returns the base that is being tried; None: none is. Raises FormatError."""
     path = slot.path / TRIAL
     found = read_object(path, REMOVE, MOST)
     if found is None:

@@ -64,20 +64,20 @@ class SlotDaemon(Protocol):
     """The daemon of a device, as apply.Daemon, which serves a slot."""
 
     def about(self) -> About:
-        """What it is, and what it answers with."""
+        """Returns what it is, and what it answers with."""
 
     def slot(self) -> ServedSlot | None:
-        """The slot that it serves; None: it serves none."""
+        """Returns the slot that it serves; None: it serves none."""
 
     def evaluate_base(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Lets the gate evaluate the base in the other side of its slot, and returns the verdict. Raises UsageError
-        where nothing can decide or it takes too much memory, TooMuchError where it can be tried later.
+        if nothing can decide or it takes too much memory, TooMuchError if it can be tried later.
         """
 
 
 def settle(owner: Owner, daemon: SlotDaemon, now: int) -> Trial | None:
     """Ends a switch that was begun: the daemon answers with the base that is tried, or with the one before. Returns
-    the trial as it is then. Raises EdgetuneError where the daemon answers with neither.
+    the trial as it is then. Raises EdgetuneError if the daemon answers with neither.
     """
     trial = read_trial(owner.slot)
     if trial and trial.state == SWITCHED:
@@ -100,7 +100,7 @@ def _started(owner: Owner, daemon: SlotDaemon, trial: Trial, now: int) -> Trial:
 
 def _switch(owner: Owner, daemon: SlotDaemon, side: str, base: str, starts_by_itself: bool) -> None:
     """Lets the daemon answer with the base of a side, unless it does. starts_by_itself: a daemon that does not answer
-    now is starting, after a power cut. Raises EdgetuneError where it does not answer with it in time.
+    now is starting, after a power cut. Raises EdgetuneError if it does not answer with it in time.
     """
     owner.slot.switch(side)
     try:
@@ -117,7 +117,7 @@ def _switch(owner: Owner, daemon: SlotDaemon, side: str, base: str, starts_by_it
 
 
 def _answers(daemon: SlotDaemon, base: str, seconds: float) -> bool:
-    """Whether the daemon answers with a base within this time."""
+    """Returns whether the daemon answers with a base within this time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with suppress(UnansweredError):
@@ -128,7 +128,7 @@ def _answers(daemon: SlotDaemon, base: str, seconds: float) -> bool:
 
 
 class BaseLook(Look):
-    """A look at a roll-out of a base. owner: None where the owner of the device gave no slot. at: the moment."""
+    """A look at a roll-out of a base. owner: None if the owner of the device gave no slot. at: the moment."""
 
     def __init__(self, folder: Path, own: DeviceFile, daemon: SlotDaemon, owner: Owner | None, now: int,
                  at: Moment) -> None:
@@ -162,7 +162,7 @@ class BaseLook(Look):
         self._tidy(order)
 
     def _is_filled(self, order: Order) -> bool:
-        """Whether the closed side holds the base of this roll-out."""
+        """Returns whether the closed side holds the base of this roll-out."""
         slot = self._owned.slot
         origin = read_origin(slot.folder(slot.other))
         return origin is not None and origin.rollout == order.facts.rollout
@@ -176,7 +176,9 @@ class BaseLook(Look):
         end_trial(self.owner.slot)
 
     def _trial(self, order: Order) -> Trial | None:
-        """The trial of this roll-out. One of an earlier roll-out ends: what runs stays, what does not is removed."""
+        """Returns the trial of this roll-out. One of an earlier roll-out ends: what runs stays, what does not is
+        removed.
+        """
         if self.owner is None:
             return None
         trial = settle(self.owner, self.daemon, self.now)
@@ -189,7 +191,7 @@ class BaseLook(Look):
 
     @property
     def _owned(self) -> Owner:
-        """Raises UsageError where this device gives no slot."""
+        """Raises UsageError if this device gives no slot."""
         if self.owner is None:
             raise UsageError("this device has no slot for a base", "edgetune fleet slot makes one; give it to apply "
                              "with --base-slot")

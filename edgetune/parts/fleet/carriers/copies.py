@@ -33,7 +33,7 @@ class CopyMember:
     _known: str = ""
 
     def answer(self, callbacks: RunCallbacks) -> AnsweredRound | None:
-        """Answers the newest round, as Member does. Raises FormatError, too, where there is none, or a newer one has
+        """Answers the newest round, as Member does. Raises FormatError, too, if there is none, or a newer one has
         begun meanwhile.
         """
         asked = self.server.round(self.member.device, self._known)
@@ -53,7 +53,7 @@ class CopyMember:
         return self._sent(place)
 
     def _sent(self, place: RoundPlace) -> AnsweredRound:
-        """Sends the answer that is in the copy. Raises FormatError where it is too late."""
+        """Sends the answer that is in the copy. Raises FormatError if it is too late."""
         out = place.answers / self.member.device
         try:
             part = AnsweredRound(place, open_answer(out, open_task(place.task, self.member.bundle), unchecked).facts)
@@ -95,7 +95,7 @@ def fetch(server: RoundServer, folder: Path, found: Mapping[str, Any]) -> RoundP
 
 
 def _name_of(facts: Path) -> str:
-    """The name of a task by its facts; "": there is none."""
+    """Returns the name of a task by its facts; "": there is none."""
     try:
         return hashlib.sha256(read_small(facts, MAX_FACTS)).hexdigest()
     except OSError:

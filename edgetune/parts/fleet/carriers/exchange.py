@@ -55,7 +55,7 @@ def served_round(folder: Path, device: str) -> dict[str, Any]:
 
 
 def served_task_file(folder: Path, number: int, file: str) -> Path:
-    """The path of a file of a task. Raises NotFoundError for any other name."""
+    """Returns the path of a file of a task. Raises NotFoundError for any other name."""
     path = RoundPlace(folder, number).task / file
     if file not in TASK_FILES or not path.is_file():
         raise NotFoundError(f"there is no file {file!r:.80} of the task of round {number}", "ask for the round again")
@@ -84,7 +84,7 @@ def take_answer(folder: Path, number: int, device: str, sent: Mapping[str, Binar
 
 
 def _taken(folder: Path, task: RoundTask, there: Path, device: str) -> Taken:
-    """What an answer says. Raises FormatError, MismatchError or UsageError for one that cannot count."""
+    """Returns what an answer says. Raises FormatError, MismatchError or UsageError for one that cannot count."""
     facts = open_answer(there, task, check_of(folder, device, task.number)).facts
     if facts.device != device:
         raise UsageError(f"the answer is of {facts.device!r:.70}, sent as {device}", "send it under its own name")
@@ -92,7 +92,7 @@ def _taken(folder: Path, task: RoundTask, there: Path, device: str) -> Taken:
 
 
 def _is_there(folder: Path, out: Path, number: int) -> bool:
-    """Whether a device has sent the answer `out` to a round: where devices join, signed by its key."""
+    """Returns whether a device has sent the answer `out` to a round: if devices join, signed by its key."""
     if not is_joined(folder):
         return out.exists()
     try:

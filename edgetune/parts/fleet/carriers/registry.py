@@ -20,16 +20,16 @@ from ....manifest import Extra
 
 
 class RoundServer(Protocol):
-    """What stands before the folder of rounds. All raise UnansweredError where it does not answer."""
+    """What stands before the folder of rounds. All raise UnansweredError if it does not answer."""
 
     def round(self, device: str, known: str) -> tuple[Mapping[str, Any], str] | None:
-        """(what exchange.served_round returns, a tag of it); None: the tag is still `known`."""
+        """Returns (what exchange.served_round returns, a tag of it); None: the tag is still `known`."""
 
     def load(self, number: int, file: str, target: Path, most: int) -> None:
         """Writes a file of a task, of at most `most` bytes, into a new one."""
 
     def send(self, number: int, device: str, folder: Path) -> None:
-        """Sends the answer in a folder. Raises NotFoundError where the round has ended."""
+        """Sends the answer in a folder. Raises NotFoundError if the round has ended."""
 
     def rest(self) -> None:
         """Takes no memory until the next call."""

@@ -102,7 +102,7 @@ def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: in
 
 
 def tell(as_json: bool) -> Callable[[str], object]:
-    """Says a line to a person; with --json nothing, because stdout has the result alone."""
+    """Says a line to a person; with --json nothing, because stdout has only the result."""
     def say(line: str) -> None:
         if not as_json:
             show(False, {}, line)

@@ -30,9 +30,9 @@ from ..rounds.options import LOCAL, USUAL_ROUNDS, RoundOptions
 
 if TYPE_CHECKING:
     from ..rounds.answer import AnswerFacts
+    from ..rounds.epsilons import NoiseSpent
     from ..rounds.next_task import Ended
     from ..rounds.noise import Noise
-    from ..rounds.spent import NoiseSpent
     from ..rounds.task import RoundRecord
 
 OWN = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt_column", "completion_column")
@@ -104,7 +104,7 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, key: 
 
 
 def rounds_line(planned: int) -> str:
-    """What a person is told of the rounds that a task needs. planned: as of the options, 0: not said."""
+    """Returns what a person is told of the rounds that a task needs. planned: as of the options, 0: not said."""
     if planned >= USUAL_ROUNDS:
         return f"{planned} rounds are planned"
     why = "devices train briefly in each, and an average takes little from what only one device knows"
@@ -157,7 +157,7 @@ def fleet_aggregate(task: Path, answers: tuple[Path, ...], to: Path, model: Path
 
 
 def noise_of(noise: float | None, norm: float) -> Noise | None:
-    """The noise that options ask for. Raises UsageError for a norm without it."""
+    """Returns the noise that options ask for. Raises UsageError for a norm without it."""
     from ....errors import UsageError
     from ..rounds.noise import Noise
     if noise is None and explicit({"noise_norm": norm}):
@@ -166,7 +166,7 @@ def noise_of(noise: float | None, norm: float) -> Noise | None:
 
 
 def answer_line(to: Path, number: int, facts: AnswerFacts) -> str:
-    """What a person is told of an answer."""
+    """Returns what a person is told of an answer."""
     if facts.noise:
         from ..privacy import DELTA, epsilon_of
         return (f"{to} answers round {number} with noise: epsilon {epsilon_of(facts.noise_norm / facts.noise):.3g} at "
@@ -183,7 +183,7 @@ def round_json(ended: Ended) -> dict[str, Any]:
 
 
 def round_lines(ended: Ended) -> list[Any]:
-    """What a person is told of a round."""
+    """Returns what a person is told of a round."""
     from ....console import table
     from ....errors import printable
     from ..rounds.next_task import devices_table
@@ -199,7 +199,7 @@ def round_lines(ended: Ended) -> list[Any]:
 
 
 def learned(record: RoundRecord) -> str:
-    """The end of the line of a round: what was learned, and the bytes that were sent."""
+    """Returns the end of the line of a round: what was learned, and the bytes that were sent."""
     from ....errors import size_text
     losses = "" if record.loss_before is None else f", loss {record.loss_before:.3f} -> {record.loss_after:.3f}"
     return f"{record.tokens} tokens{losses}; {size_text(record.up)} up, {size_text(record.down)} down to each"
@@ -210,7 +210,7 @@ def spent_json(found: NoiseSpent | None) -> dict[str, Any] | None:
 
 
 def spent_lines(found: NoiseSpent | None) -> list[str]:
-    """What a person is told of the noise of all rounds; nothing where there was none."""
+    """Returns what a person is told of the noise of all rounds; nothing where there was none."""
     if found is None:
         return []
     lines = [f"noise, delta {found.delta:g}: epsilon {_bound(one.last)} in the last round and {_bound(one.total)} in "

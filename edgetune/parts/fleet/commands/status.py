@@ -12,8 +12,8 @@ from .privacy import DELTA_OPTION
 from .rounds import fleet, spent_lines
 
 if TYPE_CHECKING:
+    from ..rounds.epsilons import NoiseSpent
     from ..rounds.history import RoundHistory
-    from ..rounds.spent import NoiseSpent
     from ..status import FleetStatus, RolloutStatus
 
 
@@ -25,7 +25,7 @@ def fleet_status(path: Path, delta: float, as_json: bool) -> None:
     It may be that of a task, of rounds, of roll-outs, or of both. For rounds it shows the losses, also by kind of
     device, what was left out and why, and whose answers have arrived.
     """
-    from ..rounds.spent import spent
+    from ..rounds.epsilons import spent
     from ..status import status_json
     found = _found(path)
     noise = spent(found.rounds.records, delta) if found.rounds else None
@@ -56,7 +56,7 @@ def _found(path: Path) -> FleetStatus:
 
 
 def rounds_lines(rounds: RoundHistory, noise: NoiseSpent | None) -> list[Any]:
-    """What a person is told of rounds, and of what their noise hides."""
+    """Returns what a person is told of rounds, and of what their noise hides."""
     from ....console import table
     from ....errors import printable, size_text
     from ..status import rounds_table
@@ -74,7 +74,7 @@ def rounds_lines(rounds: RoundHistory, noise: NoiseSpent | None) -> list[Any]:
 
 
 def rollout_lines(found: RolloutStatus) -> list[Any]:
-    """What a person is told of a roll-out."""
+    """Returns what a person is told of a roll-out."""
     from ....console import table
     from ..status import WORDS
     rows = [[str(i), "begun" if ring["begun"] else "", *(str(ring[word]) for word in ("devices", *WORDS))]
@@ -85,7 +85,7 @@ def rollout_lines(found: RolloutStatus) -> list[Any]:
 
 
 def devices_lines(found: FleetStatus) -> list[Any]:
-    """What a person is told of the devices."""
+    """Returns what a person is told of the devices."""
     from ....console import table
     from ....errors import printable
     rows = [[printable(str(one[name])) for name in ("device", "kind", "base", "active", "edgetune")]
@@ -96,7 +96,7 @@ def devices_lines(found: FleetStatus) -> list[Any]:
 
 
 def _ago(at: int) -> str:
-    """The time since a device was seen."""
+    """Returns the time since a device was seen."""
     import time
 
     from ....console import about

@@ -26,8 +26,8 @@ NEXT = "signing.next.pem"  # that replaces it once the daemon knows it
 
 
 def device_name() -> str:
-    """The name of this device for this user where it signs nothing: 16 hexadecimal digits, drawn once and kept, which
-    say nothing of their owner. Raises DiskError where it cannot be kept.
+    """Returns the name of this device for this user if it signs nothing: 16 hexadecimal digits, drawn once and kept,
+    which say nothing of their owner. Raises DiskError if it cannot be kept.
     """
     path = state_folder() / NAME_FILE
     try:
@@ -51,15 +51,15 @@ class Joined:
     device: str
 
     def key(self) -> Ed25519PrivateKey:
-        """The key that signs. Raises UsageError where it is damaged."""
+        """Returns the key that signs. Raises UsageError if it is damaged."""
         return signature.private_key(self.folder / SIGNING)
 
     def public(self) -> str:
-        """The public key."""
+        """Returns the public key."""
         return public_of(self.key())
 
     def next_key(self) -> Ed25519PrivateKey:
-        """The key that shall replace the one that signs: the same, until it has."""
+        """Returns the key that shall replace the one that signs: the same, until it has."""
         if not (self.folder / NEXT).exists():
             signature.make_key(self.folder / NEXT)
         return signature.private_key(self.folder / NEXT)
@@ -78,7 +78,9 @@ def public_of(key: Ed25519PrivateKey) -> str:
 
 
 def joined(url: str) -> Joined | None:
-    """What the device has of the fleet at a URL; None: it has not joined it. Raises FormatError for a damaged file."""
+    """Returns what the device has of the fleet at a URL; None: it has not joined it. Raises FormatError for a damaged
+    file.
+    """
     folder = _folder_of(url)
     try:
         device = json.loads(read_small(folder / FACTS))["device"]
@@ -92,8 +94,9 @@ def joined(url: str) -> Joined | None:
 
 
 def name_at(url: str, key_file: Path | None, device: str) -> tuple[str, Joined | None]:
-    """(the device's name in the fleet at a URL, what it has joined there; None: a key of the daemon is given, or it has
-    joined nothing). device: the name that it shall have, "": its own. Raises UsageError where it joined under another.
+    """Returns (the device's name in the fleet at a URL, what it has joined there; None: a key of the daemon is given,
+    or it has joined nothing). device: the name that it shall have, "": its own. Raises UsageError if it joined under
+    another.
     """
     found = None if key_file else joined(url)
     if found is None:
@@ -104,8 +107,8 @@ def name_at(url: str, key_file: Path | None, device: str) -> tuple[str, Joined |
 
 
 def signer_at(url: str, device: str) -> tuple[str, Path]:
-    """(the device's name in the fleet at a URL, the file of the key by which it signs there). device: as of name_at.
-    Raises UsageError where it has not joined it, and as name_at.
+    """Returns (the device's name in the fleet at a URL, the file of the key by which it signs there). device: as of
+    name_at. Raises UsageError if it has not joined it, and as name_at.
     """
     name, found = name_at(url, None, device)
     if found is None:
@@ -114,14 +117,14 @@ def signer_at(url: str, device: str) -> tuple[str, Path]:
 
 
 def check_no_signer(url: str, joined: str) -> None:
-    """Raises UsageError for --joined where a device signs by itself."""
+    """Raises UsageError for --joined if a device signs by itself."""
     if joined:
         raise UsageError(f"--joined is given, and {url} is a URL, where the device signs by itself",
                          "leave one of them out")
 
 
 def begin(url: str, device: str) -> Joined:
-    """Makes a key for the fleet at a URL. Raises UsageError where there is one, UnsupportedError without cryptography,
+    """Makes a key for the fleet at a URL. Raises UsageError if there is one, UnsupportedError without cryptography,
     and DiskError.
     """
     folder = _folder_of(url)

@@ -1,6 +1,6 @@
 """One-time codes, with which devices ask to join: FOLDER/invites/ID.json, a file for each code.
 
-A code is its id, four letters, and a secret of eight. A wrong secret counts against the code of that id alone, so that
+A code is its id, four letters, and a secret of eight. A wrong secret counts only against the code of that id, so that
 a stranger who guesses does not use up other codes: 5 guesses of 32 ^ 8. The file has the secret's hash.
 """
 
@@ -52,7 +52,7 @@ class Invite:
 
 def invite(folder: Path, now: int, seconds: int = SECONDS, at: Moment | None = None) -> str:
     """Makes a code for one device, and lets only devices that join take part from now on. at: the moment [now]. Raises
-    UsageError where there is no folder, and DiskError.
+    UsageError if there is no folder, and DiskError.
     """
     begin(folder)
     private_folder(folder / INVITES)
@@ -89,7 +89,7 @@ def join(folder: Path, code: str, device: str, key: str, now: int, at: Moment | 
 
 
 def _guessed(folder: Path, code: str) -> Record[Invite]:
-    """The record of a code, whose secret is right; a wrong one is counted. Raises MismatchError."""
+    """Returns the record of a code, whose secret is right; a wrong one is counted. Raises MismatchError."""
     typed = re.sub("[^A-Z2-9]", "", code.upper())
     id, secret = typed[:ID], _hash(typed[ID:])
     record = _record(folder, id)

@@ -1,4 +1,4 @@
-"""The daemon that serves a fleet, as a device asks it: signed by the device's key, where it has joined."""
+"""The daemon that serves a fleet, as a device asks it: signed by the device's key, if it has joined."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Signing:
 
 
 def open_lead(url: str, key_file: Path | None, device: str) -> tuple[Client, str]:
-    """(a client of the daemon at a URL, the device's name there). A device that has joined signs its requests, unless a
-    key of the daemon is given. device: the name that it shall have, "": its own. Raises UsageError where it has joined
-    under another name.
+    """Returns (a client of the daemon at a URL, the device's name there). A device that has joined signs its requests,
+    unless a key of the daemon is given. device: the name that it shall have, "": its own. Raises UsageError if it has
+    joined under another name.
     """
     name, found = name_at(url, key_file, device)
     if found is None:
@@ -50,7 +50,7 @@ def open_lead(url: str, key_file: Path | None, device: str) -> tuple[Client, str
 
 
 def ask_to_join(url: str, code: str, device: str) -> Joined:
-    """Sends the device's public key with a code. A device that was revoked gets a new key. Raises UsageError where it
+    """Sends the device's public key with a code. A device that was revoked gets a new key. Raises UsageError if it
     has joined, and errors of the client.
     """
     own = joined(url)
@@ -74,13 +74,13 @@ def ask_to_join(url: str, code: str, device: str) -> Joined:
 
 
 def state_of(url: str, own: Joined) -> dict[str, Any]:
-    """What the daemon knows of the device. Raises UsageError where it does not know it."""
+    """Returns what the daemon knows of the device. Raises UsageError if it does not know it."""
     with Client(url, sign=Signing(own.device, own.key)) as client:
         return _member(client, client.get(f"{MEMBERS}{quote(own.device)}"))
 
 
 def _member(client: Client, found: dict[str, Any], key: str = "") -> dict[str, Any]:
-    """What a daemon says of a device, checked, as far as it is used here. key: that it must have. Raises
+    """Returns what a daemon says of a device, checked, as far as it is used here. key: that it must have. Raises
     AwayError.
     """
     with client.understood():
@@ -90,7 +90,7 @@ def _member(client: Client, found: dict[str, Any], key: str = "") -> dict[str, A
 
 
 def _state(url: str, own: Joined) -> str:
-    """Its state at the daemon, "" where that does not know it."""
+    """Its state at the daemon, "" if that does not know it."""
     try:
         return str(state_of(url, own)["state"])
     except UsageError:

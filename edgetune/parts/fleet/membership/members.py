@@ -57,12 +57,12 @@ class MemberFile:
 
 
 def is_joined(folder: Path) -> bool:
-    """Whether only devices that joined take part in the fleet."""
+    """Returns whether only devices that joined take part in the fleet."""
     return (folder / MEMBERS).is_dir()
 
 
 def begin(folder: Path) -> None:
-    """Let only devices that join take part. Raises UsageError where there is no folder, and DiskError."""
+    """Let only devices that join take part. Raises UsageError if there is no folder, and DiskError."""
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", "name the folder of the fleet")
     private_folder(folder / MEMBERS)
@@ -74,7 +74,7 @@ def read_member(folder: Path, device: str) -> MemberFile:
 
 
 def read_members(folder: Path) -> tuple[dict[str, MemberFile], list[str]]:
-    """(the devices by name, why others could not be read)"""
+    """Returns (the devices by name, why others could not be read)"""
     found: dict[str, MemberFile] = {}
     wrong: list[str] = []
     for path in sorted((folder / MEMBERS).glob("*.json")):
@@ -86,8 +86,8 @@ def read_members(folder: Path) -> tuple[dict[str, MemberFile], list[str]]:
 
 
 def check_asked(folder: Path, device: str, key: str) -> MemberFile | None:
-    """The device where it has asked before with this key; None: it may ask. Raises UsageError for a name or a key that
-    is none, and MismatchError where another device has the name.
+    """Returns the device if it has asked before with this key; None: it may ask. Raises UsageError for a name or a key
+    that is none, and MismatchError if another device has the name.
     """
     if not NAME.fullmatch(device):
         raise UsageError(f"the device is named {device!r:.80}",
@@ -156,12 +156,12 @@ def rotate(folder: Path, device: str, key: str, now: int, number: int = 0, signe
 
 
 def approved(folder: Path, device: str) -> MemberFile:
-    """A device that takes part. Raises NotFoundError, and MismatchError for one that does not."""
+    """Returns a device that takes part. Raises NotFoundError, and MismatchError for one that does not."""
     return _check_approved(read_member(folder, device))
 
 
 def reason_against(folder: Path, device: str) -> str:
-    """Why what a device sent does not count; "": it does."""
+    """Returns why what a device sent does not count; "": it does."""
     if not is_joined(folder):
         return ""
     try:
@@ -172,8 +172,8 @@ def reason_against(folder: Path, device: str) -> str:
 
 
 def check_of(folder: Path, device: str, number: int) -> Check:
-    """The check of the signature by which what a device sent for a round counts: its key must sign, or the one before
-    in the round in which it was replaced; where no device has to join, any trusted one. Raises as approved.
+    """Returns the check of the signature by which what a device sent for a round counts: its key must sign, or the one
+    before in the round in which it was replaced; if no device has to join, any trusted one. Raises as approved.
     """
     if not is_joined(folder):
         return signature.check
@@ -183,7 +183,7 @@ def check_of(folder: Path, device: str, number: int) -> Check:
 
 
 def shown_key(key: str) -> str:
-    """The first digits of a key, in groups of four, for people who compare them."""
+    """Returns the first digits of a key, in groups of four, for people who compare them."""
     return " ".join(re.findall("....", key[:SHOWN]))
 
 
@@ -202,13 +202,15 @@ def _record(folder: Path, device: str) -> Record[MemberFile]:
 
 
 def _changed(folder: Path, device: str, change: Callable[[MemberFile], MemberFile]) -> MemberFile:
-    """The device after a change, which sees the newest of what others changed. Raises as read_member, and DiskError."""
-    read_member(folder, device)  # also where there is no folder yet
+    """Returns the device after a change, which sees the newest of what others changed. Raises as read_member, and
+    DiskError.
+    """
+    read_member(folder, device)  # also if there is no folder yet
     return _record(folder, device).change(lambda found: change(_joined(folder, device, found)))
 
 
 def _joined(folder: Path, device: str, found: MemberFile | None) -> MemberFile:
-    """What a device's file has, checked. Raises as read_member."""
+    """Returns what a device's file has, checked. Raises as read_member."""
     if found is None:
         raise NotFoundError(f"no device {device!r:.80} has joined the fleet", ASK)
     if (found.version, found.device) != (VERSION, device) or (

@@ -3,7 +3,7 @@
     Authorization: Device NAME TIME DIGEST SIGNATURE
 
 TIME: milliseconds since 1970. DIGEST: the SHA-256 of the body. What is signed is method, path with query, TIME and
-DIGEST, a line each. The head alone says who asks, so that a stranger's body is not read.
+DIGEST, a line each. The head says who asks, so that a stranger's body is not read.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ _FORM = re.compile(rf"{SCHEME} ({NAME.pattern}) (\d{{13}}) ([0-9a-f]{{64}}) ([0-
 
 
 def signed(key: Ed25519PrivateKey, device: str, method: str, path: str, digest: str, now: float) -> str:
-    """The header Authorization of a request. path: with its query; digest: SHA-256 of the body; now: seconds."""
+    """Returns the header Authorization of a request. path: with its query; digest: SHA-256 of the body; now: seconds.
+    """
     time = f"{round(now * 1000):013}"
     return f"{SCHEME} {device} {time} {digest} {key.sign(_message(method, path, time, digest)).hex()}"
 
 
 def is_signed(authorization: str) -> bool:
-    """Whether a header Authorization is of this kind."""
+    """Returns whether a header Authorization is of this kind."""
     return authorization.partition(" ")[0].lower() == SCHEME.lower()
 
 
@@ -54,7 +55,7 @@ class Checker:
     changes nothing, so that nothing of them is remembered. The limit is of each device: none can shut out another,
     or take more than a few hundred kilobytes.
 
-    After a restart, or where its clock was set back, it has forgotten some: then a request of those minutes could be
+    After a restart, or if its clock was set back, it has forgotten some: then a request of those minutes could be
     sent a second time, which asks for the same once more.
     """
 
@@ -84,7 +85,7 @@ class Checker:
         return Sender(member, digest)
 
     def _once(self, device: str, signature: str, signed_at: float, now: float) -> None:
-        """Raises MismatchError for a request that was sent before, and TooMuchError where the device sent too many."""
+        """Raises MismatchError for a request that was sent before, and TooMuchError if the device sent too many."""
         mark = int(signature[:16], 16)
         with self._looking:
             seen = self._seen[device]

@@ -72,7 +72,9 @@ class Advancer:
         return order, devices
 
     def obstacle(self, rollout: str, signer: str) -> str:
-        """Why a roll-out whose newest order this key signed does not advance by itself, in a sentence; "": it does."""
+        """Returns why a roll-out whose newest order this key signed does not advance by itself, in a sentence; "": it
+        does.
+        """
         if self.failure or signer == self._public:
             return self.failure
         if not signer:
@@ -112,7 +114,7 @@ class Advancer:
         self._not_before = at.seconds + (time.monotonic() - began) / SHARE
 
     def _times(self) -> tuple[int, ...]:
-        """When the folders changed that roll-outs are read from; 0: one that is not there."""
+        """Returns when the folders changed that roll-outs are read from; 0: one that is not there."""
         found = []
         for place in (*(self.folder / name for name in (DEVICES, MEMBERS, ROLLOUTS)), *self._places):
             try:

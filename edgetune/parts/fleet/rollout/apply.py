@@ -41,16 +41,16 @@ class Held:
 
 
 class Daemon(SlotDaemon, Protocol):
-    """The daemon of a device. All raise EdgetuneError where it does not answer."""
+    """The daemon of a device. All raise EdgetuneError if it does not answer."""
 
     def add(self, adapter: Path) -> str:
-        """Adds an adapter; its id. Raises EdgetuneError where it cannot be used."""
+        """Adds an adapter; its id. Raises EdgetuneError if it cannot be used."""
 
     def evaluate(self, id: str, options: Mapping[str, Any]) -> None:
-        """Lets the gate evaluate it, and activate it if it passes. Raises UsageError where nothing can decide."""
+        """Lets the gate evaluate it, and activate it if it passes. Raises UsageError if nothing can decide."""
 
     def held(self, id: str) -> Held | None:
-        """What the daemon knows of it; None: it is gone."""
+        """Returns what the daemon knows of it; None: it is gone."""
 
     def go_back(self, id: str) -> bool:
         """Activates the adapter before, if this one is active; returns whether it was."""
@@ -66,7 +66,7 @@ def apply(folder: Path, device: str, daemon: Daemon, now: int,
     slot whose base may be replaced; None: bases are refused. own_folder: where the file is [folder]. now: seconds since
     1970; at: the moment by a clock that nobody sets [now].
 
-    Raises FormatError and MismatchError for an order that is damaged or not signed, EdgetuneError where the daemon does
+    Raises FormatError and MismatchError for an order that is damaged or not signed, EdgetuneError if the daemon does
     not answer.
     """
     if owner:
@@ -94,7 +94,7 @@ def apply(folder: Path, device: str, daemon: Daemon, now: int,
 
 
 def _concerns(order: Order, own: DeviceFile) -> bool:
-    """Whether the device has something to do, or has done something, for which it needs the artifact."""
+    """Returns whether the device has something to do, or has done something, for which it needs the artifact."""
     return bool(order.state.action(own.device)) or own.execution != rings.NOTHING
 
 
@@ -142,13 +142,13 @@ class AdapterLook(Look):
             raise UsageError("a later adapter replaced this one here", "roll out a new one")
 
     def _answers(self, error: EdgetuneError) -> None:
-        """Raises EdgetuneError where the daemon does not answer, or did not: that is no outcome."""
+        """Raises EdgetuneError if the daemon does not answer, or did not: that is no outcome."""
         if isinstance(error, AwayError):
             raise error
         self.daemon.about()
 
     def _evaluate(self, order: Order) -> None:
-        """Lets the gate decide. Where it did so in an earlier look that was broken off, its verdict counts."""
+        """Lets the gate decide. If it did so in an earlier look that was broken off, its verdict counts."""
         held = self.daemon.held(self.own.adapter)
         if held is None:
             self.say(rings.CLOSED, rings.FAILURE, "the adapter was deleted")

@@ -89,7 +89,7 @@ def write_artifact(folder: Path, source: Path, *, adapter: Path | None = None, s
     """Writes an artifact as a new folder, whole or not at all. source: a folder with adapter.gguf, or a base: a bundle
     or a GGUF, which becomes one. adapter: of this base, that comes with it. key: signs it, and such a bundle.
 
-    Raises UsageError where the folder exists or a version is none, FormatError for no adapter, MismatchError for one of
+    Raises UsageError if the folder exists or a version is none, FormatError for no adapter, MismatchError for one of
     another base, errors of open_bundle, DiskError.
     """
     version_of(least)
@@ -115,7 +115,7 @@ def write_artifact(folder: Path, source: Path, *, adapter: Path | None = None, s
 
 
 def is_base(source: Path) -> bool:
-    """Whether this is to be rolled out as a base: no adapter's file or folder."""
+    """Returns whether this is to be rolled out as a base: no adapter's file or folder."""
     if source.is_dir():
         return (source / MANIFEST).is_file() and not (source / store.FILE).is_file()
     return source.name != store.FILE and not (source.parent / store.FILE).is_file()
@@ -140,7 +140,7 @@ def _fill(beside: Path, bundle: Bundle | None, adapter: Path | None, key: Path |
 
 
 def read_artifact(folder: Path, name: str = "") -> RolloutArtifact:
-    """An artifact whose files were not looked at. name: the one that it must be; "": any. Raises FormatError,
+    """Returns an artifact whose files were not looked at. name: the one that it must be; "": any. Raises FormatError,
     MismatchError, and UsageError for one that this edgetune cannot use.
     """
     facts, found, _ = read_facts(folder, FACTS, ArtifactFacts, VERSION)
@@ -156,7 +156,7 @@ def read_artifact(folder: Path, name: str = "") -> RolloutArtifact:
 
 
 def open_artifact(folder: Path, name: str = "") -> RolloutArtifact:
-    """An artifact that is whole: each file is read. Otherwise as read_artifact."""
+    """Returns an artifact that is whole: each file is read. Otherwise as read_artifact."""
     found = read_artifact(folder, name)
     for file in found.facts.files:
         found.check_file(file, folder / file)
@@ -164,7 +164,7 @@ def open_artifact(folder: Path, name: str = "") -> RolloutArtifact:
 
 
 def is_of_base(file: object) -> bool:
-    """Whether this may be the name of a file of a base."""
+    """Returns whether this may be the name of a file of a base."""
     return isinstance(file, str) and _OF_BASE.fullmatch(file) is not None
 
 
@@ -179,13 +179,13 @@ def _check_names(folder: Path, facts: ArtifactFacts) -> None:
 
 
 def kind_and_digest(folder: Path) -> tuple[str, str]:
-    """The kind of an artifact and its digest, of which no file is read."""
+    """Returns the kind of an artifact and its digest, of which no file is read."""
     facts = _facts(folder)
     return facts.kind, facts.files.get(NEEDED.get(facts.kind, ""), "")
 
 
 def listed(folder: Path) -> list[str]:
-    """The files that an artifact of any kind lists."""
+    """Returns the files that an artifact of any kind lists."""
     return [*_facts(folder).files]
 
 
@@ -194,7 +194,7 @@ def _facts(folder: Path) -> ArtifactFacts:
 
 
 def version_of(text: str) -> tuple[int, ...]:
-    """A version such as 0.1.0 as numbers. Raises UsageError."""
+    """Returns a version such as 0.1.0 as numbers. Raises UsageError."""
     found = re.match(r"\d{1,6}(?:\.\d{1,6}){0,3}", text)
     if not found:
         raise UsageError(f"the version is {text!r:.40}", "give one such as 0.1.0")

@@ -1,6 +1,6 @@
 """A roll-out carried by a folder, which any sync copies between the server and the devices.
 
-    devices/NAME.json                   written by the device NAME alone: what it last did, perhaps signed
+    devices/NAME.json                   written only by the device NAME: what it last did, perhaps signed
     members/reports/NAME.json           written by the server: where devices joined, the newest one that counted
     rollouts/ID/artifact/               what is rolled out
     rollouts/ID/orders/000001/          order.json: the state of the roll-out, perhaps signed; one folder for each step
@@ -75,19 +75,19 @@ class Order:
 
     @property
     def artifact(self) -> RolloutArtifact:
-        """The artifact, whole: each file is read. Raises its errors."""
+        """Returns the artifact, whole: each file is read. Raises its errors."""
         return artifact.open_artifact(self.folder / ARTIFACT, self.facts.artifact)
 
     @property
     def kind(self) -> str:
-        """The kind of its artifact, also of one that this edgetune cannot use; "": it cannot be read."""
+        """Returns the kind of its artifact, also of one that this edgetune cannot use; "": it cannot be read."""
         with suppress(EdgetuneError):
             return artifact.kind_and_digest(self.folder / ARTIFACT)[0]
         return ""
 
     @property
     def stated(self) -> RolloutArtifact:
-        """The artifact, whose files are not looked at. Raises its errors."""
+        """Returns the artifact, whose files are not looked at. Raises its errors."""
         return artifact.read_artifact(self.folder / ARTIFACT, self.facts.artifact)
 
 
@@ -129,7 +129,7 @@ class DeviceFile:
 
 
 def read_device(folder: Path, device: str) -> DeviceFile:
-    """What a device wrote; one that has done nothing where there is no file. Raises FormatError and UsageError."""
+    """Returns what a device wrote; one that has done nothing if there is no file. Raises FormatError and UsageError."""
     if not NAME.fullmatch(device):
         raise UsageError(f"the device is called {device!r:.70}", "take up to 64 letters, digits, dots, dashes and "
                          "underscores, a letter or digit first")
@@ -137,7 +137,7 @@ def read_device(folder: Path, device: str) -> DeviceFile:
 
 
 def _read_file(place: Path, device: str) -> DeviceFile | None:
-    """A device's file in a folder; None: there is none. Raises FormatError."""
+    """Returns a device's file in a folder; None: there is none. Raises FormatError."""
     return _record(place, device).read()
 
 
@@ -164,14 +164,14 @@ def write_device(folder: Path, found: DeviceFile) -> None:
 
 
 def read_devices(folder: Path) -> tuple[dict[str, DeviceFile], list[str]]:
-    """(the devices by name, why others could not be read or do not count)"""
+    """Returns (the devices by name, why others could not be read or do not count)"""
     found, excluded, wrong = read_reports(folder)
     return found, [*wrong, *(why for _, why in excluded)]
 
 
 def read_reports(folder: Path) -> tuple[dict[str, DeviceFile], list[tuple[DeviceFile, str]], list[str]]:
-    """(the devices that count, by name; those that have not joined, were revoked or did not sign, and why; why reports
-    of others could not be read, or an earlier one of the device counts)
+    """Returns (the devices that count, by name; those that have not joined, were revoked or did not sign, and why; why
+    reports of others could not be read, or an earlier one of the device counts)
     """
     found: dict[str, DeviceFile] = {}
     excluded: list[tuple[DeviceFile, str]] = []
@@ -195,7 +195,8 @@ def read_reports(folder: Path) -> tuple[dict[str, DeviceFile], list[tuple[Device
 
 
 def _counting(folder: Path, name: str, sent: DeviceFile | None) -> tuple[DeviceFile | None, str]:
-    """(the report of a device that counts; why the one that was sent does not, "" where it does or there is none)"""
+    """Returns (the report of a device that counts; why the one that was sent does not, "" if it does or there is none)
+    """
     if (why := reason_against(folder, name)) or not is_joined(folder):
         return None if why else sent, why if sent else ""
     try:
@@ -209,7 +210,7 @@ def _counting(folder: Path, name: str, sent: DeviceFile | None) -> tuple[DeviceF
 
 
 def _keep(folder: Path, devices: dict[str, DeviceFile]) -> None:
-    """Keeps the reports that count, where they are signed."""
+    """Keeps the reports that count, if they are signed."""
     if not is_joined(folder):
         return
     (folder / REPORTS).mkdir(exist_ok=True)
@@ -218,12 +219,12 @@ def _keep(folder: Path, devices: dict[str, DeviceFile]) -> None:
 
 
 def _newer(found: DeviceFile, before: DeviceFile | None) -> DeviceFile:
-    """The newer of two reports of a device: another may have kept one meanwhile."""
+    """Returns the newer of two reports of a device: another may have kept one meanwhile."""
     return before if before and before.number > found.number else found
 
 
 def reports_of(devices: dict[str, DeviceFile], rollout: str) -> dict[str, RingReport]:
-    """The reports about one roll-out."""
+    """Returns the reports about one roll-out."""
     return {name: device.report for name, device in devices.items() if device.rollout == rollout}
 
 
@@ -231,7 +232,9 @@ def reports_of(devices: dict[str, DeviceFile], rollout: str) -> dict[str, RingRe
 
 
 def newest_order(folder: Path) -> Order | None:
-    """The order that counts; None: nothing was ever rolled out. Raises FormatError, and errors of the signature."""
+    """Returns the order that counts; None: nothing was ever rolled out. Raises FormatError, and errors of the
+    signature.
+    """
     for rollout in _rollouts(folder):
         for order in sorted((rollout / ORDERS).glob("[0-9]" * 6), reverse=True):
             if is_whole(order, FACTS):
@@ -240,7 +243,7 @@ def newest_order(folder: Path) -> Order | None:
 
 
 def _rollouts(folder: Path) -> Iterator[Path]:
-    """The folders of roll-outs, the newest first."""
+    """Yields the folders of roll-outs, the newest first."""
     yield from sorted((path for path in (folder / ROLLOUTS).glob("[0-9]*-*") if path.is_dir() and path.suffix == ""),
                       reverse=True)
 
@@ -312,7 +315,7 @@ def begin(folder: Path, source: Path, plan: RingPlan, evaluation: dict[str, Any]
 
 
 def _finished(folder: Path, kind: str) -> list[str]:
-    """The digests of artifacts of this kind whose roll-outs have finished."""
+    """Returns the digests of artifacts of this kind whose roll-outs have finished."""
     found = []
     for rollout in _rollouts(folder):
         orders = sorted((rollout / ORDERS).glob("[0-9]" * 6))
@@ -327,7 +330,7 @@ def step(folder: Path, now: int, change: str = "", key: Path | None = None, stat
     first. now: seconds since 1970; at: the moment by the kernel's clock [now], by which rings wait; state_of: as of
     Waiting. Returns the order that counts then, the devices, and why reports of others are left out.
 
-    Raises UsageError where nothing was rolled out, errors of `rings.changed`, and UsageError where the orders are
+    Raises UsageError if nothing was rolled out, errors of `rings.changed`, and UsageError if the orders are
     signed and no key is given.
     """
     if newest_order(folder) is None:

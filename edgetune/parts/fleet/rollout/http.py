@@ -1,6 +1,6 @@
 """A roll-out carried by HTTP: a daemon serves the folder, and devices keep a copy of the part that concerns them.
 
-A device asks for the order, and loads files only where it has not this one yet. It checks them as if a sync had brought
+A device asks for the order, and loads files only if it has not this one yet. It checks them as if a sync had brought
 them, so the daemon that serves them is believed no more than a folder. Then it sends its own file. It needs no open
 port.
 """
@@ -30,10 +30,10 @@ WRONG = "update edgetune on both sides"
 
 
 class RolloutLead(Protocol):
-    """The daemon that serves a folder. All raise EdgetuneError where it does not answer."""
+    """The daemon that serves a folder. All raise EdgetuneError if it does not answer."""
 
     def order(self) -> Mapping[str, Any]:
-        """The order that counts, as `served_order` returns it."""
+        """Returns the order that counts, as `served_order` returns it."""
 
     def load(self, rollout: str, file: str, target: Path) -> None:
         """Writes a file of an artifact into a new one."""
@@ -42,7 +42,7 @@ class RolloutLead(Protocol):
         """Writes a file of this number of bytes, or what one that was broken off lacks of it."""
 
     def report(self, found: DeviceFile) -> None:
-        """Sends a device's file, which it signs where the device has joined."""
+        """Sends a device's file, which it signs if the device has joined."""
 
 
 # ---- the daemon that serves ------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ class RolloutLead(Protocol):
 def served_order(folder: Path) -> dict[str, Any]:
     """rollout, number; order, signature: the texts of its files, "": none; files: of its artifact, by their names.
 
-    rollout is "" where nothing was rolled out. Raises errors of newest_order.
+    rollout is "" if nothing was rolled out. Raises errors of newest_order.
     """
     order = newest_order(folder)
     if order is None:
@@ -65,7 +65,7 @@ def served_order(folder: Path) -> dict[str, Any]:
 
 
 def served_file(folder: Path, rollout: str, file: str) -> Path:
-    """The path of a file of an artifact. Raises NotFoundError for any other name."""
+    """Returns the path of a file of an artifact. Raises NotFoundError for any other name."""
     place = folder / ROLLOUTS / rollout / ARTIFACT
     path = place / file
     if not NAME.fullmatch(rollout) or not place.is_dir() or file not in _names(place) or not path.is_file():
@@ -74,13 +74,13 @@ def served_file(folder: Path, rollout: str, file: str) -> Path:
 
 
 def _names(place: Path) -> list[str]:
-    """The files that an artifact may have: of a base those that it lists."""
+    """Returns the files that an artifact may have: of a base those that it lists."""
     return [*FILES, *(file for file in artifact.listed(place) if artifact.is_of_base(file))]
 
 
 def take_report(folder: Path, device: str, content: Mapping[str, Any]) -> DeviceFile:
     """Writes a device's file, which a request brought. Raises UsageError, FormatError and DiskError, and MismatchError
-    where it is not signed by a device that joined.
+    if it is not signed by a device that joined.
     """
     read_device(folder, device)  # raises for a name that is none
     found = from_json(DeviceFile, dict(content), "the report")
@@ -99,7 +99,7 @@ def take_report(folder: Path, device: str, content: Mapping[str, Any]) -> Device
 
 
 def copy_of(url: str, device: str) -> Path:
-    """The folder in which a device keeps its copy of what a daemon serves."""
+    """Returns the folder in which a device keeps its copy of what a daemon serves."""
     name = hashlib.sha256(f"{url} {device}".encode()).hexdigest()[:16]
     return state_folder() / "fleet" / name
 

@@ -33,16 +33,16 @@ class Look:
         self.now = now
 
     def say(self, execution: str = "", finished: str = rings.NOTHING, reason: str = "", **facts: Any) -> None:
-        """Writes the file of the device, with another report where an execution is given."""
+        """Writes the file of the device, with another report if an execution is given."""
         if execution:
             facts |= {"execution": execution, "finished": finished, "reason": reason}
-        number = max(self.own.number + 1, self.now)  # rises also where the file was lost
+        number = max(self.own.number + 1, self.now)  # rises also if the file was lost
         self.own = replace(self.own, at=self.now, number=number, **facts)
         write_device(self.folder, self.own)
 
 
 def superseded_by(own: DeviceFile, artifact: RolloutArtifact) -> dict[str, list[str]]:
-    """The digests of a device's file once it has this artifact."""
+    """Returns the digests of a device's file once it has this artifact."""
     replaced = dict.fromkeys([*own.superseded, *artifact.facts.supersedes])
     replaced.pop(artifact.digest, None)
     return {"superseded": [*replaced][-MOST_DIGESTS:],

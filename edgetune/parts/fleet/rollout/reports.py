@@ -23,12 +23,12 @@ _HEAD = "edgetune fleet report"  # so that nothing else that the key signs is a 
 
 
 def sign(found: DeviceFile, key: Ed25519PrivateKey) -> DeviceFile:
-    """The same report, signed."""
+    """Returns the same report, signed."""
     return replace(found, signature=key.sign(_message(found)).hex())
 
 
 def unsigned(found: DeviceFile, key: str) -> str:
-    """Why a report is not signed by a public key, in a sentence; "": it is. Raises UnsupportedError."""
+    """Returns why a report is not signed by a public key, in a sentence; "": it is. Raises UnsupportedError."""
     if found.signature and verifies(key, found.signature, _message(found)):
         return ""
     return f"the report of {found.device} is not signed by its key, which begins with {key:.16}"

@@ -39,7 +39,9 @@ class Waiting:
     state: Path | None = None
 
     def seconds(self, rollout: str, ring: int, since: int, at: Moment) -> float:
-        """The seconds that a ring has waited, at this moment; 0 at the first look. Raises DiskError and FormatError."""
+        """Returns the seconds that a ring has waited, at this moment; 0 at the first look. Raises DiskError and
+        FormatError.
+        """
         place = (self.state or state_folder()) / FOLDER
         private_folder(place)
         name = hashlib.sha256(f"{self.folder.resolve()} {rollout}".encode()).hexdigest()[:16]

@@ -7,12 +7,12 @@ rolled the adapter or base back, or could not evaluate it. It has rejected one t
 A ring ends when all its devices have an outcome, or when `wait` seconds are over. Only devices that have one count:
 
 - too many failures in any ring stop the roll-out for good. Their share is that of devices that reported, but of
-  1 / error devices (or all of the ring) at least, so that the first of many devices does not stop it alone;
+  1 / error devices (or all of the ring) at least, so that the first of many devices does not stop it by itself;
 - too few successes, or outcomes of too few devices, pause it for a person. It pauses before the ring ends where the
   devices that are left could not change that;
 - else the next ring begins.
 
-A person may pause it, too. Resuming begins the next ring where the rules would pause it again, else it continues in
+A person may pause it, too. Resuming begins the next ring if the rules would pause it again, else it continues in
 the same ring. Undoing asks every device that has it to go back.
 """
 
@@ -101,7 +101,7 @@ class RingPlan:
         return self
 
     def sizes(self, devices: int) -> list[int]:
-        """The number of devices that each ring reaches, those of earlier rings included. Raises UsageError."""
+        """Returns the number of devices that each ring reaches, those of earlier rings included. Raises UsageError."""
         if not self.rings:
             raise UsageError("rings names none", "give 1,10%,all")
         found: list[int] = []
@@ -118,7 +118,7 @@ class RingPlan:
 
 
 def _size(ring: str, devices: int) -> tuple[Fraction | None, int]:
-    """(the share of a ring, None of a number; its devices). Raises UsageError."""
+    """Returns (the share of a ring, None of a number; its devices). Raises UsageError."""
     if ring == "all":
         return Fraction(1), devices
     if found := re.fullmatch(r"(\d{1,3}(?:\.\d{1,4})?)%", ring):
@@ -145,16 +145,16 @@ class RolloutState:
 
     @property
     def begun(self) -> list[str]:
-        """The devices of the rings that have begun."""
+        """Returns the devices of the rings that have begun."""
         return [device for ring in self.rings[:self.ring + 1] for device in ring]
 
     @property
     def is_open(self) -> bool:
-        """Whether devices may still be asked to change something."""
+        """Returns whether devices may still be asked to change something."""
         return self.status in (RUNNING, PAUSED, UNDOING)
 
     def action(self, device: str) -> str:
-        """What a device is to do: DEPLOY, CANCEL, or "": nothing that it has not begun."""
+        """Returns what a device is to do: DEPLOY, CANCEL, or "": nothing that it has not begun."""
         if device not in self.begun:
             return ""
         if self.status in (UNDOING, UNDONE):
@@ -194,14 +194,15 @@ def counts(devices: Iterable[str], reports: Mapping[str, RingReport]) -> RingCou
 
 
 def outcome(report: RingReport) -> str:
-    """The outcome of a device, a field of Counts."""
+    """Returns the outcome of a device, a field of RingCounts."""
     if report.execution == CLOSED:
         return "succeeded" if report.finished == SUCCESS else "failed"
     return {NOTHING: "waiting", REJECTED: "refused", CANCELED: "canceled"}.get(report.execution, "trying")
 
 
 def begin(plan: RingPlan, devices: Sequence[str], now: int, seed: str, first: Sequence[str] = ()) -> RolloutState:
-    """A roll-out to these devices, in an order that the seed decides. first: devices that come before the others.
+    """Returns a roll-out to these devices, in an order that the seed decides. first: devices that come before the
+    others.
 
     Raises UsageError for a plan out of its range, and for no devices.
     """
@@ -219,7 +220,7 @@ def begin(plan: RingPlan, devices: Sequence[str], now: int, seed: str, first: Se
 
 
 def join(state: RolloutState, devices: Iterable[str]) -> RolloutState:
-    """The state with devices that came later in its last ring, if the plan reaches all."""
+    """Returns the state with devices that came later in its last ring, if the plan reaches all."""
     known = {device for ring in state.rings for device in ring}
     late = tuple(sorted(set(devices) - known))
     if not late or state.plan.rings[-1] not in ("all", "100%"):
@@ -228,8 +229,8 @@ def join(state: RolloutState, devices: Iterable[str]) -> RolloutState:
 
 
 def advance(state: RolloutState, reports: Mapping[str, RingReport], now: int, waited: float) -> RolloutState:
-    """The state after these reports. It moves by one ring at most. now: seconds since 1970, to write down; waited:
-    seconds that the newest ring has, by a clock that nobody sets.
+    """Returns the state after these reports. It moves by one ring at most. now: seconds since 1970, to write down;
+    waited: seconds that the newest ring has, by a clock that nobody sets.
     """
     if state.status in (UNDOING, UNDONE):
         return _undone(state, reports)
@@ -247,7 +248,7 @@ def advance(state: RolloutState, reports: Mapping[str, RingReport], now: int, wa
 
 
 def _left(state: RolloutState, found: RingCounts, waited: float) -> int:
-    """The devices of the newest ring for which it waits."""
+    """Returns the devices of the newest ring for which it waits."""
     return 0 if waited >= state.plan.wait else found.trying + found.waiting
 
 
@@ -256,7 +257,7 @@ def _ring(state: RolloutState) -> str:
 
 
 def _too_few(state: RolloutState, found: RingCounts, left: int) -> str:
-    """Why the rules pause the roll-out in its newest ring, in a sentence, or ""."""
+    """Returns why the rules pause the roll-out in its newest ring, in a sentence, or ""."""
     ring = _ring(state)
     if not left and found.outcomes < math.ceil(state.plan.quorum * found.devices):
         return (f"{found.outcomes} of {found.devices} devices of {ring} have an outcome, {state.plan.quorum:.0%} are "
@@ -276,7 +277,7 @@ def _next(state: RolloutState, now: int, why: str) -> RolloutState:
 
 
 def _failed(state: RolloutState, reports: Mapping[str, RingReport]) -> str:
-    """Why the roll-out stops: a ring with too many failures, in a sentence, or ""."""
+    """Returns why the roll-out stops: a ring with too many failures, in a sentence, or ""."""
     most = state.plan.error
     for number, ring in enumerate(state.rings[:state.ring + 1], start=1):
         found = counts(ring, reports)
@@ -297,8 +298,8 @@ def _undone(state: RolloutState, reports: Mapping[str, RingReport]) -> RolloutSt
 
 def changed(state: RolloutState, change: str, reports: Mapping[str, RingReport], now: int,
             waited: float) -> RolloutState:
-    """The state after what a person asked for, one of CHANGES. now, waited: as of `advance`. Raises UsageError where
-    the state does not allow it.
+    """Returns the state after what a person asked for, one of CHANGES. now, waited: as of `advance`. Raises UsageError
+    if the state does not allow it.
     """
     if change == RESUME:
         return resume(state, reports, now, waited)
@@ -308,7 +309,7 @@ def changed(state: RolloutState, change: str, reports: Mapping[str, RingReport],
 
 
 def changes(state: RolloutState) -> list[str]:
-    """The changes that a person can ask for now."""
+    """Returns the changes that a person can ask for now."""
     possible = {RUNNING: [ADVANCE, PAUSE, STOP, UNDO], PAUSED: [RESUME, STOP, UNDO], UNDOING: [ADVANCE], UNDONE: []}
     return possible.get(state.status, [UNDO])
 
@@ -322,7 +323,7 @@ def pause(state: RolloutState) -> RolloutState:
 
 
 def resume(state: RolloutState, reports: Mapping[str, RingReport], now: int, waited: float) -> RolloutState:
-    """Lets a paused roll-out continue: with the next ring where the rules would pause it again, else in the same one.
+    """Lets a paused roll-out continue: with the next ring if the rules would pause it again, else in the same one.
     now, waited: as of `advance`. Raises UsageError for one that is not paused.
     """
     if state.status != PAUSED:
@@ -341,7 +342,7 @@ def stop(state: RolloutState) -> RolloutState:
 
 
 def undo(state: RolloutState) -> RolloutState:
-    """Lets every device that has it go back to what it had before. Raises UsageError where that was done."""
+    """Lets every device that has it go back to what it had before. Raises UsageError if that was done."""
     if state.status in (UNDOING, UNDONE):
         raise UsageError(f"the roll-out is {state.status}", "begin another one")
     return replace(state, status=UNDOING, reason="a person undid it")

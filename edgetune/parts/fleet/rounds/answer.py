@@ -35,7 +35,7 @@ LEAVE_OUT = "leave the answer out"
 
 @dataclass(frozen=True)
 class AnswerFacts:
-    """answer.json. task: the name of the task; device: a name, which the key replaces where the answer is signed
+    """answer.json. task: the name of the task; device: a name, which the key replaces if the answer is signed
     in a fleet that devices do not join.
     update: SHA-256 of the file. rank: of the pairs. rows, tokens: learned, of tokens the supervised ones. held_rows: of
     the device's own, by which the losses are measured. norm: of the change of the weights. noise: standard deviation of
@@ -84,7 +84,7 @@ class RoundAnswer:
         return self.facts.tokens
 
     def pair(self, name: str) -> Pair:
-        """The pair of a projection after the round, whose values need not be finite."""
+        """Returns the pair of a projection after the round, whose values need not be finite."""
         start = self.start[name]
         half = self.facts.half
         with open_regular(self.folder / UPDATE) as file, np.errstate(invalid="ignore", over="ignore"):
@@ -96,18 +96,18 @@ class RoundAnswer:
         return Pair(moved if half == A else start.a, moved if half == B else start.b, start.scale)
 
     def began(self, start: Pair) -> Pair:
-        """The pair with which the device began."""
+        """Returns the pair with which the device began."""
         return began_at(start, self.facts.rank)
 
 
 def began_at(start: Pair, rank: int) -> Pair:
-    """The best pair of a device's rank for a task's pair: itself, where the rank is the task's."""
+    """Returns the best pair of a device's rank for a task's pair: itself, if the rank is the task's."""
     return start if rank == start.rank else best_of_rank([term_of(start)], rank, start.scale)[0]
 
 
 def open_answer(folder: Path, task: RoundTask, check: Check = signature.check) -> RoundAnswer:
-    """An answer that is whole and answers this task. check: of its signature; any but the default leaves the device the
-    name that it gives itself. Raises FormatError or MismatchError for one that cannot count.
+    """Returns an answer that is whole and answers this task. check: of its signature; any but the default leaves the
+    device the name that it gives itself. Raises FormatError or MismatchError for one that cannot count.
     """
     facts, _, signer = read_facts(folder, FACTS, AnswerFacts, VERSION, check)
     source = str(folder / FACTS)
@@ -161,7 +161,7 @@ def write_answer(folder: Path, facts: AnswerFacts, arrays: dict[str, NDArray[np.
 
 
 def shapes_of(start: Lora, half: str, rank: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each array of an update, by its name in the file."""
+    """Returns the shape of each array of an update, by its name in the file."""
     found: dict[str, tuple[int, ...]] = {}
     for name, pair in start.items():
         found |= {f"{name}.{A}": (rank, pair.a.shape[1])} if A in half else {}
@@ -185,5 +185,5 @@ def _rank(task: RoundTask) -> int:
 
 
 def most_bytes(task: RoundTask) -> int:
-    """The bytes of an update at most: its values as float32, and a header."""
+    """Returns the bytes of an update at most: its values as float32, and a header."""
     return MIB + 4 * sum(math.prod(shape) for shape in shapes_of(task.pairs, task.half, _rank(task)).values())

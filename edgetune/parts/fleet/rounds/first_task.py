@@ -26,7 +26,7 @@ def make_task(bundle: Bundle, folder: Path, config: TrainConfig, options: RoundO
     aggregation decides. start: an adapter to begin from [one that changes nothing, drawn by the seed]. key: of the file
     that signs it.
 
-    Raises UsageError where the folder exists or options do not fit, UnsupportedError for a model that learns labels.
+    Raises UsageError if the folder exists or options do not fit, UnsupportedError for a model that learns labels.
     """
     refuse_existing(folder)
     options.check()
@@ -42,7 +42,7 @@ def make_task(bundle: Bundle, folder: Path, config: TrainConfig, options: RoundO
 
 
 def _drawn(bundle: Bundle, config: TrainConfig) -> Lora:
-    """A as LoRA draws it by the seed, B zero, of the projections that the options name."""
+    """Returns A as LoRA draws it by the seed, B zero, of the projections that the options name."""
     network = open_network(bundle.gguf)
     shapes = network.structure.trained_shapes(make_plan(network, config).run)
     size = config.family.options()
@@ -50,7 +50,7 @@ def _drawn(bundle: Bundle, config: TrainConfig) -> Lora:
 
 
 def _begun(bundle: Bundle, start: Path, drawn: Lora) -> Lora:
-    """The pairs of a start adapter, at the scale of the task."""
+    """Returns the pairs of a start adapter, at the scale of the task."""
     found = store.open_adapter(start, bundle.gguf).pairs
     if {name: pair.a.shape for name, pair in found.items()} != {name: pair.a.shape for name, pair in drawn.items()}:
         ranks = sorted({pair.rank for pair in found.values()})

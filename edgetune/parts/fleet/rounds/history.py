@@ -16,7 +16,7 @@ OUTCOMES = 20  # rounds whose outcome is read at most
 @dataclass(frozen=True)
 class RoundHistory:
     """base: the model's name. number: of the task's round; records: of the rounds before it. arrived: the devices whose
-    answers are in the folder; None where a task alone was named. outcomes: of the latest rounds, as far as they are in
+    answers are in the folder; None if only a task was named. outcomes: of the latest rounds, as far as they are in
     the folder.
     """
 
@@ -28,8 +28,8 @@ class RoundHistory:
 
 
 def history_of(path: Path, outcomes: int = OUTCOMES) -> RoundHistory:
-    """The history of a task, or of the newest in a folder of rounds. outcomes: rounds whose outcome is read at most.
-    Raises the errors of `newest`, read_facts and read_outcome.
+    """Returns the history of a task, or of the newest in a folder of rounds. outcomes: rounds whose outcome is read at
+    most. Raises the errors of `newest`, read_facts and read_outcome.
     """
     is_task = is_whole(path, FACTS)
     place: RoundPlace | None = None if is_task else newest(path)

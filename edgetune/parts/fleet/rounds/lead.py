@@ -28,7 +28,7 @@ class RoundLead:
     _seen: tuple[str, float] = ("", 0.0)  # the newest task, and when it was first seen
 
     def end_round(self) -> Ended | None:
-        """Ends the newest round and writes the task of the next one; None where too few have answered yet. Raises the
+        """Ends the newest round and writes the task of the next one; None if too few have answered yet. Raises the
         errors of open_task and write_next.
         """
         place = newest(self.folder)

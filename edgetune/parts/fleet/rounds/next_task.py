@@ -18,14 +18,14 @@ from ....formats.signature import Check
 from ..sums.aggregation import Aggregate, aggregate
 from ..sums.screening import HEAVIEST, LeftOut
 from .answer import RoundAnswer, open_answer
+from .epsilons import NoiseSpent, spent
 from .options import MEAN
 from .outcome import outcome_of
 from .reach import check_reach, usual_norm
-from .spent import NoiseSpent, spent
 from .task import RoundRecord, RoundTask, following, records_of, write_task
 
 MOST_KIND = 80  # letters of a device's kind that are kept
-CheckOf = Callable[[str], Check]  # of the device of an answer's folder; raises where what it sent does not count
+CheckOf = Callable[[str], Check]  # of the device of an answer's folder; raises if what it sent does not count
 
 
 def any_trusted(_device: str) -> Check:
@@ -51,7 +51,7 @@ def write_next(task: RoundTask, bundle: Bundle, folders: Sequence[Path], out: Pa
     """Aggregates the answers in these folders, and writes the next task as the new folder `out`.
 
     An answer that cannot be read, is of another task, or repeats another is left out, which is no error. Raises
-    EdgetuneError where fewer count than the quorum, UsageError where `out` exists.
+    EdgetuneError if fewer count than the quorum, UsageError if `out` exists.
     """
     refuse_existing(out)
     answers, left_out = gathered(task, folders, check_of)
@@ -69,9 +69,9 @@ def write_next(task: RoundTask, bundle: Bundle, folders: Sequence[Path], out: Pa
 
 def gathered(task: RoundTask, folders: Sequence[Path],
              check_of: CheckOf = any_trusted) -> tuple[list[RoundAnswer], list[LeftOut]]:
-    """(the answers that can count, those that are left out and why). A device counts once: the answer in the folder
-    with its name, else the first. An update that several devices sent counts once, by the most tokens that one of them
-    says: whose it is cannot be known, so nobody who copies an update can take it away or make it weigh less.
+    """Returns (the answers that can count, those that are left out and why). A device counts once: the answer in the
+    folder with its name, else the first. An update that several devices sent counts once, by the most tokens that one
+    of them says: whose it is cannot be known, so nobody who copies an update can take it away or make it weigh less.
     """
     answers: list[RoundAnswer] = []
     left_out = []
@@ -91,7 +91,7 @@ def gathered(task: RoundTask, folders: Sequence[Path],
 
 
 def _once_each(answers: Sequence[RoundAnswer]) -> tuple[list[RoundAnswer], list[LeftOut]]:
-    """(one answer of each device and each update, as `gathered` says; the others)"""
+    """Returns (one answer of each device and each update, as `gathered` says; the others)"""
     repeated = []
     of_device: dict[str, RoundAnswer] = {}
     for answer in sorted(answers, key=lambda answer: answer.device != answer.folder.name):
@@ -106,7 +106,9 @@ def _once_each(answers: Sequence[RoundAnswer]) -> tuple[list[RoundAnswer], list[
 
 
 def _usual(task: RoundTask, answers: Sequence[RoundAnswer]) -> Callable[[RoundAnswer], float]:
-    """The usual norm of an answer, by the rows that it says; more than HEAVIEST times those of others say no more."""
+    """Returns the usual norm of an answer, by the rows that it says; more than HEAVIEST times those of others say no
+    more.
+    """
     most = HEAVIEST * median_low([answer.facts.rows for answer in answers] or [1])
     norm = cache(partial(usual_norm, task))
     return lambda answer: norm(min(answer.facts.rows, most))
@@ -127,7 +129,8 @@ def record_of(task: RoundTask, found: Aggregate, answers: Sequence[RoundAnswer],
 
 def _hidden_by_noise(task: RoundTask, found: Aggregate,
                      answers: Sequence[RoundAnswer]) -> tuple[float | None, float | None]:
-    """(mu_answer, mu_sum) of a round's record. A sum that is not weighted, or is scaled by norms, has no bound."""
+    """Returns (mu_answer, mu_sum) of a round's record. A sum that is not weighted, or is scaled by norms, has no bound.
+    """
     facts = {answer.device: answer.facts for answer in answers}
     if not facts or not all(one.noise > 0.0 and one.noise_norm > 0.0 for one in facts.values()):
         return None, None
@@ -139,7 +142,7 @@ def _hidden_by_noise(task: RoundTask, found: Aggregate,
 
 
 def devices_table(ended: Ended) -> list[dict[str, Any]]:
-    """What is said of each device that counts, by its name."""
+    """Returns what is said of each device that counts, by its name."""
     middle = median(one.norm for one in ended.aggregate.counted)
     facts = {answer.device: answer.facts for answer in ended.answers}
     return [{"device": one.update.device, "share": round(one.share, 4), "norm": float(f"{one.norm:.4g}"),

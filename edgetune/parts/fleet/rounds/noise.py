@@ -29,7 +29,7 @@ class Noise:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of the noise on each value."""
+        """Returns the standard deviation of the noise on each value."""
         return self.most * self.multiplier
 
     def check(self) -> Noise:
@@ -40,7 +40,7 @@ class Noise:
 
 
 def noisy(arrays: Arrays, noise: Noise, seed: int | None = None) -> Arrays:
-    """The arrays, clipped and with noise. seed: for tests [the system's entropy]."""
+    """Returns the arrays, clipped and with noise. seed: for tests [the system's entropy]."""
     rng = np.random.default_rng(seed)
     norm = math.sqrt(sum(float(np.sum(array.astype(np.float64) ** 2)) for array in arrays.values()))
     scale = min(1.0, noise.most / norm) if norm else 1.0

@@ -76,7 +76,7 @@ def write_outcome(path: Path, found: Outcome) -> None:
 
 
 def read_outcome(task: Path) -> Outcome | None:
-    """The outcome of the round before a task's; None where the task has none. Raises FormatError."""
+    """Returns the outcome of the round before a task's; None if the task has none. Raises FormatError."""
     path = task / FILE
     try:
         raw = read_small(path, MOST_BYTES)
@@ -95,7 +95,8 @@ def read_outcome(task: Path) -> Outcome | None:
 
 
 def losses_by_kind(found: Outcome) -> list[KindLoss]:
-    """The losses of a round by the kind of device, ordered by name. Devices that say none are of the kind ""."""
+    """Returns the losses of a round by the kind of device, ordered by name. Devices that say none are of the kind "".
+    """
     kinds: dict[str, list[dict[str, Any]]] = {}
     for device in found.devices:
         kinds.setdefault(str(device.get("kind", "")), []).append(device)

@@ -36,7 +36,7 @@ class RoundPlace:
         return self._part("answers")
 
     def answer_folders(self) -> list[Path]:
-        """The answers that have begun to arrive."""
+        """Returns the answers that have begun to arrive."""
         found = self.answers.iterdir() if self.answers.is_dir() else ()
         return [path for path in found if NAME.fullmatch(path.name) and is_whole(path, ANSWER)]
 
@@ -45,7 +45,8 @@ class RoundPlace:
 
 
 def newest(folder: Path) -> RoundPlace:
-    """The newest round whose task is there. Raises UsageError where there is no folder, FormatError where it has none.
+    """Returns the newest round whose task is there. Raises UsageError if there is no folder, FormatError if it has
+    none.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}", "name the folder that all devices see")
@@ -57,14 +58,14 @@ def newest(folder: Path) -> RoundPlace:
 
 
 def rounds_of(folder: Path) -> list[RoundPlace]:
-    """The rounds whose task is there."""
+    """Returns the rounds whose task is there."""
     numbers = [int(match[1]) for path in folder.glob("round-*") if (match := _ROUND.fullmatch(path.name))]
     found = [RoundPlace(folder, number) for number in numbers]
     return [place for place in found if is_whole(place.task, FACTS)]
 
 
 def newest_number(folder: Path) -> int:
-    """The number of the newest round; 0: there is none."""
+    """Returns the number of the newest round; 0: there is none."""
     return max((place.number for place in rounds_of(folder)), default=0)
 
 

@@ -1,4 +1,4 @@
-"""The learning rate of a device's run in a round, where the task leaves it open: high in a short round.
+"""The learning rate of a device's run in a round, if the task leaves it open: high in a short round.
 
 A run of edgetune train learns all by itself. A round is one of many, and the average over devices takes away what each
 learned by chance, so that few steps may be large: measured with 8 steps of a row each, and 20 devices (docs/results).
@@ -16,14 +16,14 @@ from ....training.length import peak_rate, steps_per_epoch
 from ..sums.ways import FAMILIES, A, B
 
 SHORT = 8  # steps, up to which the rate is the highest
-HIGHEST = {FAMILIES[A + B]: 4e-3, FAMILIES[A]: 4e-3, FAMILIES[B]: 8e-3}  # B alone has to move further
+HIGHEST = {FAMILIES[A + B]: 4e-3, FAMILIES[A]: 4e-3, FAMILIES[B]: 8e-3}  # B has to move further
 LAST = 0.05  # of the rate, in the last of the planned rounds: small steps take away what devices differ in by chance
 TEXT = ".txt"  # a file whose number of rows is known only when it is divided
 
 
 def share_of(planned: int, number: int) -> float:
-    """The share of its rate that a round has: from 1 in the first to LAST in the last of the planned rounds, and LAST
-    after them. planned 0: always 1. number: of the round, from 1.
+    """Returns the share of its rate that a round has: from 1 in the first to LAST in the last of the planned rounds,
+    and LAST after them. planned 0: always 1. number: of the round, from 1.
     """
     if planned == 0:
         return 1.0
@@ -32,13 +32,13 @@ def share_of(planned: int, number: int) -> float:
 
 
 def rate_of(config: TrainConfig, rows: Path) -> float:
-    """The peak learning rate of a run on a file of rows. Raises DataError for rows that cannot be read."""
+    """Returns the peak learning rate of a run on a file of rows. Raises DataError for rows that cannot be read."""
     unknown = not isinstance(config.lr, str) or rows.suffix.lower() == TEXT
     return rate_for(config, 0 if unknown else sum(1 for _ in read_rows(rows)))
 
 
 def rate_for(config: TrainConfig, count: int) -> float:
-    """The peak learning rate of a run on this number of rows. count 0: it is unknown."""
+    """Returns the peak learning rate of a run on this number of rows. count 0: it is unknown."""
     usual = peak_rate(config, count)
     if not isinstance(config.lr, str) or count == 0 or isinstance(config.epochs, str):
         return usual

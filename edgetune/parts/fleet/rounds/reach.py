@@ -1,6 +1,6 @@
 """The reach of a device's training: an answer that moved the values of the adapter further is a lie.
 
-The rule needs the task and the answer only, so it holds also where there are few other answers, or none. A step of Adam
+The rule needs the task and the answer only, so it holds also if there are few other answers, or none. A step of Adam
 moves a value by about the rate (Kingma and Ba 2015, section 2.1), S steps at most by S times that. Most gradients point
 to and fro, so that S steps move the values by about the root of S: measured 1.0 to 1.2 times with SmolLM2, and up to
 2.7 with tiny models that memorise few rows. Slow trainings that last go further than that, to where the loss is
@@ -49,7 +49,8 @@ def reach_of(task: RoundTask, rows: int, values: int) -> Reach:
 
 
 def usual_norm(task: RoundTask, rows: int) -> float:
-    """The norm of an update, as screening.py measures it, whose values went to and fro in each step, by chance."""
+    """Returns the norm of an update, as screening.py measures it, whose values went to and fro in each step, by chance.
+    """
     rate, steps = _length(task, rows)
     mean = task.noise.deviation if task.noise else rate * math.sqrt(min(steps, MOST_STEPS))
     squared = 0.0
@@ -63,7 +64,7 @@ def usual_norm(task: RoundTask, rows: int) -> float:
 
 
 def _length(task: RoundTask, rows: int) -> tuple[float, int]:
-    """(the learning rate, the steps) of a device's training."""
+    """Returns (the learning rate, the steps) of a device's training."""
     rate = rate_for(task.config, rows) * share_of(task.options.planned_rounds, task.number)
     return rate * max(1.0, task.config.family.options().get("lora_plus", 1.0)), total_steps(task.config, rows)
 

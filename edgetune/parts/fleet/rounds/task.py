@@ -1,4 +1,4 @@
-"""The task of a round, a folder: task.json, the adapter to begin from, and the server's moments where it keeps any.
+"""The task of a round, a folder: task.json, the adapter to begin from, and the server's moments if it keeps any.
 
     task.json                what is trained and how; the digests of the others
     adapter/                 adapter.gguf and run.json: `edgetune chat MODEL --adapter TASK/adapter` answers with it
@@ -63,9 +63,9 @@ class BaseIdentity:
 @dataclass(frozen=True)
 class RoundRecord:
     """What became of a round. loss_before, loss_after: means over devices by their held-out tokens; None: not measured.
-    missed, cut: as of Aggregate; None where ranks differ. up, down: bytes of all answers, and of the task. mu_answer,
+    missed, cut: as of Aggregate; None if ranks differ. up, down: bytes of all answers, and of the task. mu_answer,
     mu_sum: what the noise of the least hidden device leaves to whoever sees its answer, and the sum (privacy.py); None
-    where there is no bound.
+    if there is no bound.
     """
 
     round: int
@@ -140,12 +140,12 @@ class RoundTask:
 
     @property
     def half(self) -> str:
-        """The halves of the pairs that the round trains."""
+        """Returns the halves of the pairs that the round trains."""
         return half_of(self.options.aggregation, self.number)
 
     @property
     def noise(self) -> Noise | None:
-        """The noise that each device adds."""
+        """Returns the noise that each device adds."""
         return Noise(self.options.noise_norm, self.options.noise) if self.options.noise else None
 
     @property
@@ -153,7 +153,7 @@ class RoundTask:
         return self.folder / ADAPTER
 
     def moments(self) -> dict[str, NDArray[np.float32]]:
-        """The server's moments. Raises FormatError where they are missing or damaged."""
+        """Returns the server's moments. Raises FormatError if they are missing or damaged."""
         if MOMENTS not in self.facts.files:
             return {}
         check_file(self.folder / MOMENTS, self.facts.files[MOMENTS], MOST_BYTES)
@@ -161,15 +161,17 @@ class RoundTask:
 
 
 def open_task(folder: Path, bundle: Bundle) -> RoundTask:
-    """A task that is whole and of this model. Raises FormatError, MismatchError and UsageError, each for what it is."""
+    """Returns a task that is whole and of this model. Raises FormatError, MismatchError and UsageError, each for what
+    it is.
+    """
     task = read_task(folder)
     check_base(task.base, base_of(bundle), str(folder / FACTS))
     return replace(task, pairs=store.open_adapter(folder / NEEDED[0], bundle.gguf).pairs)
 
 
 def read_task(folder: Path) -> RoundTask:
-    """A task that is whole, of any model, which need not be here: its pairs have shapes, and zeros in place of values.
-    Raises as open_task.
+    """Returns a task that is whole, of any model, which need not be here: its pairs have shapes, and zeros in place of
+    values. Raises as open_task.
     """
     facts, name, _ = read_facts(folder, FACTS, TaskFacts, VERSION)
     source = str(folder / FACTS)
@@ -190,8 +192,8 @@ def read_task(folder: Path) -> RoundTask:
 
 
 def of_round(config: TrainConfig, options: RoundOptions, number: int) -> TrainConfig:
-    """The options of a device's run in round `number`, with the family that trains its half. Raises UsageError for a
-    family that has no rank and alpha.
+    """Returns the options of a device's run in round `number`, with the family that trains its half. Raises UsageError
+    for a family that has no rank and alpha.
     """
     size = config.family.options()
     return TrainConfig(**{**vars(config), "family": FAMILIES[half_of(options.aggregation, number)],
@@ -199,7 +201,7 @@ def of_round(config: TrainConfig, options: RoundOptions, number: int) -> TrainCo
 
 
 def following(task: RoundTask, record: RoundRecord) -> Content:
-    """What the task after this one says, whose round ended with this record."""
+    """Returns what the task after this one says, whose round ended with this record."""
     number = task.number + 1
     history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
     config = of_round(task.config, task.options, number)
@@ -208,7 +210,7 @@ def following(task: RoundTask, record: RoundRecord) -> Content:
 
 
 def records_of(history: Sequence[Mapping[str, Any]], source: str) -> list[RoundRecord]:
-    """The records of a task's history. source: what holds it. Raises FormatError."""
+    """Returns the records of a task's history. source: what holds it. Raises FormatError."""
     return [from_json(RoundRecord, one, f"a round in {source}") for one in history]
 
 
@@ -218,7 +220,7 @@ def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,
     """Writes a task as a new folder, whole or not at all. pairs: its adapter. moments: of the server. before: what
     became of the round before. key: signs it.
 
-    Raises UsageError where the folder exists, NumericsError for pairs that float16 cannot hold, DiskError.
+    Raises UsageError if the folder exists, NumericsError for pairs that float16 cannot hold, DiskError.
     """
     with new_folder(folder) as beside:
         (beside / ADAPTER).mkdir()

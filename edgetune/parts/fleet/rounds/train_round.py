@@ -44,8 +44,8 @@ def train_round(task: RoundTask, bundle: Bundle, rows: Path, out: Path, device: 
     "none", or a tenth of `rows`. rank: of this device, 0 for the task's; a smaller one takes less memory. noise: added
     to the answer. own: options that a device decides for itself, such as memory.
 
-    Raises UsageError where `out` exists, MismatchError where there are fewer rows than the task asks for, Interrupted
-    where it was stopped: the same call continues.
+    Raises UsageError if `out` exists, MismatchError if there are fewer rows than the task asks for, Interrupted
+    if it was stopped: the same call continues.
     """
     work = out.with_name(f"{out.name}.work")
     refuse_made(out, work)
@@ -83,7 +83,7 @@ def train_round(task: RoundTask, bundle: Bundle, rows: Path, out: Path, device: 
 
 
 def _config(task: RoundTask, rank: int, own: dict[str, Any]) -> TrainConfig:
-    """The task's options with the device's own."""
+    """Returns the task's options with the device's own."""
     most = task.config.family.options()["rank"]
     if rank and (task.half != A + B or rank > most):
         why = f"above the task's {most}" if rank > most else "and the task sums one half, which has one rank"
@@ -93,7 +93,8 @@ def _config(task: RoundTask, rank: int, own: dict[str, Any]) -> TrainConfig:
 
 
 def _noise_of(task: RoundTask, own: Noise | None) -> Noise | None:
-    """The noise of the task, or this device's own. Raises UsageError for both, and where two halves are trained."""
+    """Returns the noise of the task, or this device's own. Raises UsageError for both, and if two halves are trained.
+    """
     if own is None or task.noise is None:
         if own is not None and task.half == A + B:
             raise UsageError("noise is given, and the task trains A and B, in whose product it would multiply",
@@ -104,21 +105,21 @@ def _noise_of(task: RoundTask, own: Noise | None) -> Noise | None:
 
 
 def _hidden(task: RoundTask, facts: AnswerFacts, noise: Noise) -> AnswerFacts:
-    """The facts without what would tell of the rows beyond the noise."""
+    """Returns the facts without what would tell of the rows beyond the noise."""
     facts = replace(facts, noise=noise.deviation, noise_norm=noise.most, held_rows=0, loss_before=None, loss_after=None,
                     seconds=0.0, peak_mib=0.0)  # both grow with the rows
     return replace(facts, rows=task.facts.least_rows, tokens=1) if task.noise else facts
 
 
 def _with(task: RoundTask, began: Lora, arrays: Arrays) -> Lora:
-    """The pairs after the change of one half."""
+    """Returns the pairs after the change of one half."""
     changed = {name: arrays[f"{name}.{task.half}"].astype(np.float32) for name in began}
     return {name: Pair(pair.a + changed[name], pair.b, pair.scale) if task.half == A else
             Pair(pair.a, pair.b + changed[name], pair.scale) for name, pair in began.items()}
 
 
 def _start(task: RoundTask, bundle: Bundle, work: Path, began: Lora, config: TrainConfig) -> Path:
-    """The adapter that the run begins from: the task's, or one at this device's rank."""
+    """Returns the adapter that the run begins from: the task's, or one at this device's rank."""
     if config.family.options()["rank"] == task.config.family.options()["rank"]:
         return task.adapter
     start = work / "start"
@@ -128,7 +129,7 @@ def _start(task: RoundTask, bundle: Bundle, work: Path, began: Lora, config: Tra
 
 
 def _checked(calls: RunCallbacks, task: RoundTask) -> RunCallbacks:
-    """The callbacks, which raise MismatchError before the first step where there are too few rows."""
+    """Returns the callbacks, which raise MismatchError before the first step if there are too few rows."""
 
     def look(event: Event) -> None:
         if event["event"] == "start" and event["rows"] < task.facts.least_rows:
@@ -140,7 +141,9 @@ def _checked(calls: RunCallbacks, task: RoundTask) -> RunCallbacks:
 
 
 def changes(task: RoundTask, began: Lora, after: Lora) -> Arrays:
-    """The arrays of the answer: the change of the trained half, or both factors. Values out of range are infinite."""
+    """Returns the arrays of the answer: the change of the trained half, or both factors. Values out of range are
+    infinite.
+    """
     found: Arrays = {}
     with np.errstate(over="ignore"):  # write_answer refuses them
         for name, pair in after.items():
@@ -152,7 +155,7 @@ def changes(task: RoundTask, began: Lora, after: Lora) -> Arrays:
 
 
 def norm_of_change(began: Lora, after: Lora) -> float:
-    """The Frobenius norm of the change of all projections' weights."""
+    """Returns the Frobenius norm of the change of all projections' weights."""
     return math.sqrt(sum(squared_norm([term_of(pair), term_of(began[name], -1.0)]) for name, pair in after.items()))
 
 

@@ -28,7 +28,7 @@ Average = Callable[[Floats, Sequence[float], float], Floats]
 class Aggregate:
     """The next adapter, and what became of the updates.
 
-    missed: what averaging A and B apart would lose, of the norm of the round's change; NaN where ranks differ. cut:
+    missed: what averaging A and B apart would lose, of the norm of the round's change; NaN if ranks differ. cut:
     what the rank loses of it. moments: of the server, for the next round.
     """
 
@@ -43,11 +43,11 @@ class Aggregate:
 def aggregate(updates: Sequence[Update], start: Lora, options: RoundOptions, number: int,
               moments: Mapping[str, NDArray[np.float32]], refused: Sequence[str] = (),
               usual: Callable[[Any], float] = unknown) -> Aggregate:
-    """The aggregate of round `number`, which began from `start`. moments: of the server, of the rounds before. refused:
-    what was left out before, for the error. usual: as of screened.
+    """Returns the aggregate of round `number`, which began from `start`. moments: of the server, of the rounds before.
+    refused: what was left out before, for the error. usual: as of screened.
 
     The updates are summed in the order of their devices' names, so that their own order decides nothing. Raises
-    EdgetuneError where fewer updates count than the quorum.
+    EdgetuneError if fewer updates count than the quorum.
     """
     counted, left_out = screened(sorted(updates, key=lambda update: update.device), start, options, usual)
     if len(counted) < options.quorum:
@@ -73,7 +73,8 @@ def aggregate(updates: Sequence[Update], start: Lora, options: RoundOptions, num
 
 def _of_products(rate: float, _: str, start: Pair, counted: Sequence[CountedUpdate],
                  sent: Sequence[Pair]) -> tuple[Pair, float]:
-    """The best pair of the start's rank for start + rate * sum of p_i c_i (B_i A_i - began_i), and what the rank loses.
+    """Returns the best pair of the start's rank for start + rate * sum of p_i c_i (B_i A_i - began_i), and what the
+    rank loses.
 
     A device of the task's rank began at the start, so that all of these are one term.
     """
@@ -92,7 +93,8 @@ def _of_products(rate: float, _: str, start: Pair, counted: Sequence[CountedUpda
 
 def _of_half(half: str, options: RoundOptions, step: Step, name: str, start: Pair,
              counted: Sequence[CountedUpdate], sent: Sequence[Pair]) -> tuple[Pair, float]:
-    """The start with one half moved by the average of the devices' changes; the other half is the same on all."""
+    """Returns the start with one half moved by the average of the devices' changes; the other half is the same on all.
+    """
     before = getattr(start, half).astype(np.float64)
     changes = np.stack([one.scale * (getattr(pair, half) - before) for one, pair in zip(counted, sent, strict=True)])
     average = AVERAGES[options.average](changes, [one.share for one in counted], options.trim)
@@ -101,7 +103,7 @@ def _of_half(half: str, options: RoundOptions, step: Step, name: str, start: Pai
 
 
 def _share(part: float, whole: float) -> float:
-    """The ratio of two norms, from their squares."""
+    """Returns the ratio of two norms, from their squares."""
     return math.sqrt(part / whole) if whole else 0.0
 
 
@@ -110,19 +112,20 @@ def _share(part: float, whole: float) -> float:
 
 
 def weighted_mean(values: Floats, weights: Sequence[float], trim: float) -> Floats:  # noqa: ARG001
-    """The sum over devices of weight times value. values [devices, ...]; weights sum to 1."""
+    """Returns the sum over devices of weight times value. values [devices, ...]; weights sum to 1."""
     return np.tensordot(np.asarray(weights), values, axes=1)
 
 
 def trimmed_mean(values: Floats, weights: Sequence[float], trim: float) -> Floats:  # noqa: ARG001
-    """The mean without the share `trim` of the devices at each end, rounded down; at least one device is left."""
+    """Returns the mean without the share `trim` of the devices at each end, rounded down; at least one device is left.
+    """
     count = len(values)
     cut = min(int(trim * count), (count - 1) // 2)
     return np.asarray(np.sort(values, axis=0)[cut:count - cut].mean(axis=0))
 
 
 def median(values: Floats, weights: Sequence[float], trim: float) -> Floats:  # noqa: ARG001
-    """The median of each value over the devices."""
+    """Returns the median of each value over the devices."""
     return np.asarray(np.median(values, axis=0))
 
 

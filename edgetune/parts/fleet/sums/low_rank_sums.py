@@ -31,12 +31,12 @@ class Term:
 
 
 def term_of(pair: Pair, share: float = 1.0) -> Term:
-    """The update of a pair, times a share."""
+    """Returns the update of a pair, times a share."""
     return Term(share * pair.scale, pair.b.astype(np.float64), pair.a.astype(np.float64))
 
 
 def squared_norm(terms: Sequence[Term]) -> float:
-    """The squared Frobenius norm of the sum of these terms: never below 0, not finite where a term is not."""
+    """Returns the squared Frobenius norm of the sum of these terms: never below 0, not finite if a term is not."""
     b = np.concatenate([term.factor * term.b for term in terms], axis=1)
     a = np.concatenate([term.a for term in terms])
     with np.errstate(invalid="ignore", over="ignore"):
@@ -44,10 +44,10 @@ def squared_norm(terms: Sequence[Term]) -> float:
 
 
 def best_of_rank(terms: Sequence[Term], rank: int, scale: float) -> tuple[Pair, float]:
-    """(the pair of this rank and scale whose update is nearest to the sum, the squared norm of the difference).
+    """Returns (the pair of this rank and scale whose update is nearest to the sum, the squared norm of the difference).
 
     B and A get the same share of each singular value. The largest value of a column of B is positive, so that equal
-    sums give equal factors. Raises NumericsError where the sum is not finite.
+    sums give equal factors. Raises NumericsError if the sum is not finite.
     """
     left, upper = np.linalg.qr(_columns(terms))
     right, lower = np.linalg.qr(_rows(terms))
@@ -67,10 +67,10 @@ def best_of_rank(terms: Sequence[Term], rank: int, scale: float) -> tuple[Pair, 
 
 
 def missed_by_averages(pairs: Sequence[Pair], weights: Sequence[float]) -> float:
-    """The squared norm of sum p_i B_i A_i - (sum p_i B_i)(sum p_i A_i): what averaging the factors would lose.
+    """Returns the squared norm of sum p_i B_i A_i - (sum p_i B_i)(sum p_i A_i): what averaging the factors would lose.
 
     It is a covariance, sum p_i (B_i - mean B)(A_i - mean A), and is computed as one, which cancels nothing. weights:
-    shares p_i, which sum to 1. NaN where the pairs have several ranks, whose factors have no mean.
+    shares p_i, which sum to 1. NaN if the pairs have several ranks, whose factors have no mean.
     """
     if len({pair.rank for pair in pairs}) > 1:
         return math.nan
@@ -92,6 +92,6 @@ def _columns(terms: Sequence[Term]) -> NDArray[Any]:
 
 
 def _rows(terms: Sequence[Term]) -> NDArray[Any]:
-    """The transposes of all A next to each other, with the root of their factors and its sign."""
+    """Returns the transposes of all A next to each other, with the root of their factors and its sign."""
     return np.concatenate([math.copysign(math.sqrt(abs(term.factor)), term.factor) * term.a.T for term in terms],
                           axis=1)

@@ -30,11 +30,12 @@ class Update(Protocol):
     def tokens(self) -> int: ...
 
     def pair(self, name: str) -> Pair:
-        """The pair of a projection after the round."""
+        """Returns the pair of a projection after the round."""
         ...
 
     def began(self, start: Pair) -> Pair:
-        """The pair with which the device began: that of the task, or the best one of the device's smaller rank."""
+        """Returns the pair with which the device began: that of the task, or the best one of the device's smaller rank.
+        """
         ...
 
 
@@ -55,15 +56,15 @@ class LeftOut:
 
 
 def unknown(_: Update) -> float:
-    """The usual norm of an update, which is not known."""
+    """Returns the usual norm of an update, which is not known."""
     return math.inf
 
 
 def screened(updates: Sequence[Update], start: Lora, options: RoundOptions,
              usual: Callable[[Any], float] = unknown) -> tuple[list[CountedUpdate], list[LeftOut]]:
-    """(the updates that count, those that are left out and why), each in their order. usual: the norm that an update
-    usually has. Of two answers one is half of the median, so above what is usual the lower of the two middle ones is
-    taken, by which no update is left out.
+    """Returns (the updates that count, those that are left out and why), each in their order. usual: the norm that an
+    update usually has. Of two answers one is half of the median, so above what is usual the lower of the two middle
+    ones is taken, by which no update is left out.
     """
     norms = [norm_of(update, start) for update in updates]
     finite = [norm for norm in norms if math.isfinite(norm)]
@@ -89,7 +90,7 @@ def screened(updates: Sequence[Update], start: Lora, options: RoundOptions,
 
 
 def norm_of(update: Update, start: Lora) -> float:
-    """The Frobenius norm of the change of all projections' weights; infinite where it is not finite."""
+    """Returns the Frobenius norm of the change of all projections' weights; infinite if it is not finite."""
     total = 0.0
     with np.errstate(invalid="ignore", over="ignore"):
         for name, pair in start.items():

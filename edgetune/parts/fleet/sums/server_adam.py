@@ -26,7 +26,7 @@ class ServerAdam:
         self.moments: Arrays = dict(moments)
 
     def step(self, name: str, change: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The step of an array for its average change, and keeps its moments. Shapes are equal."""
+        """Returns the step of an array for its average change, and keeps its moments. Shapes are equal."""
         first = self.moments.get(f"{name}.first", np.zeros(change.shape, np.float32)).astype(np.float64)
         second = self.moments.get(f"{name}.second", np.full(change.shape, TAU**2, np.float32)).astype(np.float64)
         first = BETA1 * first + (1.0 - BETA1) * change

@@ -20,6 +20,6 @@ FAMILIES = {A: "lora-fb", B: "lora-fa", A + B: "lora"}
 
 
 def half_of(way: str, number: int) -> str:
-    """The halves of the pairs that round 1, 2, ... trains."""
+    """Returns the halves of the pairs that round 1, 2, ... trains."""
     turns = WAYS[way]
     return turns[(number - 1) % len(turns)]

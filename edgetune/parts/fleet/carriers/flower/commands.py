@@ -66,12 +66,12 @@ def fleet_server(folder: Path, model: Path, nodes: Path, host: str, port: int, n
 
 
 def round_line(one: RoundRecord) -> str:
-    """What a person is told of a round that another process ended."""
+    """Returns what a person is told of a round that another process ended."""
     return f"round {one.round}: {one.devices} devices, {one.left_out} left out, {learned(one)}"
 
 
 def tls_of(authority: Path | None, certificate: Path | None, key: Path | None) -> Tls | None:
-    """The person's own certificate. Raises UsageError where a part of it is missing."""
+    """Returns the person's own certificate. Raises UsageError if a part of it is missing."""
     from .....errors import UsageError
     from .server import Tls
     if authority and certificate and key:
@@ -106,7 +106,7 @@ def fleet_node(address: str, rows: Path, model: Path, authority: Path | None, no
 
 
 def given_words(*names: str) -> list[str]:
-    """The words for these options of the command, as far as a person gave them."""
+    """Returns the words for these options of the command, as far as a person gave them."""
     ctx = click.get_current_context()
     words = []
     for one in ctx.command.params:

@@ -1,6 +1,6 @@
 """Flower's environment: its Python, its programs, and the variables with which they run.
 
-It may be that of edgetune, or a separate one, which pip made with flwr alone. Flower's telemetry, its question for
+It may be that of edgetune, or a separate one, which pip made with only flwr. Flower's telemetry, its question for
 updates and its installations at run time are off.
 """
 
@@ -37,11 +37,11 @@ class Flower:
 
     @property
     def bin(self) -> Path:
-        """A folder before those of PATH, with programs in place of Flower's."""
+        """Returns a folder before those of PATH, with programs in place of Flower's."""
         return self.state / "bin"
 
     def variables(self, **more: str) -> dict[str, str]:
-        """The environment of Flower's programs, which start each other by name."""
+        """Returns the environment of Flower's programs, which start each other by name."""
         path = os.pathsep.join([str(self.bin), str(self.python.parent), os.environ.get("PATH", os.defpath)])
         kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
         return {**kept, **_OFF, "FLWR_HOME": str(self.state / "home"), "PATH": path, "PYTHONUNBUFFERED": "1", **more}
@@ -50,7 +50,8 @@ class Flower:
         return str(self.python.parent / name)
 
     def run(self, *words: str) -> str:
-        """What a short program of the environment prints. Raises EdgetuneError with its last line where it fails."""
+        """Returns what a short program of the environment prints. Raises EdgetuneError with its last line if it fails.
+        """
         done = subprocess.run(words, env=self.variables(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, check=False, timeout=_SECONDS)
         if done.returncode != 0:
@@ -59,7 +60,8 @@ class Flower:
         return done.stdout
 
     def app_folder(self) -> Path:
-        """The Flower App of this edgetune: a new copy of the folder app/, and what Flower wants to know of it."""
+        """Returns the Flower App of this edgetune: a new copy of the folder app/, and what Flower wants to know of it.
+        """
         folder = self.state / "app" / "edgetune-flower"
         shutil.rmtree(folder, ignore_errors=True)
         (folder / APP).mkdir(parents=True)
@@ -79,14 +81,14 @@ class Flower:
             (self.bin / name).chmod(0o700)
 
     def module(self, name: str) -> list[str]:
-        """The words that call main of a module of the app, in Flower's environment."""
+        """Returns the words that call main of a module of the app, in Flower's environment."""
         folder = str(self.state / "app" / "edgetune-flower")
         return [str(self.python), "-P", "-c",
                 f"import sys; sys.path.insert(0, {folder!r}); from {APP}.{name} import main; main()"]
 
 
 def find(python: Path | None, state: Path) -> Flower:
-    """Flower's environment. python: its Python [that of edgetune]. Raises UnsupportedError where it has no such Flower.
+    """Flower's environment. python: its Python [that of edgetune]. Raises UnsupportedError if it has no such Flower.
     """
     named = python or Path(sys.executable)
     try:
@@ -105,7 +107,7 @@ def find(python: Path | None, state: Path) -> Flower:
 
 
 def state_of(folder: Path, root: Path) -> Path:
-    """The place of keys and database of a server of this folder of rounds: not in it, for others may see it."""
+    """Returns the place of keys and database of a server of this folder of rounds: not in it, for others may see it."""
     name = re.sub(r"[^\w-]", "_", folder.absolute().name)[:32] or "rounds"
     return root / f"flower-server-{name}-{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:8]}"
 

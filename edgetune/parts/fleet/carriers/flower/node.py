@@ -29,7 +29,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Node:
-    """address: of SuperLink, HOST:PORT. key: the private key, made where it is not there. authority: the certificate
+    """address: of SuperLink, HOST:PORT. key: the private key, made if it is not there. authority: the certificate
     that the server's must come from; None: those of the system. more: words of `edgetune fleet train-round` after the
     task: the rows and options.
     """
@@ -68,7 +68,7 @@ class Node:
                     return
 
     def public_key(self) -> str:
-        """Its line. Raises UsageError where KEY.pub is missing."""
+        """Its line. Raises UsageError if KEY.pub is missing."""
         public = self.key.with_name(f"{self.key.name}.pub")
         try:
             return " ".join(read_small(public).decode("utf-8", "replace").split()[:2])
@@ -77,7 +77,7 @@ class Node:
                              f"ssh-keygen -y -f {self.key} > {public}") from None
 
     def _why(self, begun: int) -> str:
-        """What a person is told of a SuperNode that ended. begun: where its part of the log begins."""
+        """Returns what a person is told of a SuperNode that ended. begun: where its part of the log begins."""
         log = self.flower.state / LOG
         if _says(log, begun, b"Failed to activate"):
             return (f"{self.address} does not let this node in: its key is not among the server's --nodes, or was in "
@@ -85,7 +85,7 @@ class Node:
         return f"SuperNode ended ({last_line(log)}); it begins again"
 
     def _watch(self, process: subprocess.Popen[bytes], begun: int, should_stop: Callable[[], bool], say: Say) -> bool:
-        """Waits for its end. Returns True where this process shall end. It says once whether a server let it in."""
+        """Waits for its end. Returns True if this process shall end. It says once whether a server let it in."""
         log = self.flower.state / LOG
         late = time.monotonic() + TOLD_SECONDS
         told = False
@@ -120,7 +120,7 @@ class Node:
 
 
 def _free_port() -> int:
-    """A port of this machine, at which SuperNode talks with its own processes."""
+    """Returns a port of this machine, at which SuperNode talks with its own processes."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])

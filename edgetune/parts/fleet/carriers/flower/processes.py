@@ -19,14 +19,16 @@ _OWN = ("PYTHONPATH", "GGML_NO_BACKTRACE", "OPENBLAS_NUM_THREADS")
 
 
 def command(*words: str) -> tuple[list[str], dict[str, str]]:
-    """(the words of a command of this edgetune, variables that its environment needs)."""
+    """Returns (the words of a command of this edgetune, variables that its environment needs)."""
     started = child("edgetune.__main__")
     return [*started["args"], *words], {name: started["env"][name] for name in _OWN if name in started["env"]}
 
 
 @contextmanager
 def running(words: Sequence[str], variables: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A program with all that it starts, which are asked to end when the block does. log: what they print is added."""
+    """Yields a program with all that it starts, which are asked to end when the block does. log: what they print is
+    added.
+    """
     with log.open("ab") as file:
         process = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
                                    start_new_session=True, preexec_fn=partial(die_with, os.getpid()))
@@ -41,7 +43,7 @@ def running(words: Sequence[str], variables: Mapping[str, str], log: Path) -> It
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something, as one line of a sentence."""
+    """Returns the last line of a log that says something, as one line of a sentence."""
     with suppress(OSError), log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _TAIL))
         lines = [" ".join(line.split()) for line in file.read().decode("utf-8", "replace").splitlines()]

@@ -67,11 +67,11 @@ class FlowerServer:
 
     @property
     def _here(self) -> str:
-        """The address at which this machine reaches it."""
+        """Returns the address at which this machine reaches it."""
         return LOOPBACK if self.host in ("0.0.0.0", "") else self.host
 
     def serve(self, should_stop: Callable[[], bool], on_round: Callable[[RoundRecord], object], say: Say) -> None:
-        """Ends rounds until the last. on_round: what became of each. Raises Interrupted where should_stop returns True,
+        """Ends rounds until the last. on_round: what became of each. Raises Interrupted if should_stop returns True,
         and the errors of open_task, of Flower's programs and of the server app.
         """
         ended = newest(self.folder).number
@@ -93,7 +93,7 @@ class FlowerServer:
 
     def _runs(self, ended: int, link_ended: Callable[[], int | None], should_stop: Callable[[], bool],
               on_round: Callable[[RoundRecord], object]) -> int:
-        """Submits the server app, and again where it is killed, until the last round has ended or SuperLink has."""
+        """Submits the server app, and again if it is killed, until the last round has ended or SuperLink has."""
         state = self.flower.state
         while link_ended() is None:
             for name in (PROCESS, ENDED):
@@ -149,7 +149,7 @@ class FlowerServer:
             f"{json.dumps(str(tls.authority.absolute()))}\n", encoding="utf-8")
 
     def _own_tls(self, say: Say) -> Tls:
-        """An authority and a certificate, made once."""
+        """Returns an authority and a certificate, made once."""
         folder = self.flower.state / "tls"
         tls = Tls(folder / "ca.crt", folder / "server.crt", folder / "server.key")
         if not tls.authority.exists():
@@ -188,7 +188,7 @@ class FlowerServer:
 
     def _wait_for(self, is_there: Callable[[], bool], link_ended: Callable[[], int | None],
                   should_stop: Callable[[], bool]) -> None:
-        """Waits for a program to say that it runs. Raises EdgetuneError where SuperLink ends, or it takes long."""
+        """Waits for a program to say that it runs. Raises EdgetuneError if SuperLink ends, or it takes long."""
         log = self.flower.state / LOG
         until = time.monotonic() + START_SECONDS
         while not is_there():
@@ -198,7 +198,7 @@ class FlowerServer:
 
 
 def node_keys(path: Path) -> tuple[str, ...]:
-    """The public keys in a file, one a line as edgetune fleet node prints it; what follows # is for people.
+    """Returns the public keys in a file, one a line as edgetune fleet node prints it; what follows # is for people.
 
     Raises UsageError for another line, or none.
     """
@@ -227,7 +227,7 @@ def _write(path: Path, known: dict[str, object]) -> None:
 
 
 def _is_alive(file: Path) -> bool:
-    """Whether the process that a file names runs, and is no zombie."""
+    """Returns whether the process that a file names runs, and is no zombie."""
     try:
         status = Path(f"/proc/{int(file.read_text())}/stat").read_text()
     except (OSError, ValueError):

@@ -54,7 +54,7 @@ class RoundsInChild:
         self.rest()
 
     def _ask(self, **call: Any) -> Any:
-        """What a call found. Raises its error, and UnansweredError where the process has ended."""
+        """Returns what a call found. Raises its error, and UnansweredError if the process has ended."""
         if self._process is None:
             self._process = subprocess.Popen(**child(MODULE), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._write(self._begin)

@@ -30,8 +30,8 @@ class TrainingFailed(RuntimeError):
 
 
 def answer(task: bytes, settings: NodeSettings, seconds: float) -> tuple[bytes, dict[str, int | float]]:
-    """(the parcel of the answer, what it says of itself). task: its parcel; seconds: after which the training stops, to
-    be continued by a next message for the same task.
+    """Returns (the parcel of the answer, what it says of itself). task: its parcel; seconds: after which the training
+    stops, to be continued by a next message for the same task.
     """
     work = Path(settings.work)
     work.mkdir(parents=True, exist_ok=True)
@@ -81,6 +81,6 @@ def _train(words: list[str], variables: dict[str, str], seconds: float) -> None:
 
 
 def _stop_with_parent() -> Callable[[], None]:
-    """What the child calls first, so that it stops, with a checkpoint, where this process is killed."""
+    """Returns what the child calls first, so that it stops, with a checkpoint, if this process is killed."""
     library = ctypes.CDLL(None)
     return lambda: library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

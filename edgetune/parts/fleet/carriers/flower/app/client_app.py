@@ -11,7 +11,7 @@ from .settings import node_settings
 
 
 def reply(message: Message, _context: Context) -> Message:
-    """The answer as a parcel, and what it says of itself. Raises ParcelError, TrainingFailed."""
+    """Returns the answer as a parcel, and what it says of itself. Raises ParcelError, TrainingFailed."""
     parcel, metrics = answer(parcel_in(message.content), node_settings(), message.metadata.ttl)
     content = RecordDict({ARRAYS: arrays_of(parcel), METRICS: MetricRecord(metrics)})
     return Message(content, reply_to=message)

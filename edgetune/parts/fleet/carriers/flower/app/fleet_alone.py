@@ -1,7 +1,7 @@
 """The part of a SuperLink that other machines may reach: that for nodes.
 
 Flower's SuperLink has one port for nodes, for its command line and for its own processes. Without accounts, which only
-a plug-in has, it lets whoever reaches the port submit an app, which it then runs. Here this machine alone may do that.
+a plug-in has, it lets whoever reaches the port submit an app, which it then runs. Here only this machine may do that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class FleetAlone:
 
 
 def is_here(client: Any, server: Any) -> bool:
-    """Whether a connection comes from this machine: from a loopback address, or from the address that it came to."""
+    """Returns whether a connection comes from this machine: from a loopback address, or from the address that it came
+    to.
+    """
     try:
         address = ipaddress.ip_address(client[0])
         mapped = getattr(address, "ipv4_mapped", None)

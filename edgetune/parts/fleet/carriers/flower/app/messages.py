@@ -17,7 +17,7 @@ def arrays_of(parcel: bytes) -> ArrayRecord:
 
 
 def parcel_in(content: RecordDict) -> bytes:
-    """The bytes of the one parcel in a message. Raises ParcelError where there is none."""
+    """Returns the bytes of the one parcel in a message. Raises ParcelError if there is none."""
     record = content.array_records.get(ARRAYS)
     array = record.get(_PARCEL) if record is not None else None
     if array is None or array.stype != _TYPE:

@@ -22,7 +22,7 @@ class ParcelError(ValueError):
 
 
 def pack(folder: Path, names: Sequence[str]) -> bytes:
-    """The files of `names` that the folder has, uncompressed."""
+    """Returns the files of `names` that the folder has, uncompressed."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         for name in names:

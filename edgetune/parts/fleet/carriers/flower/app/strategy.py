@@ -33,12 +33,12 @@ _log = getLogger("flwr")
 
 
 class TooFew(RuntimeError):
-    """The command made no next task, such as where fewer answers count than the quorum."""
+    """The command made no next task, such as if fewer answers count than the quorum."""
 
 
 @dataclass
 class AskedNode:
-    """What is known of a node in a round. message: the newest one to it, "" where it may be asked; activated: when the
+    """What is known of a node in a round. message: the newest one to it, "" if it may be asked; activated: when the
     node last joined, as Flower says it; failed: how often in the round; later: the time before which it is left alone.
     """
 
@@ -70,7 +70,7 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
         return self.task(number).with_name("answers")
 
     def newest(self) -> int:
-        """The number of the newest round. Raises FileNotFoundError where there is none."""
+        """Returns the number of the newest round. Raises FileNotFoundError if there is none."""
         found = [int(path.parent.parent.name.removeprefix("round-"))
                  for path in Path(self.settings.folder).glob("round-*/task/task.json")]
         if not found:
@@ -83,7 +83,7 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
         """Ends rounds up to `num_rounds`, from the newest in the folder. initial_arrays: of that one's task; timeout:
         seconds after which the quorum is enough.
 
-        Raises ValueError where an evaluation is wanted: devices measure their losses in the training.
+        Raises ValueError if an evaluation is wanted: devices measure their losses in the training.
         """
         if evaluate_config is not None or evaluate_fn is not None:
             raise ValueError("devices measure losses while they train; there is no evaluation apart")
@@ -106,14 +106,14 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord,
                         grid: Grid) -> Iterable[Message]:
-        """A message with the task for each node that is there and whose answer is not."""
+        """Returns a message with the task for each node that is there and whose answer is not."""
         content = RecordDict({ARRAYS: arrays, "config": config})
         return [Message(content, node, MessageType.TRAIN, ttl=self.settings.wait, group_id=str(server_round))
                 for node in grid.get_node_ids()
                 if node not in self._refused and not self._place(server_round, node).exists()]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord, MetricRecord]:
-        """(the next task, figures of the round), once the replies are in the folder. Raises TooFew."""
+        """Returns (the next task, figures of the round), once the replies are in the folder. Raises TooFew."""
         for reply in replies:
             self._keep(server_round, reply)
         found = self._sum(server_round)
@@ -135,7 +135,8 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
 
     def _replies(self, number: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid,
                  late: float) -> Iterator[Message]:
-        """The replies of a round as they arrive, until they are enough; nodes that come later are asked later."""
+        """Yields the replies of a round as they arrive, until they are enough; nodes that come later are asked later.
+        """
         nodes: dict[int, AskedNode] = {}
         waited: dict[str, int] = {}
         while not self._is_enough(number, late):
@@ -162,7 +163,7 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
                 self.sleep(self.settings.every)
 
     def _may_ask(self, node: AskedNode, activated: str) -> bool:
-        """Whether a node may have a message: it has none, or joined again since, and so has lost it."""
+        """Returns whether a node may have a message: it has none, or joined again since, and so has lost it."""
         return self.clock() >= node.later and (not node.message or activated != node.activated)
 
     def _failed(self, number: int, name: int, node: AskedNode, reply: Message) -> None:
@@ -192,7 +193,7 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
             _log.log(WARNING, "round %s: the answer of node %016x is left out: %s", number, node, error)
 
     def _count(self, number: int) -> list[Path]:
-        """The answers in the folder that say they are to this task; whether they count, the command decides."""
+        """Returns the answers in the folder that say they are to this task; whether they count, the command decides."""
         task = hashlib.sha256((self.task(number) / "task.json").read_bytes()).hexdigest()
         return [path.parent for path in sorted(self.answers(number).glob("*/answer.json")) if _task_of(path) == task]
 
@@ -216,13 +217,13 @@ class FolderStrategy(Strategy):  # type: ignore[misc]
 
 
 def _activated(grid: Grid) -> dict[int, str]:
-    """When each node last joined, where the grid says it; a simulation does not."""
+    """Returns when each node last joined, if the grid says it; a simulation does not."""
     nodes = getattr(grid, "get_nodes", None)
     return {node.node_id: node.last_activated_at for node in nodes()} if nodes else {}
 
 
 def _task_of(path: Path) -> object:
-    """The task that an answer.json names, of whatever is in it."""
+    """Returns the task that an answer.json names, of whatever is in it."""
     try:
         found = json.loads(path.read_bytes()[:MIB])
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""SuperLink, of which other machines reach the part for nodes alone."""
+"""SuperLink, of which other machines reach only the part for nodes."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from .task import RoundRecord
 
 @dataclass(frozen=True)
 class Epsilon:
-    """last: of the last round; total: of all rounds together. None where there is no bound."""
+    """last: of the last round; total: of all rounds together. None if there is no bound."""
 
     last: float | None
     total: float | None
@@ -20,7 +20,7 @@ class Epsilon:
 
 @dataclass(frozen=True)
 class NoiseSpent:
-    """answer: against whoever sees the answers of a device. sum: against whoever sees the sums alone, and so the tasks
+    """answer: against whoever sees the answers of a device. sum: against whoever sees only the sums, and so the tasks
     and adapters.
     """
 
@@ -30,7 +30,7 @@ class NoiseSpent:
 
 
 def spent(records: Sequence[RoundRecord], delta: float = DELTA) -> NoiseSpent | None:
-    """What rounds have spent; None where none had noise. A device is taken to have answered all of them."""
+    """Returns what rounds have spent; None if none had noise. A device is taken to have answered all of them."""
     answers = [record.mu_answer for record in records]
     sums = [record.mu_sum for record in records]
     if all(mu is None for mu in answers + sums):
