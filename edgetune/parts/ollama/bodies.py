@@ -145,7 +145,7 @@ class OllamaCall(BaseModel):
 
 
 class Message(BaseModel):
-    """A message. Its other keys are for the model's chat template."""
+    """A message. A message's other keys are for the model's chat template."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who says it.")
