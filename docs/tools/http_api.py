@@ -31,6 +31,8 @@ FEW = 3  # ignored or refused fields that are
 PLAIN = ("Its id.", "Seconds since 1970, UTC.")  # meanings of fields that the head of the page gives
 WIDTH = 118  # letters of a line of code, at most
 METHODS = ("post", "get", "patch", "put", "delete", "head")
+WITHOUT_EFFECT = {field.name for endpoint in ENDPOINTS for field in endpoint.inner
+                  if field.becomes in (IGNORED, REFUSED)}
 OPAQUE = ("Method", "Hyperparameters")  # objects with the options of other pages
 HEAD = """\
 The routes of `edgetune serve`, generated from its schema, `/openapi.json`. In the examples
@@ -223,8 +225,14 @@ class Reference:
 
     def own_fields(self, name: str, depth: int = 0, is_request: bool = False) -> Iterator[str]:
         fields = fields_of(self.schemas[name])
+        if set(names_of(self.schemas[name])) >= WITHOUT_EFFECT:  # the requests that have the object name them
+            fields = [field for field in fields if field.name not in WITHOUT_EFFECT]
+        text, common = common_fields(fields, self.listed)
+        fields = [field for field in fields if field not in common]
         parent = self.parent(name)
-        if parent:
+        if common:
+            yield f"{'  ' * depth}- {lowered(text)}"
+        elif parent:
             yield f"{'  ' * depth}- all fields of {self.link(parent)}"
             fields = fields[len(fields_of(self.schemas[parent])):]
         yield from self.fields(fields, depth, is_request)

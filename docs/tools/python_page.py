@@ -208,10 +208,10 @@ def divided(text: str, names: set[str]) -> tuple[str, list[tuple[str, str]]]:
 def error_lines() -> Iterator[str]:
     kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.EdgetuneError)]
     yield from ("## Errors", "", "Every error that a user can cause is an `edgetune.EdgetuneError`. Its `what` names "
-                "the value and the limit, its `hint` the way out. The kinds are in `edgetune.errors`.", "",
-                "| error | exit code | meaning |", "|---|---|---|")
+                "the value and the limit, its `hint` the way out. The kinds are in `edgetune.errors`, here with their "
+                "exit codes.", "")
     for kind in kinds:
         first = documented(kind).split("\n\n")[0]
         parent = "" if kind.__base__ in (errors.EdgetuneError, Exception) else f" (a {kind.__base__.__name__})"
-        yield f"| `{kind.__name__}` | {kind.exit_code} | {' '.join(first.split())}{parent} |"
+        yield f"- `{kind.__name__}` ({kind.exit_code}): {' '.join(first.split())}{parent}"
     yield ""
