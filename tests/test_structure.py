@@ -62,7 +62,7 @@ def test_imports_point_down_and_never_at_the_face(edges):
 
 
 def test_no_circles(edges):
-    assert structure.circles(edges) == []
+    assert structure.circle(edges) == []
 
 
 def test_the_daemons_service_alone_puts_its_parts_together(edges):
