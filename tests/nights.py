@@ -99,12 +99,10 @@ class Sample:
     def night(self, dice: np.random.Generator, accuracy: float, people: People, asked: int) -> None:
         n = int(dice.binomial(asked, 1 / SHARE))
         right = dice.random(n) < accuracy
-        self.right = np.concatenate([self.right, right])[-256:]
         said = people.say(dice, right)
-        self.said = np.concatenate([self.said, said])[-256:]
-        self.unasked = np.concatenate([self.unasked, said])[-256:]
-        self.lot = np.concatenate([self.lot, dice.random(n)])[-256:]
-        self.reached = np.concatenate([self.reached, np.zeros(n, bool)])[-256:]
+        new = {"right": right, "said": said, "unasked": said, "lot": dice.random(n), "reached": np.zeros(n, bool)}
+        for name, values in new.items():
+            setattr(self, name, np.concatenate([getattr(self, name), values])[-256:])
         self.check(dice, people)
 
     def check(self, dice: np.random.Generator, people: People) -> None:
