@@ -15,10 +15,9 @@ from boards import Board
 from click.testing import CliRunner
 from commands import all_commands, run
 from encoders import WORDS, tiny_bert, write_encoder
-from screens import screen
+from screens import in_terminal, screen
 from services import until
 from sometimes import mostly_slow
-from terminals import in_terminal
 from tiny import write_place, write_tiny
 
 import edgetune.__main__

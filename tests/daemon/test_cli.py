@@ -15,9 +15,8 @@ import pytest
 from commands import run
 from daemons import process
 from rich.console import Console
-from screens import screen
+from screens import in_terminal, screen
 from services import until
-from terminals import in_terminal
 
 from edgetune.cli.remote import entries
 from edgetune.cli.status import _job

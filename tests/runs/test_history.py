@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from durable import go, metrics, stop_after
-from run_folders import measured, step, write
+from report_pages import measured, step, write
 
 from edgetune.errors import EdgetuneError, FormatError
 from edgetune.runs import tables

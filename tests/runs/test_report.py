@@ -15,8 +15,7 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from json_lines import write_lines
-from report_pages import assert_drawn, figures, parsed
-from run_folders import measured, step, write
+from report_pages import assert_drawn, figures, measured, parsed, step, write
 
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.cli import cli
