@@ -21,7 +21,7 @@ from ..formats.named import find_model
 from ..serving.answering import Answering
 from ..serving.embedding import EncoderFile, TableFile, Vectors, open_vectors
 from .options import DaemonConfig, model_name
-from .places import Places
+from .threads import Places
 
 Text = str | Sequence[int]
 

@@ -25,11 +25,25 @@ from ...errors import DataError, NotFoundError, TooMuchError, UsageError
 from ..options import DaemonConfig
 from ..state.database import Store, dump, now
 from ..state.holdout import MOST, Holdout
-from .items import HEADING, FeedbackItem, Heading, State, heading_of, item_of, remains
-from .limits import held_out, make_room, spread
+from .items import (
+    HEADING,
+    FeedbackItem,
+    Heading,
+    Rating,
+    Row,
+    State,
+    check_rating,
+    check_size,
+    expiry,
+    heading_of,
+    item_of,
+    make_row,
+    read_row,
+    remains,
+    with_answer,
+)
+from .limits import held_out, make_room, spread, withdraw, withdraw_earlier
 from .row_kinds import ANSWERS, HAS_ANSWER, RowKind, right_answer
-from .rows import Rating, Row, check_rating, check_size, expiry, make_row, read_row, with_answer
-from .withdrawal import withdraw, withdraw_earlier
 
 REPLAY_MOST = 2000  # rows of each state and side that a job reads, the latest
 TOGETHER = 16  # rows that are read at once: of 256 KiB at most

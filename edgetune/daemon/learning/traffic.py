@@ -26,9 +26,8 @@ from ...errors import DataError, EdgetuneError, UsageError
 from ..jobs.recipe import DrawnQuestions
 from ..state.database import Store, dump, now
 from ..state.holdout import Holdout
-from .items import FeedbackItem, item_of
+from .items import FeedbackItem, Row, item_of, make_row
 from .row_kinds import HAS_ANSWER, RowKind
-from .rows import Row, make_row
 
 log = logging.getLogger("edgetune.daemon")
 MOST = 1000  # questions that are kept: the latest
