@@ -1,4 +1,4 @@
-"""An adapter of a path, and its facts in an answer."""
+"""An adapter of a path, its facts in an answer, and the zip of its files."""
 
 from __future__ import annotations
 

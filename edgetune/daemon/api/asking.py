@@ -27,7 +27,6 @@ from ...serving.question import Question
 from ...serving.thoughts import ThoughtReader
 from ...serving.tool_calls import CallPiece, WholeCall, join
 from ..service import Service
-from .logprobs import spelling
 from .pools import Pools
 
 MOST_MEASURED = 100_000  # log-probabilities of prompts in a response, some 200 bytes each
@@ -338,6 +337,18 @@ class Asked:
         if content.get("prompt") is not None and not isinstance(content["prompt"], str):
             content["prompt"] = self.service.served.tokenizer.decode(content["prompt"])
         return content
+
+
+def spelling(found: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:
+    """The tokens of a prompt that was given as text. Bytes that they add before it (BOS, or a space) are removed."""
+    added = sum(len(each.piece) for each in found) - len(text.encode())
+    spelled = list(found)
+    for i, each in enumerate(found):
+        if added <= 0:
+            break
+        spelled[i] = replace(each, piece=each.piece[added:])
+        added -= len(each.piece)
+    return spelled
 
 
 class AnsweredRequest(NamedTuple):

@@ -281,7 +281,8 @@ class Feedback:
 
     def item(self, stored: StoredRow) -> FeedbackItem:
         """Returns the item of a row. Raises TooMuchError where it was removed meanwhile."""
-        items = self.store.objects("feedback", self._columns(stored.rowid), item_of)
+        rows = self.store.read("SELECT * FROM feedback WHERE rowid = ?", stored.rowid)
+        items = self.store.objects("feedback", rows, item_of)
         if not items or items[0].row is None or items[0].id != stored.id:
             raise TooMuchError(f"the feedback {stored.id} was removed while a job began", "ask again")
         return items[0]
@@ -315,12 +316,9 @@ class Feedback:
             yield self.store.read(f"SELECT *, rowid AS place FROM feedback WHERE {column} IN ({marks}) ORDER BY rowid",
                                   *part)
 
-    def _columns(self, rowid: int) -> Iterable[sqlite3.Row]:
-        return self.store.read("SELECT * FROM feedback WHERE rowid = ?", rowid)
-
     def waiting(self) -> int:
         """Counts rows that wait for a job, including those that will be held out."""
-        return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {self._waits}")[0][0])
+        return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {WAITS} AND {self.kind.usable}")[0][0])
 
     def questions(self) -> set[str]:
         """Returns the digests of the questions with feedback that is, or will be, learned or held out."""
@@ -330,10 +328,6 @@ class Feedback:
     def unusable(self) -> int:
         """Counts items that wait for another method."""
         return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {COUNTED}")[0][0])
-
-    @property
-    def _waits(self) -> str:
-        return f"{WAITS} AND {self.kind.usable}"
 
     def set_aside(self, id: str) -> None:
         with self.store.write() as db:

@@ -314,14 +314,10 @@ def has_values(answer: str, known: str, new: str) -> bool:
     """Whether a new question has the words that the answer takes from the known one, and no other numbers."""
     of_new = {*map(_stem, words_of(new))}
     of_known = {*map(_stem, words_of(known))}
-    taken = {*map(_stem, words_of(answer))} & of_known if _is_form(answer) else set()
+    is_form = answer.lstrip()[:1] in ("{", "[", "<")  # JSON or markup, in which words of the question are values
+    taken = {*map(_stem, words_of(answer))} & of_known if is_form else set()
     numbers = {word for word in of_new ^ of_known if any(map(str.isdigit, word))}
     return taken <= of_new and not numbers
-
-
-def _is_form(answer: str) -> bool:
-    """Whether an answer is JSON or markup, in which words of the question are values."""
-    return answer.lstrip()[:1] in ("{", "[", "<")
 
 
 def _stem(word: str) -> str:
