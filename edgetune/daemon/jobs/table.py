@@ -148,9 +148,9 @@ class JobTable:
         """Returns the rounds of a job, even if another column of its row is damaged."""
         return self._rounds("id = ?", id)
 
-    def _rounds(self, where: str, *values: str) -> Sequence[dict[str, Any]]:
+    def _rounds(self, where: str, value: str) -> Sequence[dict[str, Any]]:
         found = self.store.read(f"SELECT rounds FROM jobs WHERE {where} AND json_valid(rounds) "
-                                "ORDER BY rowid DESC LIMIT 1", *values)
+                                "ORDER BY rowid DESC LIMIT 1", value)
         return list(json.loads(found[0]["rounds"])) if found else []
 
     def set_rounds(self, id: str, rounds: Sequence[Mapping[str, Any]]) -> None:
