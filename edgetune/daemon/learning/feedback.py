@@ -5,8 +5,8 @@ it again. If the job did not pass, it is set `aside`: no later job learns it or 
 against its rows, they are new again, and are learned together with the next ones, by TRIES jobs at most. Newer feedback
 on the same answer replaces older feedback, whose row is then `withdrawn`. Of several right answers to a question the
 newest counts; when that one is deleted or replaced, none counts, and the earlier ones are `withdrawn` with it. Feedback
-that the daemon's method cannot use (kinds.py) is `counted`, and is new for a daemon whose method can use it. One
-question in five is held out for the gate (holdout.py), and a question stays on its side. limits.py limits the amount.
+that the daemon's method cannot use (row_kinds.py) is `counted`, and is new for a daemon whose method can use it. One
+question in five is held out for the gate (holdout.py), and a question stays on its side. limits.py says what leaves.
 
 People can read, edit and delete their feedback. Deleted feedback leaves the disk, and the next job learns without it.
 """
