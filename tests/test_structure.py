@@ -74,7 +74,7 @@ def test_the_daemons_service_alone_puts_its_parts_together(edges):
     assert not knowing & parts
     assert "daemon.api.app" in knowing  # what stands before it does
     assert {target for target in imports["daemon.jobs.table"] if target.startswith("daemon.")} == {
-        "daemon.state.database", "daemon.jobs.openai_metrics", "daemon.kinds.registry"}
+        "daemon.state.database", "daemon.kinds.registry"}
 
 
 def test_code_imports_only_what_is_declared():

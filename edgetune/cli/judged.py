@@ -54,7 +54,7 @@ class JudgedInFile:
         self.changed = False
 
     def add(self, messages: Messages, answer: str, rating: str | None, correction: str | None) -> str:
-        from ..daemon.learning.rows import make_row
+        from ..daemon.learning.items import make_row
         right = answer if correction is None else correction
         row = make_row(messages, None, right, None)
         rows = self._read()

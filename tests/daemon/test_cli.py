@@ -182,7 +182,6 @@ def test_keys_over_a_unix_socket(model, tmp_path, monkeypatch):
     said = " ".join(run("service", "key", "--help").split())
     assert "--key-file" in said
     assert "systemctl restart edgetune" in said
-    assert "systemctl restart edgetune" in said
     key = json.loads(run("service", "key", "phone", "--key-file", tmp_path / "keys", "--json"))["key"]
     assert key not in (tmp_path / "keys").read_text()
     (tmp_path / "mine").write_text(f"{key}\n")

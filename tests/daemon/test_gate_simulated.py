@@ -22,8 +22,7 @@ from nights import (
 )
 from sometimes import mostly_slow
 
-from edgetune.daemon.jobs.exam import AskedAdapter, GateExam, RowScore
-from edgetune.daemon.jobs.examiner import Examiner
+from edgetune.daemon.jobs.exam import AskedAdapter, Examiner, GateExam, RowScore
 from edgetune.daemon.jobs.gate import evaluate
 from edgetune.evaluation.acceptance import ALPHA
 from edgetune.evaluation.judge import same

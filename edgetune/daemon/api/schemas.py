@@ -1,7 +1,7 @@
 """Schemas of requests and answers: OpenAI's shapes, and our own. Options are taken from their definitions.
 
-The schemas of chat and completions are in generation.py, those of feedback and prompts in feedback_bodies.py, the
-common parts in shapes.py.
+The schemas of chat and completions are in generation.py, those of feedback in feedback.py, the common parts in
+shapes.py.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...daemon.learning.items import SHOWN
-from ...daemon.learning.rows import Row, make_row
+from ...daemon.learning.items import SHOWN, Row, make_row
 from ...daemon.state.database import Store, dump, now
 from ...data.prompts import check_learnable
 from ...data.question import question_digest, question_text

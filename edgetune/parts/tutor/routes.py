@@ -8,7 +8,7 @@ from fastapi import APIRouter
 
 from ...daemon.api.completions import TheService
 from ...daemon.api.errors import RESPONSES, JsonRoute
-from ...daemon.api.feedback_bodies import DeletedFeedback
+from ...daemon.api.feedback import DeletedFeedback
 from ...daemon.api.fine_tuning import After, Limit, page
 from ...daemon.service import Service
 from .job import PROMPTS

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ....daemon.api.completions import TheService
 from ....daemon.api.errors import RESPONSES, JsonRoute
-from ....daemon.api.proxy import TrustedProxy
+from ....daemon.api.security import TrustedProxy
 from ....daemon.api.shapes import Answer, Body, Time, Whole
 from ....errors import UsageError
 from ..membership import invites, members

@@ -25,7 +25,7 @@ from ....training.sized import as_begun
 from ....training.throttle import AnswerPriority
 
 if TYPE_CHECKING:
-    from ....daemon.jobs.examiner import Examiner
+    from ....daemon.jobs.exam import Examiner
     from ....daemon.jobs.worker import Worker
 
 
