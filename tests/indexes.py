@@ -42,8 +42,8 @@ def write_pdf(path: Path, pages: list[str]) -> Path:
 def small_index(folder: Path, texts: dict[str, str]) -> Path:
     """An index of these files by the random encoder, in which every question finds something."""
     from edgetune.parts.documents.building import build
-    from edgetune.parts.documents.encoding import Encoding
     from edgetune.parts.documents.options import IndexOptions
+    from edgetune.parts.documents.search import Encoding
     from edgetune.parts.documents.store import Store
     needs_retrieval()
     documents = folder / "documents"

@@ -18,12 +18,11 @@ from ...disk import alone, replaced, sha256
 from ...errors import BudgetError, DataError, FormatError, UsageError, size_text
 from ...options import check_options
 from .chunks import Chunk, chunks
-from .encoding import Bytes, Encoding
 from .integrity import APPLICATION, header_of
 from .options import IndexOptions
 from .paragraphs import File, files_of, paragraphs
-from .ranking import QUERIES, Ranking
-from .store import PAGE_CACHE, VERSION, Store
+from .search import QUERIES, Encoding, Ranking
+from .store import PAGE_CACHE, VERSION, Bytes, Store
 
 AT_ONCE = 64  # chunks of which vectors are made together
 BASE = 96 << 20  # bytes of Python and its libraries

@@ -17,8 +17,8 @@ from ...daemon.api.pools import Pools
 from ...daemon.api.shapes import Answer, Body, Whole
 from ...daemon.service import Service
 from ...errors import NotFoundError, UsageError
-from .encoding import Encoding
 from .running import stores_of
+from .search import Encoding
 
 OTHER_PATHS = ("/rerank", "/v1/reranking", "/reranking")  # llama-server's
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...disk import cannot_write
 from ...errors import DiskFullError, EdgetuneError, FormatError, install_hint, lacking
 from .chunks import Chunk
-from .encoding import Bytes
 from .integrity import AGAIN, APPLICATION, Steps, check_schema, content_digest, header_of, limit_values, unpacked
 
+Bytes = NDArray[np.int8]
 VERSION = 1
 CONTENT = "content_sha256"  # the fact that says what the others, and all tables, are
 PAGE_CACHE = 8192  # KiB

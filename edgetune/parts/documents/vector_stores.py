@@ -21,10 +21,9 @@ from ...daemon.threads import Background, told
 from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, UsageError
 from ...formats.named import find_model
 from .building import build_of
-from .encoding import Encoding
 from .options import IndexOptions
 from .paragraphs import file_of, require_name
-from .searching import MOST, Found, Index, Passage
+from .search import MOST, Encoding, Found, Index, Passage
 from .store_records import COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
 
 PURPOSE = "assistants"  # of files

@@ -11,9 +11,9 @@ from typing import Any
 
 from ...disk import json_lines, replaced
 from ...errors import DataError
-from .answering import Understanding
-from .sentences import read_sentences
+from .own import read_sentences
 from .tools import Call, same_calls
+from .understanding import Understanding
 
 
 @dataclass(frozen=True)

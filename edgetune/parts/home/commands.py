@@ -160,7 +160,7 @@ def home_corrections(client: Any, to: Path, as_json: bool) -> None:
     The file has the corrections of Home Assistant's requests, as sentences for `home update --own`.
     """
     from ...disk import json_lines, refuse_existing, replaced
-    from .corrections import own_rows
+    from .own import own_rows
     refuse_existing(to)
     rows = own_rows(client.get(url_path(FEEDBACK, piece["id"])) for piece in client.all(FEEDBACK))
     with replaced(to) as beside:
@@ -181,7 +181,7 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
     """
     from .asking import ask, median_milliseconds, read_asked, save_answers
     from .house import House
-    from .opening import understanding_of
+    from .understanding import understanding_of
     rows = read_asked(data)
     with understanding_of(House.open(house), threads) as understanding:
         answers = ask(understanding, rows)

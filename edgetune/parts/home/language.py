@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
-from .numerals import spelled
 
 FOLDER = Path(__file__).parent / "wordings"
 MOST_SPELLED = 100
@@ -79,3 +78,23 @@ def language_of(code: str) -> Language:
     if code not in languages():
         raise UsageError(f"there are no wordings of the language {code!r}", f"take one of {', '.join(languages())}")
     return Language(code, yaml.safe_load((FOLDER / f"{code}.yaml").read_text(encoding="utf-8")))
+
+
+SOFT_HYPHEN = "\u00ad"  # stands between the parts of German numbers
+
+
+@cache
+def _engine(language: str) -> Any:
+    from unicode_rbnf import RbnfEngine  # and not through hassil, which takes memory of a daemon
+    try:
+        return RbnfEngine.for_language(language)
+    except ValueError:
+        return None
+
+
+def spelled(number: int, language: str) -> str:
+    """A number in words; in digits where the language has no rules for words."""
+    engine = _engine(language)
+    if engine is None:
+        return str(number)
+    return str(engine.format_number(number).text).replace(SOFT_HYPHEN, "").replace("-", " ")

@@ -21,18 +21,15 @@ from ...serving.encoder import UNLIMITED, vectors
 from ...serving.sureness import Sureness
 from ...training.callbacks import RunCallbacks
 from ...training.config import TrainConfig
-from .answering import SURE, Understanding, calls_of
+from .completions import lines_of, training_row
 from .entities import Entity, Home, read_home
-from .fields import training_row
 from .house import ENTITIES, OWN_ROWS, ROWS, Facts, House, write_facts, write_rows
 from .language import Language, language_of
-from .lines import lines_of
-from .opening import by_encoder, check_memory, decoder_of
-from .own import rows_of, with_own
+from .own import Sentence, read_sentences
 from .recipe import DECODER, ENCODER, LEAST_ROWS, Recipe
-from .rows import Row, Rows
-from .sentences import Sentence, read_sentences
+from .rows import Row, Rows, rows_of, with_own
 from .tools import Call
+from .understanding import SURE, Understanding, by_encoder, calls_of, check_memory, decoder_of
 
 HELD_OUT = 10  # of how many rows one measures the house
 PASSES = 2  # of a model that writes text over the rows

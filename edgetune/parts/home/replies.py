@@ -9,9 +9,9 @@ from typing import Any
 
 from ...data.yaml_text import read_yaml
 from ...errors import DataError
-from .answering import Understanding, Understood
 from .language import Language
 from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, Call, Target, plain_name
+from .understanding import Understanding, Understood
 from .wishes import CANNOT, UNFINISHED, Wish
 
 Message = Mapping[str, Any]

@@ -1,15 +1,18 @@
-"""Rows of a house: sentences with the calls that they ask for, and sentences for which no call is right."""
+"""Rows of a house: sentences with the calls that they ask for, sentences for which no call is right, and a person's own
+ones.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from .called import Namer
-from .drawn import Draw, NothingFits, Templates
 from .entities import Area, Entity, Home
 from .language import Language
+from .own import Sentence, read_sentences, wishes_of
+from .templates import Draw, Namer, NothingFits, Templates
 from .tools import DATE_TIME, GET_ITEMS, INSTEAD, LIVE_CONTEXT, TOOLS, Call, offered
 from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish, wish_of
 
@@ -151,3 +154,25 @@ def elsewhere(home: Home, language: Language) -> Home:
     entities = [Entity(f"{domains[(KINDS * number + kind) % len(domains)]}.{number}", name)
                 for number, name in enumerate(devices) for kind in range(KINDS if domains else 0)]
     return Home(tuple(entities), tuple(Area(room) for room in rooms))
+
+
+OWN = "own"  # the kind of such rows
+TIMES = 4  # that each is learned, where a drawn one is learned once
+
+
+def read_own(path: str | Path, home: Home) -> list[Row]:
+    """The rows of a file. Raises the errors of read_wishes."""
+    return rows_of(read_sentences(path), home)
+
+
+def rows_of(sentences: Iterable[Sentence], home: Home) -> list[Row]:
+    """The rows of sentences with their calls. Raises the errors of wishes_of."""
+    return [Row(sentence, wishes, OWN) for sentence, wishes in wishes_of(sentences, home)]
+
+
+def with_own(drawn: Sequence[Row], own: Sequence[Row]) -> list[Row]:
+    """Drawn rows, without those whose sentences a person has too, and then each of the person's several times. They
+    stand at the end, so that none is held out.
+    """
+    said = {row.sentence.lower() for row in own}
+    return [row for row in drawn if row.sentence.lower() not in said] + [*own] * TIMES

@@ -25,9 +25,9 @@ from ...serving.llama import LlamaModel
 from ...serving.served import Served
 from .house import House
 from .language import language_of
-from .opening import by_decoder, by_encoder, in_turn
 from .options import HomeOptions
 from .replies import Replies, Reply, question_of
+from .understanding import by_decoder, by_encoder, in_turn
 
 if TYPE_CHECKING:
     from ...daemon.service import Service

@@ -14,18 +14,15 @@ from ...evaluation.acceptance import Decision, Given, HeldOut, Value, decide
 from ...serving.encoder import UNLIMITED
 from ...training.callbacks import RunCallbacks
 from ...training.config import TrainConfig
-from .by_own import plain
 from .entities import Home, read_home
-from .house import ENTITIES, House
+from .house import ENTITIES, House, absolute, remove, replace_house, trained_place
 from .language import language_of
 from .learning import is_right, make_house
-from .opening import understanding_of
-from .own import read_own
-from .places import absolute, remove, replace_house, trained_place
+from .own import Sentence, plain, read_sentences
 from .recipe import Recipe
-from .rows import Row, Rows
-from .sentences import Sentence, read_sentences
+from .rows import Row, Rows, read_own
 from .tools import bare
+from .understanding import understanding_of
 
 RIGHT, WRONG = (1.0, 0.0), (0.0, 0.0)  # values of an answer
 ASKED = 600  # sentences that are drawn, of which those count that name an entity

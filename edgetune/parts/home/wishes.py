@@ -22,7 +22,7 @@ from .tools import (
 )
 
 if TYPE_CHECKING:
-    from .drawn import Draw
+    from .templates import Draw
 
 ALL = {"all", "everywhere"}  # rules of the templates whose words mean all entities
 MISSING = "missing"  # why no call is right: the house has no such entity

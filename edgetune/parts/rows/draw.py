@@ -1,5 +1,8 @@
 """Rows drawn from one source: a wording for each, some with examples before them, some inverted. A row is a
 conversation; the answers of its examples have weight 0, because they are not learned again.
+
+A source gives rows in proportion to its size, of which a cap counts at most (Raffel et al. 2020, arXiv 1910.10683), or
+to a weight that a person chose.
 """
 
 from __future__ import annotations
@@ -13,7 +16,35 @@ from typing import Any
 from ...data.rows import as_messages
 from .source_rows import Item
 from .spec import COMPLETION, OPTIONS, PROMPT, FewShot, Mixture, Source, Wording
-from .template import filled
+from .spec_file import filled
+
+
+def proportional(total: int, sizes: Mapping[str, int], cap: int = 0, weights: Mapping[str, float] | None = None,
+                 ) -> dict[str, int]:
+    """{source: rows} whose sum is `total`, or all rows where there are fewer; none gives more than it has.
+
+    sizes: rows of each source. cap: rows of a source that count at most for its share; 0: all. weights: in place of
+    the sizes, for the sources in it. What a small source cannot give is divided among the others.
+    """
+    given = dict.fromkeys(sizes, 0)
+    weight = {name: float((weights or {}).get(name, min(size, cap) if cap else size)) for name, size in sizes.items()}
+    left = min(total, sum(size for name, size in sizes.items() if weight[name] > 0))
+    while left > 0:
+        free = {name: weight[name] for name, size in sizes.items() if weight[name] > 0 and given[name] < size}
+        for name, part in _divided(left, free).items():
+            given[name] = min(sizes[name], given[name] + part)
+        left = min(total, sum(size for name, size in sizes.items() if weight[name] > 0)) - sum(given.values())
+    return given
+
+
+def _divided(total: int, weights: Mapping[str, float]) -> dict[str, int]:
+    """`total` in whole numbers by weights, the largest remainders rounded up (Hamilton's method)."""
+    whole = sum(weights.values())
+    exact = {name: total * weight / whole for name, weight in weights.items()}
+    parts = {name: int(value) for name, value in exact.items()}
+    for name in sorted(weights, key=lambda name: (parts[name] - exact[name], name))[:total - sum(parts.values())]:
+        parts[name] += 1
+    return parts
 
 
 @dataclass

@@ -12,9 +12,8 @@ from typing import Any
 
 from ...data.holdout import digest_of
 from ...errors import DataError
-from .draw import Drawer
+from .draw import Drawer, proportional
 from .duplicates import NearDuplicates, Passages
-from .shares import proportional
 from .source_rows import Left, held_out_questions, read_items
 from .spec import REPLAY, Mixture, Source, read_mixture
 

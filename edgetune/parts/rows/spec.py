@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, UsageError
-from .spec_file import read_part, read_spec
-from .template import Template
+from .spec_file import Template, read_part, read_spec
 
 PROMPT, COMPLETION, OPTIONS = "prompt", "completion", "options"
 REPLAY = "replay"  # the name of its rows in a report

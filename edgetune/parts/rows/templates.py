@@ -27,11 +27,10 @@ from ...data.around import instructed
 from ...data.rows import as_messages
 from ...errors import DataError
 from ...options import check_options
+from .draw import proportional
 from .options import TemplateOptions
 from .output import Made, Row
-from .shares import proportional
-from .spec_file import read_part, read_spec
-from .template import SLOT, Template, filled
+from .spec_file import SLOT, Template, filled, read_part, read_spec
 
 MOST_VALUES = 10_000  # of a range
 FEW_SENTENCES = 1 << 31  # of a template

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgetune.parts.documents.guard import cleaned, unmarked
+from edgetune.parts.documents.passages import cleaned, unmarked
 
 BEFORE = "The tower was built in 1889."
 AFTER = "It has 330 m."

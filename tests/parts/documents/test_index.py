@@ -13,10 +13,8 @@ from indexes import needs_retrieval, small_encoder, write_pdf
 
 from edgetune.errors import BudgetError, FormatError, MismatchError, UsageError
 from edgetune.parts.documents.building import build, require_memory
-from edgetune.parts.documents.encoding import Encoding
 from edgetune.parts.documents.options import IndexOptions
-from edgetune.parts.documents.ranking import fused
-from edgetune.parts.documents.searching import Index
+from edgetune.parts.documents.search import Encoding, Index, fused
 from edgetune.parts.documents.store import Source, Store
 
 pytestmark = pytest.mark.smoke

@@ -8,7 +8,7 @@ from indexes import small_index
 from edgetune.data.around import sourced, together
 from edgetune.errors import UsageError
 from edgetune.parts.documents.passages import open_passages, quoted
-from edgetune.parts.documents.searching import Passage
+from edgetune.parts.documents.search import Passage
 from edgetune.parts.documents.store import Source
 
 ASKED = "the lamp in the hall is red"

@@ -7,11 +7,10 @@ import pytest
 from houses import house, named
 
 from edgetune.data.calls import check_calls
-from edgetune.parts.home.chats import chat_row
+from edgetune.parts.home.chats import STATES, chat_row, result_of
 from edgetune.parts.home.language import language_of
 from edgetune.parts.home.prompt import prompt_of, versions
 from edgetune.parts.home.replies import as_json, inner, states_of
-from edgetune.parts.home.results import STATES, result_of
 from edgetune.parts.home.rows import Row, Rows
 from edgetune.parts.home.tools import DATE_TIME, LIVE_CONTEXT, Target
 from edgetune.parts.home.wishes import OTHER, Wish

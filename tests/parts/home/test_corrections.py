@@ -1,4 +1,4 @@
-"""edgetune.parts.home.corrections: what a daemon was told becomes sentences of a house, which learns them."""
+"""edgetune.parts.home.own: what a daemon was told becomes sentences of a house, which learns them."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ from houses import house
 
 from edgetune.daemon.client import Client
 from edgetune.data.calls import CallError
-from edgetune.parts.home.corrections import own_rows
-from edgetune.parts.home.own import read_own
+from edgetune.parts.home.own import own_rows
+from edgetune.parts.home.rows import read_own
 
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {
     "name": {"type": "string"}}}}} for name in ("intent__HassTurnOn", "intent__HassTurnOff")]

@@ -11,13 +11,19 @@ from houses import house, write_house
 from tiny import write_tiny
 
 from edgetune.errors import FormatError, MismatchError
-from edgetune.parts.home.answering import InTurn, Understood, possible
-from edgetune.parts.home.by_decoder import ByDecoder
 from edgetune.parts.home.house import FACTS, House
 from edgetune.parts.home.language import language_of
 from edgetune.parts.home.learning import measured
-from edgetune.parts.home.opening import by_encoder, decoder_of, understanding_of
 from edgetune.parts.home.tools import Target
+from edgetune.parts.home.understanding import (
+    ByDecoder,
+    InTurn,
+    Understood,
+    by_encoder,
+    decoder_of,
+    possible,
+    understanding_of,
+)
 from edgetune.parts.home.updating import update_house
 from edgetune.parts.home.wishes import MISSING, OTHER, UNFINISHED, WHICH, Wish
 
@@ -94,7 +100,8 @@ def test_the_least_probability_comes_from_held_out_sentences(trained, monkeypatc
     rows = [SimpleNamespace(sentence=str(i), calls=[ON.call()]) for i in range(40)]
     written = [((ON if i < 20 else OFF,), 1 - i / 100) for i in range(40)]  # the surer half is right
     only = replace(found, facts=replace(found.facts, encoder=""))
-    monkeypatch.setattr("edgetune.parts.home.by_decoder.ByDecoder.written", lambda _, sentence: written[int(sentence)])
+    monkeypatch.setattr("edgetune.parts.home.understanding.ByDecoder.written",
+                        lambda _, sentence: written[int(sentence)])
     facts = measured(only, rows, 1)
     assert (facts.right, facts.asked) == (20, 40)
     assert 1 - 20 / 100 < facts.limit <= 1 - 14 / 100  # 20 right ones are too few for nine tenths, and reach 0.85

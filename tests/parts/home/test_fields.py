@@ -1,12 +1,12 @@
-"""edgetune.parts.home.fields: wishes as an encoder gives them, and back."""
+"""edgetune.parts.home.completions: wishes as an encoder gives them, and back."""
 
 import json
 
 import pytest
 from houses import HOUSE
 
+from edgetune.parts.home.completions import fields_of, training_row, wish_of_fields
 from edgetune.parts.home.entities import home_of
-from edgetune.parts.home.fields import fields_of, training_row, wish_of_fields
 from edgetune.parts.home.language import language_of
 from edgetune.parts.home.rows import Row, Rows
 from edgetune.parts.home.tools import Target

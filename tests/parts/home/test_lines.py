@@ -1,4 +1,4 @@
-"""edgetune.parts.home.lines: wishes as a model writes them, back, and the grammar of a house."""
+"""edgetune.parts.home.completions: wishes as a model writes them, back, and the grammar of a house."""
 
 import json
 
@@ -6,9 +6,9 @@ import pytest
 from houses import HOUSE
 from schemas import lets_through
 
+from edgetune.parts.home.completions import grammar, lines_of, wishes_of
 from edgetune.parts.home.entities import home_of
 from edgetune.parts.home.language import language_of
-from edgetune.parts.home.lines import grammar, lines_of, wishes_of
 from edgetune.parts.home.rows import Rows
 from edgetune.parts.home.tools import Target
 from edgetune.parts.home.wishes import OTHER, UNFINISHED, Wish

@@ -6,11 +6,9 @@ import pytest
 from houses import house
 
 from edgetune.errors import DataError
-from edgetune.parts.home.answering import Understood
-from edgetune.parts.home.by_own import ByOwn
-from edgetune.parts.home.own import OWN, TIMES, read_own, with_own
-from edgetune.parts.home.rows import Row
+from edgetune.parts.home.rows import OWN, TIMES, Row, read_own, with_own
 from edgetune.parts.home.tools import Target
+from edgetune.parts.home.understanding import ByOwn, Understood
 from edgetune.parts.home.wishes import OTHER, Wish
 
 LAMP = {"name": "HassTurnOff", "arguments": {"name": "Hall Lamp", "domain": ["light"]}}

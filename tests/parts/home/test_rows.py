@@ -9,10 +9,10 @@ from hassil.intents import TextSlotList
 from hassil.util import normalize_text
 from houses import house
 
-from edgetune.parts.home.drawn import NothingFits, Templates
 from edgetune.parts.home.entities import Entity, Home
 from edgetune.parts.home.language import language_of, languages
 from edgetune.parts.home.rows import SHARES, Rows, elsewhere
+from edgetune.parts.home.templates import NothingFits, Templates
 from edgetune.parts.home.tools import TOOLS, Call, Target, offered, same_calls, shortest
 from edgetune.parts.home.wishes import MISSING, WHICH, Wish, wish_of
 
@@ -132,7 +132,7 @@ def test_other_devices_are_none_of_the_house(home, english):
     ("HassStartTimer", {"minutes": 5}, set(), Wish(why="cannot")),
 ])
 def test_wishes(home, intent, slots, said, wish):
-    from edgetune.parts.home.drawn import Draw
+    from edgetune.parts.home.templates import Draw
     assert wish_of(Draw("", intent, slots, None, said), home) == wish
 
 

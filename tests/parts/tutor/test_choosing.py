@@ -4,7 +4,7 @@ import pytest
 from asked import question
 
 from edgetune.evaluation.graders.base import Grade
-from edgetune.parts.tutor.rounds.answering import ModelAnswer
+from edgetune.parts.tutor.rounds.answers import ModelAnswer
 from edgetune.parts.tutor.rounds.choosing import AGREED, VERIFIED, choose_agreed, choose_graded, collapse
 from edgetune.parts.tutor.rounds.results import TrainingRow
 

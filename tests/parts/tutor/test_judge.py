@@ -12,8 +12,8 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from edgetune.errors import DataError, MismatchError, UnsupportedError, UsageError
 from edgetune.evaluation.graders.base import read_grader
-from edgetune.parts.tutor.rounds.files import Round
-from edgetune.parts.tutor.rounds.judge import NEVER
+from edgetune.parts.tutor.rounds.answers import NEVER
+from edgetune.parts.tutor.rounds.folder import Round
 from edgetune.parts.tutor.rounds.options import TutorOptions
 from edgetune.parts.tutor.rounds.results import Chosen, DrawnAnswers, Labels, Published, Trained
 from edgetune.parts.tutor.rounds.teach import TutorFiles, teach

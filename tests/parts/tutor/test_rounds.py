@@ -24,9 +24,8 @@ from edgetune.evaluation import acceptance
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.parts.tutor.rounds import gate
-from edgetune.parts.tutor.rounds.answering import ModelAnswer, graded
-from edgetune.parts.tutor.rounds.files import Round, rounds_of
-from edgetune.parts.tutor.rounds.folder import keep_start, roll_back
+from edgetune.parts.tutor.rounds.answers import ModelAnswer, graded
+from edgetune.parts.tutor.rounds.folder import Round, keep_start, roll_back, rounds_of
 from edgetune.parts.tutor.rounds.gate import LABELS, ROUND, GateResult
 from edgetune.parts.tutor.rounds.inspect import summary
 from edgetune.parts.tutor.rounds.options import STEPS, TutorOptions, of_earlier

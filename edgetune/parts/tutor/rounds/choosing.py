@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ....evaluation.graders.agreement import form_of, majority
 from ....evaluation.graders.base import Grade
-from .answering import ModelAnswer
+from .answers import ModelAnswer
 from .questions import TutorQuestion
 
 LABELLED = "labelled"  # the sources of a row to learn: a person gave its answer,

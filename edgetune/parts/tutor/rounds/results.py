@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from ....persisted import from_json
-from .answering import ModelAnswer
+from .answers import ModelAnswer
 from .choosing import LABELLED, VERIFIED, Choice
 
 T = TypeVar("T")

@@ -21,8 +21,8 @@ from ....llamacpp.tokenizer import Tokenizer
 from ....training.callbacks import Event, RunCallbacks
 from ....training.config import LORA, TrainConfig
 from ....training.length import reading_limit
+from .answers import known_labels
 from .folder import begin, begun_in
-from .judge import known_labels
 from .options import TutorOptions
 from .questions import TutorQuestion, pool_of, read_questions
 from .setting import RoundSetting
