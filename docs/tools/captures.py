@@ -72,9 +72,9 @@ def status(runs: Path) -> None:
 
 PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "demo": ("edgetune demo", demo),
-    "train": ("edgetune train smollm2 rows.jsonl -o home", train),
-    "plan": (f'edgetune plan smollm2 rows.jsonl --device "{BOARD}" --memory 300M', plan),
-    "data-check": ("edgetune data check rows.jsonl smollm2", data),
+    "train": ('edgetune train smollm2 rows.jsonl --eval test.jsonl --system "..." -o home', train),
+    "plan": (f'edgetune plan smollm2 rows.jsonl --eval test.jsonl --device "{BOARD}" --memory 300M', plan),
+    "data-check": ("edgetune data check rows.jsonl smollm2 --eval test.jsonl", data),
     "status": ("edgetune status", status),
 }
 

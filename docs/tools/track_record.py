@@ -1,8 +1,10 @@
-"""The table of docs/development/track-record.md, from track-record.toml beside it."""
+"""The list of docs/development/track-record.md, from track-record.toml beside it."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ def defects() -> list[dict[str, Any]]:
 
 
 def lines() -> Iterator[str]:
-    yield from ("| what was wrong | since | found by | test |", "|---|---|---|---|")
-    for defect in defects():
-        test = f"`{defect['test']}`" if "test" in defect else f"**open**: {defect['open']}"
-        yield f"| {defect['what']} | {defect['since']} | {defect['found']} | {test} |".replace("\n", " ")
+    found = defects()
+    ways = Counter(re.split("[:;,]", defect["found"])[0] for defect in found)
+    named = ", ".join(f"{way} {count}" for way, count in ways.most_common())
+    yield from (f"{len(found)} defects since {found[0]['since']}, by how they were found: {named}. These are open:", "")
+    yield from (f"- {defect['what']} {defect['open']}" for defect in found if "open" in defect)

@@ -247,7 +247,7 @@ def add_adapter(file: schemas.AdapterFile, service: TheService, run: schemas.Run
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)
 def roll_back(service: TheService, body: schemas.Rollback = WHICHEVER) -> Any:
-    """Activates the adapter that was active before the present one, or the base alone."""
+    """Activates the adapter that was active before the present one, or only the base."""
     only = service.adapters.id_of(body.adapter) if body.adapter else None
     before = service.adapters.rollback("asked for by a client", only)
     return {"serving": before.id if before else None}

@@ -197,4 +197,4 @@ class FirstDevice(BaseModel):
 
     first: dict[str, Any] | None = Field(
         None, description="Of --first: compared, held-out questions of a sure kind with an unsure answer that both "
-        "answered; encoder, model: how many that one alone has right; unsure: who gives such answers.")
+        "answered; encoder, model: how many only that one has right; unsure: who gives such answers.")

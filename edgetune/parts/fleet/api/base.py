@@ -24,7 +24,7 @@ class BaseEvaluation(Body):
     required: Literal["better", "not-worse"] = Field(
         "better", description="better: surely better than the present one; not-worse: not surely worse.")
     if_none: Literal["refuse", "canary"] = Field(
-        "refuse", description="If fewer than 4 questions are held out. canary: unrelated text alone decides.")
+        "refuse", description="If fewer than 4 questions are held out. canary: only unrelated text decides.")
 
 
 @router.post("/v1/base/evaluate", response_model=schemas.Job)

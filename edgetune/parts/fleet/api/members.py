@@ -57,8 +57,8 @@ class InviteObject(Answer):
 
     code: str = Field(description="It is shown once; the daemon keeps its hash.")
     expires_at: Time
-    proxied: bool = Field(description="Whether the request came through the trusted proxy, whose address is of people "
-                                      "alone: devices need another.")
+    proxied: bool = Field(description="Whether the request came through the trusted proxy, whose address is only for "
+                                      "people: devices need another.")
 
 
 class JoinRequest(Body):

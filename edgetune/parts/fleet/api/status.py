@@ -85,7 +85,7 @@ class FleetRound(Answer):
     down: int = Field(description="Bytes of the task.")
     mu_answer: float | None = Field(description="What noise leaves to whoever sees an answer, as mu of Gaussian "
                                                 "differential privacy; null: no bound.")
-    mu_sum: float | None = Field(description="The same for whoever sees the sum alone.")
+    mu_sum: float | None = Field(description="The same for whoever sees only the sums.")
     kinds: list[KindLosses] = Field(description="The losses by kind of device, of the latest rounds.")
     refused: list[dict[str, str]] = Field(description="device and reason of answers that did not count, of the latest "
                                                       "rounds.")
@@ -112,7 +112,7 @@ class FleetPrivacy(Answer):
 
     delta: float = Field(description="The chance with which epsilon may fail.")
     answer: FleetEpsilon = Field(description="Against whoever sees the answers of a device.")
-    sum: FleetEpsilon = Field(description="Against whoever sees the sums alone.")
+    sum: FleetEpsilon = Field(description="Against whoever sees only the sums.")
 
 
 class MemberCounts(Answer):
