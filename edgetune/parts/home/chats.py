@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from .entities import Entity, Home
 from .language import Language
 from .prompt import Message, Prompt, prompt_of, through_ollama
 from .replies import after_results, as_json, inner
-from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, TOOLS, Call
+from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, TOOLS
 from .wishes import Wish
 
 if TYPE_CHECKING:
@@ -39,9 +40,14 @@ def result_of(wish: Wish, home: Home, rng: random.Random, is_wrapped: bool, item
         found = lookup([{"summary": one, "status": "needs_action"} for one in rng.sample(items, rng.randrange(4))],
                        is_wrapped)
     elif wish.tool == DATE_TIME:
-        found = lookup(time_of(rng), is_wrapped)
+        moment = datetime(2026, 1, 1) + timedelta(minutes=rng.randrange(365 * 24 * 60))
+        found = lookup({"date": moment.strftime("%Y-%m-%d"), "time": moment.strftime("%H:%M:%S"), "timezone": "UTC",
+                        "weekday": moment.strftime("%A")}, is_wrapped)
     else:
-        done = action_done(wish, home)
+        success = [{"name": one.name, "type": "entity", "id": one.id}
+                   for one in wish.target.entities(home, TOOLS[wish.tool])]
+        done = {"speech": {}, "response_type": "action_done",
+                "data": {"targets": [], "success": success, "failed": []}}
         found = {"data": done, "error": False} if is_wrapped else done
     return json.dumps(found, ensure_ascii=False)
 
@@ -49,20 +55,6 @@ def result_of(wish: Wish, home: Home, rng: random.Random, is_wrapped: bool, item
 def lookup(result: Any, is_wrapped: bool) -> dict[str, Any]:
     """The result of a tool that is no intent."""
     return {"data": {"result": result}, "error": False} if is_wrapped else {"success": True, "result": result}
-
-
-def action_done(wish: Wish, home: Home) -> dict[str, Any]:
-    meant = wish.target.entities(home, TOOLS[wish.tool])
-    success = [{"name": one.name, "type": "entity", "id": one.id} for one in meant]
-    return {"speech": {}, "response_type": "action_done", "data": {"targets": [], "success": success, "failed": []}}
-
-
-def time_of(rng: random.Random) -> dict[str, str]:
-    """A moment of 2026."""
-    from datetime import datetime, timedelta
-    moment = datetime(2026, 1, 1) + timedelta(minutes=rng.randrange(365 * 24 * 60))
-    return {"date": moment.strftime("%Y-%m-%d"), "time": moment.strftime("%H:%M:%S"), "timezone": "UTC",
-            "weekday": moment.strftime("%A")}
 
 
 def live_context(home: Home, rng: random.Random) -> str:
@@ -116,14 +108,11 @@ def chat_row(row: Row, home: Home, prompt: Prompt, language: Language, rng: rand
         results = [result_of(wish, home, rng, prompt.is_wrapped, items) for wish in row.wishes if wish.tool]
         said = after_results(row.wishes, {call.name for call in row.calls}, [inner(as_json(one)) for one in results],
                              answers)
-        messages += [{"role": "assistant", "content": "", "tool_calls": written_calls(row.calls, prompt)},
+        calls = [{"type": "function", "function": {"name": prompt.names[call.name], "arguments": call.arguments}}
+                 for call in row.calls]
+        messages += [{"role": "assistant", "content": "", "tool_calls": calls},
                      *({"role": "tool", "content": result} for result in results),
                      {"role": "assistant", "content": said}]
     else:
         messages.append({"role": "assistant", "content": answers.get(row.why, "")})
     return {"messages": messages, "tools": [through_ollama(tool) for tool in prompt.tools]}
-
-
-def written_calls(calls: Sequence[Call], prompt: Prompt) -> list[Message]:
-    return [{"type": "function", "function": {"name": prompt.names[call.name], "arguments": call.arguments}}
-            for call in calls]

@@ -56,14 +56,15 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
 
     Only those that are exposed to Assist are read. The file is the ENTITIES of the other commands.
     """
+    from ...data.yaml_text import write_yaml
     from ...disk import refuse_existing, replaced
     from .entities import home_of
-    from .hass import entities_text, read_entities, read_token
+    from .hass import read_entities, read_token
     refuse_existing(to)
     found = read_entities(url, read_token(token_file))
     read = home_of(found, url)
     with replaced(to) as beside:
-        beside.write_text(entities_text(found), encoding="utf-8")
+        beside.write_text(write_yaml(found), encoding="utf-8")
     domains = Counter(entity.domain for entity in read.entities)
     show(as_json, {"out": str(to), "entities": len(read.entities), "areas": len(read.areas), "domains": domains},
          f"{len(read.entities)} entities in {len(read.areas)} areas: {counts(domains)}",
@@ -179,7 +180,9 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
 
     Each row of DATA has a `sentence`, and, to be counted, `accepted`: lists of calls, each {"name", "arguments"}.
     """
-    from .asking import ask, median_milliseconds, read_asked, save_answers
+    from statistics import median
+
+    from .asking import ask, read_asked, save_answers
     from .house import House
     from .understanding import understanding_of
     rows = read_asked(data)
@@ -189,7 +192,7 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
         save_answers(save, answers)
     judged = [one.right for one in answers if one.right is not None]
     right = sum(judged)
-    milliseconds = median_milliseconds(answers)
+    milliseconds = median(one.milliseconds for one in answers)
     wrong = [one for one in answers if one.right is False][:show_wrong]
     verdict = f"{right} of {len(judged)} sentences right, " if judged else ""
     show(as_json, {"asked": len(answers), "judged": len(judged), "right": right, "milliseconds": milliseconds},

@@ -105,14 +105,10 @@ def lines_of(wishes: Sequence[Wish], home: Home) -> str:
 def line_of(wish: Wish, home: Home) -> str:
     if not wish.tool:
         return json.dumps({"tool": wish.why})
-    target = {key: value for key, value in asdict(brief(wish.target, home, TOOLS[wish.tool])).items() if value}
+    brief = replace(wish.target, domain="")  # `shortest` may give the domain back
+    is_whole = not brief.name or shortest(brief, home, TOOLS[wish.tool]) != wish.target
+    target = {key: value for key, value in asdict(wish.target if is_whole else brief).items() if value}
     return json.dumps({"tool": wish.tool, **target, **wish.values}, ensure_ascii=False)
-
-
-def brief(target: Target, home: Home, tool: Tool) -> Target:
-    """The target without its domain, where `shortest` gives it back."""
-    without = replace(target, domain="")
-    return without if target.name and shortest(without, home, tool) == target else target
 
 
 def wishes_of(text: str, home: Home) -> tuple[Wish, ...]:
@@ -133,14 +129,9 @@ def wish_of_line(line: str, home: Home) -> Wish:
 
 def grammar(home: Home) -> str:
     """GBNF of the lines about a house: its tools, its names, and values of their types."""
-    return grammar_of_lines(schemas(home), MOST_LINES)
-
-
-def schemas(home: Home) -> list[dict[str, Any]]:
-    """A schema of each tool's line, and one of the lines that say why there is no call."""
     why = {"type": "object", "properties": {"tool": {"enum": list(WHY)}}, "required": ["tool"],
            "additionalProperties": False}
-    return [*(schema_of(tool, home) for tool in offered(home)), why]
+    return grammar_of_lines([*(schema_of(tool, home) for tool in offered(home)), why], MOST_LINES)
 
 
 def schema_of(tool: Tool, home: Home) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...errors import UsageError
 
@@ -41,10 +41,9 @@ class Language:
         return {"todo_list_item": items, "shopping_list_item": items, "search_query": queries, "message": items}
 
     @property
-    def amounts(self) -> dict[str, int]:
+    def amounts(self) -> Mapping[str, int]:
         """Percentages that have separate words, such as half."""
-        found: dict[str, int] = self.texts["amounts"]
-        return found
+        return cast("Mapping[str, int]", self.texts["amounts"])
 
     @cached_property
     def _spelled(self) -> tuple[re.Pattern[str], dict[str, str]]:

@@ -29,7 +29,8 @@ from .own import Sentence, read_sentences
 from .recipe import DECODER, ENCODER, LEAST_ROWS, Recipe
 from .rows import Row, Rows, rows_of, with_own
 from .tools import Call
-from .understanding import SURE, Understanding, by_encoder, calls_of, check_memory, decoder_of
+from .understanding import SURE, Understanding, by_encoder, check_memory, decoder_of
+from .wishes import calls_of
 
 HELD_OUT = 10  # of how many rows one measures the house
 PASSES = 2  # of a model that writes text over the rows

@@ -37,12 +37,7 @@ def plain(sentence: str) -> str:
     return " ".join(sentence.lower().split()).strip(" .!?")
 
 
-def read_wishes(path: str | Path, home: Home) -> list[tuple[str, tuple[Wish, ...]]]:
-    """The sentences of a file and their wishes. Raises DataError, with the line."""
-    return wishes_of(read_sentences(path), home)
-
-
-def wishes_of(rows: Iterable[Sentence], home: Home) -> list[tuple[str, tuple[Wish, ...]]]:
+def own_wishes(rows: Iterable[Sentence], home: Home) -> list[tuple[str, tuple[Wish, ...]]]:
     """The sentences of rows and their wishes. Without calls, none is right. Raises DataError, with the line."""
     found = []
     for place, row in rows:
@@ -80,7 +75,6 @@ def wish_of_call(call: Mapping[str, Any], home: Home, place: str) -> Wish:
 
 WITHDRAWN = "withdrawn"  # the state of feedback that counts no longer
 OF_HOME_ASSISTANT = {LIVE_CONTEXT, "HassTurnOn"}  # one of them is among the tools of each of its requests
-Message = Mapping[str, Any]
 
 
 def own_rows(feedback: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -90,8 +84,9 @@ def own_rows(feedback: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for piece in feedback:
         row = piece.get("row") or {}
-        messages: Sequence[Message] = row.get("messages") or ()
-        if piece.get("state") == WITHDRAWN or not is_asked(messages) or not names_of(row) & OF_HOME_ASSISTANT:
+        messages: Sequence[Mapping[str, Any]] = row.get("messages") or ()
+        names = {plain_name(tool["function"]["name"]) for tool in row.get("tools") or ()}
+        if piece.get("state") == WITHDRAWN or not is_answered(messages) or not names & OF_HOME_ASSISTANT:
             continue
         sentence = str(messages[-2]["content"]).strip()
         calls = [{"name": plain_name(name), "arguments": arguments}
@@ -100,17 +95,10 @@ def own_rows(feedback: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def is_asked(messages: Sequence[Message]) -> bool:
-    """Whether the last message answers a user's sentence, and not the result of a call. It is empty where no right
-    answer is known.
+def is_answered(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the last message answers a user's sentence, not the result of a call, and is not empty, as it is if no
+    right answer is known.
     """
-    if len(messages) < 2:
-        return False
-    asked, said = messages[-2:]
+    asked, said = messages[-2:] if len(messages) > 1 else ({}, {})
     is_known = bool(said.get("content") or said.get("tool_calls"))
     return asked.get("role") == "user" and isinstance(asked.get("content"), str) and is_known
-
-
-def names_of(row: Mapping[str, Any]) -> set[str]:
-    """The names of a row's tools, without those of their integrations."""
-    return {plain_name(tool["function"]["name"]) for tool in row.get("tools") or ()}

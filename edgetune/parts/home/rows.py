@@ -11,10 +11,10 @@ from pathlib import Path
 
 from .entities import Area, Entity, Home
 from .language import Language
-from .own import Sentence, read_sentences, wishes_of
+from .own import Sentence, own_wishes, read_sentences
 from .templates import Draw, Namer, NothingFits, Templates
 from .tools import DATE_TIME, GET_ITEMS, INSTEAD, LIVE_CONTEXT, TOOLS, Call, offered
-from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish, wish_of
+from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish, calls_of, wish_of
 
 SHARES = {"command": 0.62, "several": 0.08, "question": 0.08, MISSING: 0.07, WHICH: 0.03, CANNOT: 0.03, OTHER: 0.06,
           UNFINISHED: 0.03}
@@ -35,7 +35,7 @@ class Row:
 
     @property
     def calls(self) -> list[Call]:
-        return [wish.call() for wish in self.wishes if wish.tool]
+        return calls_of(self.wishes)
 
     @property
     def why(self) -> str:
@@ -79,10 +79,13 @@ class Rows:
 
     def of_kind(self, kind: str) -> Iterator[Row]:
         """Rows of a kind, as long as draws find some."""
+        texts = self.language.texts
         if kind == "several":
             yield from self.several()
         elif kind == OTHER:
-            yield Row(self.said(self.other_topic(), polite=False), (Wish(why=OTHER),), kind)
+            text = str(self.rng.choice(texts["small_talk"])) if self.rng.random() < 0.5 else \
+                str(self.rng.choice(texts["other_topics"])).replace("{}", self.rng.choice(texts["topics"]))
+            yield Row(self.said(text, polite=False), (Wish(why=OTHER),), kind)
         elif kind == UNFINISHED:
             yield from self.unfinished()
         elif kind == MISSING:
@@ -128,12 +131,6 @@ class Rows:
             if len(words) > 3:
                 yield Row(" ".join(words[:self.rng.choice((1, 2))]), (Wish(why=UNFINISHED),), UNFINISHED)
 
-    def other_topic(self) -> str:
-        texts = self.language.texts
-        if self.rng.random() < 0.5:
-            return str(self.rng.choice(texts["small_talk"]))
-        return str(self.rng.choice(texts["other_topics"])).replace("{}", self.rng.choice(texts["topics"]))
-
     def said(self, text: str, polite: bool = True) -> str:
         """The sentence as people say or type it."""
         if polite:
@@ -161,13 +158,13 @@ TIMES = 4  # that each is learned, where a drawn one is learned once
 
 
 def read_own(path: str | Path, home: Home) -> list[Row]:
-    """The rows of a file. Raises the errors of read_wishes."""
+    """The rows of a file. Raises the errors of own_wishes."""
     return rows_of(read_sentences(path), home)
 
 
 def rows_of(sentences: Iterable[Sentence], home: Home) -> list[Row]:
-    """The rows of sentences with their calls. Raises the errors of wishes_of."""
-    return [Row(sentence, wishes, OWN) for sentence, wishes in wishes_of(sentences, home)]
+    """The rows of sentences with their calls. Raises the errors of own_wishes."""
+    return [Row(sentence, wishes, OWN) for sentence, wishes in own_wishes(sentences, home)]
 
 
 def with_own(drawn: Sequence[Row], own: Sequence[Row]) -> list[Row]:

@@ -26,13 +26,18 @@ from ...training.plan import GROWTH
 from .completions import grammar, wish_of_fields, wishes_of
 from .entities import Home
 from .house import House
-from .language import Language, language_of
-from .own import plain, read_wishes
+from .language import language_of
+from .own import own_wishes, plain, read_sentences
 from .recipe import DECODER, ENCODER
 from .tools import TOOLS, Call, Target
-from .wishes import MISSING, UNFINISHED, WHICH, Wish
+from .wishes import MISSING, UNFINISHED, WHICH, Wish, calls_of
 
 SURE = 0.9  # share of right sure answers to sentences as they are drawn; of few, the highest share that is reached
+ARTICLES = 1  # words before a name that leave it a name alone: "the", "my"
+MOST_TOKENS = 160  # of an answer
+ADAPTER = "house"  # the decoder's name in what answers
+CONTEXT = 1024  # tokens of a sentence and its calls: the house's prompt is not read
+GRAMMAR = 12 << 20  # bytes of its grammar, of an answer's threads and of Python; 8 were measured beyond the others
 
 
 @dataclass(frozen=True)
@@ -58,23 +63,16 @@ class Understood:
 
 
 class Understanding(Protocol):
-    """What understands the sentences of a house, for one thread at a time. busy_bytes: that answers take."""
+    """What understands the sentences of a house, for one thread at a time. Raises UsageError for an empty one."""
 
-    @property
-    def busy_bytes(self) -> int: ...
-
-    def understand(self, sentence: str) -> Understood:
-        """Returns the wishes of a sentence. Raises UsageError for an empty one."""
-        ...
+    def understand(self, sentence: str) -> Understood: ...
 
 
 class ByOwn:
-    """Answers the sentences of a file by the calls written there. Raises the errors of read_wishes."""
-
-    busy_bytes = 0
+    """Answers the sentences of a file by the calls written there. Raises the errors of own_wishes."""
 
     def __init__(self, path: str | Path, home: Home) -> None:
-        self._wishes = {plain(sentence): wishes for sentence, wishes in read_wishes(path, home)}
+        self._wishes = {plain(sentence): wishes for sentence, wishes in own_wishes(read_sentences(path), home)}
 
     def understand(self, sentence: str) -> Understood:
         """The wishes of a sentence, whatever its letters' case and the marks at its end; not sure of another one."""
@@ -88,20 +86,12 @@ class InTurn:
     def __init__(self, parts: Sequence[Understanding]) -> None:
         self._parts = parts
 
-    @property
-    def busy_bytes(self) -> int:
-        return sum(part.busy_bytes for part in self._parts)
-
     def understand(self, sentence: str) -> Understood:
         for part in self._parts:
             found = part.understand(sentence)
             if found.is_sure:
                 break
         return found
-
-
-def calls_of(wishes: Sequence[Wish]) -> list[Call]:
-    return [wish.call() for wish in wishes if wish.tool]
 
 
 def possible(wish: Wish, home: Home) -> Wish:
@@ -117,26 +107,19 @@ def possible(wish: Wish, home: Home) -> Wish:
     return wish if tool.is_complete(wish.values) else Wish(why=UNFINISHED)
 
 
-ARTICLES = 1  # words before a name that leave it a name alone: "the", "my"
-
-
 class ByEncoder:
     """The encoder with the adapter of a house. For one thread at a time. budget, errors: of Encoder."""
 
-    def __init__(self, encoder: Path, adapter: Path, home: Home, language: Language, threads: int = 0,
-                 share: float = SURE, budget: int = UNLIMITED) -> None:
-        self._encoder = Encoder(open_bundle(encoder).gguf, threads, budget=budget)
-        self._reader = self._encoder.adapter(adapter)
-        self._home = home
-        self._language = language
-        self._names = sorted((name.lower() for entity in home.entities for name in entity.names), key=len, reverse=True)
-        self._joined = [name for name in self._names if len(language.parts(name)) > 1]  # they must not be cut
+    def __init__(self, house: House, threads: int = 0, budget: int = UNLIMITED) -> None:
+        self._encoder = Encoder(open_bundle(encoder_of(house.encoder)).gguf, threads, budget=budget)
+        self._reader = self._encoder.adapter(house.encoder)
+        self.busy_bytes = self._reader.busy_bytes
+        self._home = house.home
+        self._language = language_of(house.facts.language)
+        self._names = sorted((name.lower() for one in self._home.entities for name in one.names), key=len, reverse=True)
+        self._joined = [name for name in self._names if len(self._language.parts(name)) > 1]  # they must not be cut
         kinds = self._reader.known.kinds or self._reader.known.sureness
-        self._threshold = kinds.threshold_up_to(share) if kinds else 0.0
-
-    @property
-    def busy_bytes(self) -> int:
-        return self._reader.busy_bytes
+        self._threshold = kinds.threshold_up_to(SURE) if kinds else 0.0
 
     def understand(self, sentence: str) -> Understood:
         """The wishes of a sentence, part by part. Raises UsageError for an empty one."""
@@ -155,36 +138,30 @@ def whole_parts(parts: Sequence[str], names: Sequence[str]) -> list[str]:
     the first becomes "kettle on". names: in small letters, the longest first.
     """
     named = [next((name for name in names if name in part.lower()), "") for part in parts]
-    is_bare = [bool(name) and len(part.split()) <= len(name.split()) + ARTICLES
-               and part.lower().endswith(name) for part, name in zip(parts, named, strict=True)]
-    models = [(part, name) for part, name, bare in zip(parts, named, is_bare, strict=True) if name and not bare]
-    if not models:
+    are_bare = [bool(name) and len(part.split()) <= len(name.split()) + ARTICLES
+                and part.lower().endswith(name) for part, name in zip(parts, named, strict=True)]
+    found = [*zip(parts, named, are_bare, strict=True)]
+    said, name = next(((part, name) for part, name, is_bare in found if name and not is_bare), ("", ""))
+    if not name:
         return list(parts)
-    said, name = models[0]
     begin = said.lower().index(name)
-    return [said[:begin] + new + said[begin + len(name):] if bare else part
-            for part, new, bare in zip(parts, named, is_bare, strict=True)]
-
-
-MOST_TOKENS = 160  # of an answer
+    return [said[:begin] + new + said[begin + len(name):] if is_bare else part for part, new, is_bare in found]
 
 
 class ByDecoder:
-    """A model with the adapter of a house, named `adapter`, in `answering`, which has started. limit: the least
-    probability of a sure answer.
+    """A model that writes text with the adapter of a house, in `answering`, which was opened elsewhere. Raises
+    MismatchError if the house's adapter is of another model.
     """
 
-    def __init__(self, answering: Answering[Any], adapter: str, home: Home, language: Language, limit: float) -> None:
-        self._answering = answering
-        self._adapter = adapter
-        self._home = home
-        self._language = language
-        self._grammar = grammar(home)
-        self._limit = limit
+    busy_bytes = 0  # whoever opened the model counts its own
 
-    @property
-    def busy_bytes(self) -> int:
-        return 0  # whoever opened the model counts its own
+    def __init__(self, house: House, answering: Answering[Any]) -> None:
+        answering.served.load_adapter(house.decoder, ADAPTER)
+        self._answering = answering
+        self._home = house.home
+        self._language = language_of(house.facts.language)
+        self._grammar = grammar(house.home)
+        self._limit = house.facts.limit
 
     def understand(self, sentence: str) -> Understood:
         """Raises the errors of Answering.submit."""
@@ -193,8 +170,12 @@ class ByDecoder:
 
     def written(self, sentence: str) -> tuple[tuple[Wish, ...], float]:
         """The wishes of a sentence, and the probability of the text that says them."""
-        found = self._answering.submit(self._prompt(self._language.in_digits(sentence)), adapter=self._adapter,
-                                       max_tokens=MOST_TOKENS, temperature=0.0, logprobs=0, grammar=self._grammar)
+        served = self._answering.served
+        asked = self._language.in_digits(sentence)
+        if served.chat_template:  # so rows of a prompt and a completion are learned
+            asked = served.render([{"role": "user", "content": asked}], None, ADAPTER)
+        found = self._answering.submit(asked, adapter=ADAPTER, max_tokens=MOST_TOKENS, temperature=0.0, logprobs=0,
+                                       grammar=self._grammar)
         text = found.text()
         try:
             wishes = wishes_of(text, self._home)
@@ -203,34 +184,10 @@ class ByDecoder:
         probability = math.exp(sum(token.logprob or 0.0 for token in found.logprobs))
         return tuple(possible(wish, self._home) for wish in wishes), probability
 
-    def _prompt(self, sentence: str) -> str:
-        """The sentence as rows of a prompt and a completion are learned: in the chat template, where there is one."""
-        served = self._answering.served
-        if not served.chat_template:
-            return sentence
-        return served.render([{"role": "user", "content": sentence}], None, self._adapter)
-
-
-ADAPTER = "house"  # the decoder's name in what answers
-CONTEXT = 1024  # tokens of a sentence and its calls: the house's prompt is not read
-GRAMMAR = 12 << 20  # bytes of its grammar, of an answer's threads and of Python; 8 were measured beyond the others
-
 
 def by_encoder(house: House, threads: int = 0, budget: int = UNLIMITED) -> ByEncoder | None:
     """Opens the encoder of a house; None for a house without one. budget: bytes of this process."""
-    if not house.facts.encoder:
-        return None
-    language = language_of(house.facts.language)
-    return ByEncoder(encoder_of(house.encoder), house.encoder, house.home, language, threads,
-                     budget=budget)
-
-
-def by_decoder(house: House, answering: Answering[Any]) -> ByDecoder:
-    """What understands a house by a model that writes text, which is open already. Raises MismatchError where the
-    house's adapter is of another model.
-    """
-    answering.served.load_adapter(house.decoder, ADAPTER)
-    return ByDecoder(answering, ADAPTER, house.home, language_of(house.facts.language), house.facts.limit)
+    return ByEncoder(house, threads, budget) if house.facts.encoder else None
 
 
 def in_turn(house: House, encoder: ByEncoder | None, decoder: ByDecoder | None) -> Understanding:
@@ -261,10 +218,9 @@ def decoder_of(house: House, threads: int = 0, budget: int = UNLIMITED) -> Itera
     context = _context(gguf)
     with ExitStack() as opened:
         model = opened.enter_context(LlamaModel(gguf, context=context, threads=threads or None, sequences=1 + KEPT,
-                                                repack=may_repack(gguf, context, budget - GRAMMAR),
-                                                small_batch=True))
+                                                repack=may_repack(gguf, context, budget - GRAMMAR), small_batch=True))
         answering = Batcher(model, parallel=1, queue=1)
-        decoder = by_decoder(house, answering)
+        decoder = ByDecoder(house, answering)
         answering.start()
         opened.callback(answering.stop)
         yield decoder

@@ -96,7 +96,8 @@ def update_house(folder: str | Path, entities: str | Path | None = None, own: st
         if not change and not own:
             raise UsageError(f"{entities} has the same entities as {folder}", "train a new house for other sentences, "
                              "or name a file of your own by --own")
-        rows = joined_own(list(read_sentences(own)) if own else [], renamed_own(old, home))
+        given = read_sentences(own) if own else ()  # of equal sentences these count
+        rows = list({plain(row["sentence"]): (place, row) for place, row in (*renamed_own(old, home), *given)}.values())
         facts = old.facts
         recipe = Recipe(facts.language, facts.count, facts.seed, **facts.models)
         made = trained_place(folder)
@@ -108,11 +109,6 @@ def update_house(folder: str | Path, entities: str | Path | None = None, own: st
         if updated.replaced:
             replace_house(folder, made)
     return updated
-
-
-def joined_own(first: Sequence[Sentence], others: Sequence[Sentence]) -> list[Sentence]:
-    """All rows; of equal sentences the first counts."""
-    return list({plain(row["sentence"]): (place, row) for place, row in [*others, *first]}.values())
 
 
 def renamed_own(old: House, new: Home) -> list[Sentence]:

@@ -11,8 +11,7 @@ from houses import house, write_house
 from tiny import write_tiny
 
 from edgetune.errors import FormatError, MismatchError
-from edgetune.parts.home.house import FACTS, House
-from edgetune.parts.home.language import language_of
+from edgetune.parts.home.house import FACTS, Facts, House
 from edgetune.parts.home.learning import measured
 from edgetune.parts.home.tools import Target
 from edgetune.parts.home.understanding import (
@@ -77,8 +76,10 @@ def test_a_sentence_is_asked_as_it_was_learned(tmp_path, template, prompt):
     asked = []
     served = SimpleNamespace(chat_template=template, render=lambda said, *_: f"<user>{said[0]['content']}</user>")
     done = SimpleNamespace(text=lambda: '{"tool": "other"}', logprobs=[])
+    served.load_adapter = lambda *_: None
     one = SimpleNamespace(served=served, submit=lambda text, **_: asked.append(text) or done)
-    decoder = ByDecoder(one, "house", house(tmp_path), language_of("en"), 0.5)
+    facts = Facts("en", 200, 0, "", 200, decoder="x", limit=0.5)
+    decoder = ByDecoder(House(tmp_path, facts, house(tmp_path)), one)
     assert decoder.understand("dim it to twenty") == Understood((Wish(why=OTHER),), is_sure=True)
     assert asked == [prompt]
 
