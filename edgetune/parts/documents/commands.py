@@ -12,6 +12,7 @@ import click
 from ...cli.app import ModelPath, cli, command, config_options, out, show, step_progress, threads_option
 from ...cli.around import AroundOptions
 from ...errors import UsageError, shell_word, size_text
+from .options import IndexOptions
 
 if TYPE_CHECKING:
     from ...data.around import Instruction
@@ -41,11 +42,6 @@ MADE_BY = "minilm"  # the encoder, unless another is named
 LISTED = 10  # files that are named one by one
 
 
-def index_options(command: Any) -> Any:
-    from .options import IndexOptions
-    return config_options("chunk_tokens", "overlap", of=IndexOptions)(command)
-
-
 @cli.group("documents")
 def documents() -> None:
     """Index documents, and search them.
@@ -59,7 +55,7 @@ def documents() -> None:
                       help="File of the index; one that exists is brought up to date."),
          click.option("--encoder", type=ModelPath(), default=MADE_BY, show_default=True,
                       help="Model that makes the vectors."),
-         index_options,
+         config_options("chunk_tokens", "overlap", of=IndexOptions),
          click.option("--memory", default="", help="Memory of this process at most, such as 500M or 25% [75% of what "
                       "is available]."),
          threads_option,
@@ -73,7 +69,6 @@ def index_command(folder: Path, out_file: Path, encoder: Path, memory: str, thre
     """
     from ...training.config import TrainConfig
     from .building import build
-    from .options import IndexOptions
     from .search import Encoding
     found = Encoding(encoder, threads)
     try:

@@ -80,15 +80,10 @@ def _unspoken(line: str) -> str:
         line = line[:found.start()]
     kept = ""
     for sentence in _SENTENCE.findall(line):
-        if speaks_to_model(sentence):
+        if any(pattern.search(sentence) for pattern in _ADDRESSED):
             break
         kept += sentence
     return kept.rstrip()
-
-
-def speaks_to_model(sentence: str) -> bool:
-    """Whether a sentence seems to speak to whoever answers, and not to whoever reads the document."""
-    return any(pattern.search(sentence) for pattern in _ADDRESSED)
 
 
 USUAL = 3  # passages

@@ -32,7 +32,7 @@ from ...formats.named import name_of
 from ...serving.embedding import EncoderFile, TableFile, Vectors, open_vectors
 from ...serving.encoder import Encoder
 from ...serving.encoder_model import AT_ONCE, EncoderVectors
-from .store import Bytes, Source, Store
+from .store import Bytes, Citation, IndexStore
 
 DIGITS = 16  # of a file's SHA-256, by which an index knows its encoder
 
@@ -102,31 +102,21 @@ REFUSED = 0.05  # share of them that has less evidence than the limit
 _END = re.compile(r"(?<=[.!?])\s+")
 
 
-@dataclass(frozen=True)
-class Ranked:
-    """chunks: (chunk, score), the best first, score 1 for the first of both rankings. by_words, by_vector: the
-    rankings. evidence: from 0 to 1.
-    """
-
-    chunks: list[tuple[int, float]]
-    by_words: list[int]
-    by_vector: list[int]
-    cosines: Mapping[int, float]
-    evidence: float
-
-
-class Ranking:
+class ChunkRanking:
     """Ranks the chunks of an open index. For one thread at a time."""
 
-    def __init__(self, store: Store, encoding: Encoding) -> None:
+    def __init__(self, store: IndexStore, encoding: Encoding) -> None:
         self._store = store
         self._encoding = encoding
         self._chunks, _ = store.totals()
 
-    def ranked(self, query: str) -> Ranked:
+    def ranked(self, query: str) -> tuple[list[tuple[int, float]], float]:
+        """The best chunks with their scores, the best first, 1 for the first of both rankings; and the evidence."""
         terms = self._store.terms_of(query)
         holders = self._store.holders(terms)
-        by_words = [chunk for chunk, _ in self._store.by_words(self._rare(terms, holders), DEPTH)]
+        rare = [terms[term] for term, count in holders.items() if count <= COMMON * self._chunks]
+        looked_for = rare or [terms[term] for term in holders]  # all, where none is rare
+        by_words = [chunk for chunk, _ in self._store.by_words(looked_for, DEPTH)]
         cosines = dict(self._store.by_vector(self._encoding.vectors([query])[0], DEPTH))
         chunks = fused([by_words, [*cosines]])
         best = [chunk for chunk, _ in chunks[:LOOKED_AT]]
@@ -134,12 +124,7 @@ class Ranking:
         words = max((self._share(weights, chunk) for chunk in best), default=0.0)
         nearest = max((cosines.get(chunk, 0.0) for chunk in best), default=0.0)
         evidence = OF_VECTORS * max(0.0, nearest) + (1 - OF_VECTORS) * words
-        return Ranked(chunks, by_words, [*cosines], cosines, evidence)
-
-    def _rare(self, terms: Mapping[str, str], holders: Mapping[str, int]) -> list[str]:
-        """The words of a query that are in the index and not in much of it; all, where there are no others."""
-        rare = [terms[term] for term, count in holders.items() if count <= COMMON * self._chunks]
-        return rare or [terms[term] for term in holders]
+        return chunks, evidence
 
     def _weight(self, count: int) -> float:
         """What BM25 weighs a word by that is in `count` chunks."""
@@ -157,7 +142,7 @@ class Ranking:
         found = []
         for number in range(QUERIES if self._chunks else 0):
             on_query(number)
-            found.append(self.ranked(self._query(drawn)).evidence)
+            found.append(self.ranked(self._query(drawn))[1])
         found.sort()
         return found[int(REFUSED * QUERIES)] if found else 0.0
 
@@ -189,7 +174,7 @@ Fact = TypeVar("Fact", str, float)
 class Passage:
     """A passage that was found. score: from 0 to 1, 1 for the best by words and by vectors."""
 
-    source: Source
+    source: Citation
     text: str
     score: float
 
@@ -231,24 +216,24 @@ class Index:
             raise UsageError(f"there is no index {path}", "make it with edgetune documents index FOLDER -o INDEX")
         self._file = identity(self.path)
         with ExitStack() as opened:
-            self._store = opened.enter_context(closing(Store(self.path)))
+            self._store = opened.enter_context(closing(IndexStore(self.path)))
             self._encoding = encoding or opened.enter_context(
                 closing(Encoding(self._fact(self._store, "encoder", str), threads)))
             self._read(self._store)
             opened.pop_all()
 
-    def _fact(self, store: Store, name: str, kind: type[Fact]) -> Fact:
+    def _fact(self, store: IndexStore, name: str, kind: type[Fact]) -> Fact:
         """What an index says of itself. Raises FormatError for one that does not say it."""
         found = store.facts().get(name)
         if not isinstance(found, kind) or (isinstance(found, float) and not isfinite(found)):
             raise FormatError(f"{self.path} is no whole index: its {name} is {found!r:.80}", "make it again")
         return found
 
-    def _read(self, store: Store) -> None:
+    def _read(self, store: IndexStore) -> None:
         """Raises FormatError for an index that is not whole, MismatchError for that of another encoder."""
         self._encoding.check(self._fact(store, "encoder_sha256", str), str(self.path))
         self.least = self._fact(store, "least_evidence", float)
-        self._ranking = Ranking(store, self._encoding)
+        self._ranking = ChunkRanking(store, self._encoding)
 
     def refresh(self) -> int:
         """Opens the file again where another index has its name now, and returns a number that changes with it. Where
@@ -256,7 +241,7 @@ class Index:
         """
         with self._lock, suppress(EdgetuneError, OSError):
             if (now := identity(self.path)) != self._file:
-                store = Store(self.path)
+                store = IndexStore(self.path)
                 try:
                     self._read(store)
                 except BaseException:
@@ -299,9 +284,9 @@ class Index:
         self.refresh()
         with self._lock:
             least = self.least if least is None else least
-            ranked = self._ranking.ranked(query)
-            best = ranked.chunks[:limit] if ranked.evidence >= least else []
-            return Found([Passage(*self._store.passage(chunk), score) for chunk, score in best], ranked.evidence, least)
+            chunks, evidence = self._ranking.ranked(query)
+            best = chunks[:limit] if evidence >= least else []
+            return Found([Passage(*self._store.passage(chunk), score) for chunk, score in best], evidence, least)
 
 
 def identity(path: Path) -> tuple[int, int, int]:

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...disk import json_lines, replaced
 from .entities import Entity, Home
-from .language import Language
-from .prompt import Message, Prompt, prompt_of, through_ollama
+from .language import HouseLanguage
+from .prompt import AssistPrompt, Message, prompt_of, through_ollama
 from .replies import after_results, as_json, inner
 from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, TOOLS
 from .wishes import Wish
 
 if TYPE_CHECKING:
-    from .rows import Row
+    from .rows import HouseRow
 
 STATES = {"light": ("on", "off"), "switch": ("on", "off"), "fan": ("on", "off"), "input_boolean": ("on", "off"),
           "binary_sensor": ("on", "off"), "cover": ("open", "closed"), "valve": ("open", "closed"),
@@ -82,8 +82,8 @@ def state_of(entity: Entity, rng: random.Random) -> tuple[str, str]:
     return "unknown", ""
 
 
-def write_chats(path: Path, rows: Sequence[Row], home: Home, language: Language, version: str,
-                seed: int = 0) -> list[Row]:
+def write_chats(path: Path, rows: Sequence[HouseRow], home: Home, language: HouseLanguage, version: str,
+                seed: int = 0) -> list[HouseRow]:
     """Writes a conversation a line, all or none; returns the rows whose tools this version has. seed: of the states in
     results. Raises DiskError, and the errors of prompt_of.
     """
@@ -95,7 +95,8 @@ def write_chats(path: Path, rows: Sequence[Row], home: Home, language: Language,
     return [row for row, chat in chats if chat]
 
 
-def chat_row(row: Row, home: Home, prompt: Prompt, language: Language, rng: random.Random) -> Message | None:
+def chat_row(row: HouseRow, home: Home, prompt: AssistPrompt, language: HouseLanguage,
+             rng: random.Random) -> Message | None:
     """The question, then calls, their results and a sentence, or an answer in words where no call is right. None where
     a tool is not offered.
     """

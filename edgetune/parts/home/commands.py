@@ -31,7 +31,7 @@ from ...training.config import CommonOptions
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from .rows import Row
+    from .rows import HouseRow
 
 SHOWN = 20  # rows that `home rows` prints
 ENTITIES = click.argument("entities", type=click.Path(path_type=Path))
@@ -239,7 +239,7 @@ def counts(found: Counter[str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in found.most_common())
 
 
-def meaning(row: Row) -> str:
+def meaning(row: HouseRow) -> str:
     """What a sentence asks for, in a line."""
     said = [f"{call.name}({', '.join(f'{key}={value}' for key, value in call.arguments.items())})"
             for call in row.calls]

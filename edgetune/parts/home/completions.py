@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...serving.constraint import grammar_of_lines
 from .entities import Home
-from .language import Language
+from .language import HouseLanguage
 from .prompt import value_schemas
-from .tools import LIVE_CONTEXT, TARGET, TOOLS, Target, Tool, offered, shortest
+from .tools import LIVE_CONTEXT, TARGET, TOOLS, HouseTool, Target, offered, shortest
 from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish
 
 if TYPE_CHECKING:
-    from .rows import Row
+    from .rows import HouseRow
 
 NUMBERS = {"HassSetPosition": "position", "HassFanSetSpeed": "percentage", "HassClimateSetTemperature": "temperature",
            "HassSetVolume": "volume_level", "HassSetVolumeRelative": "volume_step", "HassLightSet": "brightness"}
@@ -81,7 +81,7 @@ def wish_of_fields(found: Mapping[str, Any]) -> Wish:
     return Wish(tool.name, target, values)
 
 
-def training_row(row: Row, language: Language) -> dict[str, str] | None:
+def training_row(row: HouseRow, language: HouseLanguage) -> dict[str, str] | None:
     """A row of one wish for an encoder; None where a value does not stand in the sentence."""
     if len(row.wishes) != 1:
         return None
@@ -134,7 +134,7 @@ def grammar(home: Home) -> str:
     return grammar_of_lines([*(schema_of(tool, home) for tool in offered(home)), why], MOST_LINES)
 
 
-def schema_of(tool: Tool, home: Home) -> dict[str, Any]:
+def schema_of(tool: HouseTool, home: Home) -> dict[str, Any]:
     """Keys in the order of `line_of`. A target has names of entities that the tool acts on."""
     meant = [one for one in home.entities if not tool.domains or one.domain in tool.domains]
     values = {"name": [one.name for one in meant], "area": [one.area for one in meant],

@@ -30,7 +30,7 @@ from .entities import Home, read_home
 from .recipe import BOTH, DECODER, ENCODER
 
 if TYPE_CHECKING:
-    from .rows import Row
+    from .rows import HouseRow
 
 FACTS, ENTITIES, ROWS, OWN_ROWS = "house.json", "entities.yaml", "rows.jsonl", "own.jsonl"
 AGAIN = "train the house again with edgetune home train"
@@ -104,13 +104,13 @@ def write_facts(folder: Path, facts: Facts) -> None:
         beside.write_text(json_text(asdict(facts), indent=1) + "\n", encoding="utf-8")
 
 
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
+def write_rows(path: Path, rows: Sequence[HouseRow]) -> None:
     """Writes a line for each row, {"sentence", "calls", "why", "kind"}: all or none. Raises DiskError."""
     with replaced(path) as beside:
         beside.write_text(json_lines(map(plain, rows)), encoding="utf-8")
 
 
-def plain(row: Row) -> dict[str, Any]:
+def plain(row: HouseRow) -> dict[str, Any]:
     return {"sentence": row.sentence, "calls": [call.to_json() for call in row.calls], "why": row.why, "kind": row.kind}
 
 

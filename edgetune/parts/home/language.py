@@ -16,7 +16,7 @@ MOST_SPELLED = 100
 
 
 @dataclass(frozen=True)
-class Language:
+class HouseLanguage:
     """texts: of our file, and as it names them."""
 
     code: str
@@ -71,12 +71,12 @@ def languages() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def language_of(code: str) -> Language:
+def language_of(code: str) -> HouseLanguage:
     """Raises UsageError for a language without texts, ModuleNotFoundError without the extra home."""
     import yaml
     if code not in languages():
         raise UsageError(f"there are no wordings of the language {code!r}", f"take one of {', '.join(languages())}")
-    return Language(code, yaml.safe_load((FOLDER / f"{code}.yaml").read_text(encoding="utf-8")))
+    return HouseLanguage(code, yaml.safe_load((FOLDER / f"{code}.yaml").read_text(encoding="utf-8")))
 
 
 SOFT_HYPHEN = "\u00ad"  # stands between the parts of German numbers

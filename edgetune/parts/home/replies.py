@@ -9,7 +9,7 @@ from typing import Any
 
 from ...data.yaml_text import read_yaml
 from ...errors import DataError
-from .language import Language
+from .language import HouseLanguage
 from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, Call, Target, plain_name
 from .understanding import Understanding, Understood
 from .wishes import CANNOT, UNFINISHED, Wish
@@ -30,7 +30,7 @@ class Reply:
 class Replies:
     """The replies of one house in its language."""
 
-    def __init__(self, understanding: Understanding, language: Language) -> None:
+    def __init__(self, understanding: Understanding, language: HouseLanguage) -> None:
         self._understanding = understanding
         self._texts: Mapping[str, str] = language.texts["answers"]
 

@@ -18,7 +18,7 @@ from hassil.intents import IntentData, RangeSlotList, TextSlotList
 from hassil.util import normalize_whitespace
 
 from .entities import Entity, Home
-from .language import Language, spelled
+from .language import HouseLanguage, spelled
 from .tools import AREA, FLOOR, NAME
 
 WAYS = {"whole": 0.6, "part": 0.25, "misspelled": 0.15}
@@ -107,7 +107,7 @@ class Draw:
 class Templates:
     """The templates of a language. namer: how an entity is called."""
 
-    def __init__(self, language: Language, home: Home, namer: Namer) -> None:
+    def __init__(self, language: HouseLanguage, home: Home, namer: Namer) -> None:
         self.intents = language.intents
         self.home = home
         self.wildcards = language.wildcards

@@ -20,7 +20,7 @@ from .language import language_of
 from .learning import is_right, make_house
 from .own import Sentence, plain, read_sentences
 from .recipe import Recipe
-from .rows import Row, Rows, read_own
+from .rows import HouseRow, RowDrawer, read_own
 from .tools import bare
 from .understanding import understanding_of
 
@@ -135,7 +135,7 @@ def compared(old: House, new: House, change: Change, threads: int, budget: int =
     """What both say to a person's own sentences, and to drawn ones that name an entity, which nothing learned. budget:
     bytes of this process.
     """
-    drawn = Rows(new.home, language_of(new.facts.language), new.facts.seed + OTHER_SEED).draw(ASKED)
+    drawn = RowDrawer(new.home, language_of(new.facts.language), new.facts.seed + OTHER_SEED).draw(ASKED)
     rows = [row for row in drawn if is_naming(row)]
     stayed = [row for row in rows if row.wishes[0].target.name in change.stayed]
     changed = [row for row in rows if row.wishes[0].target.name not in change.stayed]
@@ -149,13 +149,13 @@ def compared(old: House, new: House, change: Change, threads: int, budget: int =
     return Updated(change, decisions[0], decisions[1], decisions[2], right, own_right)
 
 
-def _answered(house: House, groups: Sequence[Sequence[Row]], threads: int, budget: int) -> list[list[Value]]:
+def _answered(house: House, groups: Sequence[Sequence[HouseRow]], threads: int, budget: int) -> list[list[Value]]:
     """The values of a house's answers. Nothing of it stays open."""
     with understanding_of(house, threads, budget) as understanding:
         return [[RIGHT if is_right(understanding, row) else WRONG for row in group] for group in groups]
 
 
-def is_naming(row: Row) -> bool:
+def is_naming(row: HouseRow) -> bool:
     """Whether a row's one wish is about an entity that the sentence calls by its name, so that the call is the same in
     every house that has it.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +152,7 @@ def mix_command(spec: Path, to: Path, seed: int, as_json: bool) -> None:
     rows, report = mix(spec, seed)
     with replaced(to) as beside:
         beside.write_text(json_lines(rows), encoding="utf-8")
-    show(as_json, {"out": str(to), **report.as_json()}, f"{report.rows} rows in {to}, {report.digest[:19]}", "",
+    show(as_json, {"out": str(to), **asdict(report)}, f"{report.rows} rows in {to}, {report.digest[:19]}", "",
          table_of(report), "", f"next: edgetune data check {shell_word(to)} MODEL")
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +52,11 @@ def questions(text: str, heading: str) -> Iterator[tuple[str, str]]:
             if not span or len(sentence.split()) > MOST_WORDS or len(sentence.split()) < 4 or seen == MOST_GAPS:
                 continue
             seen += 1
-            yield f"{title}fill the gap: {sentence[:span.start()]}{GAP}{sentence[span.end():]}", _bare(span[0])
+            yield f"{title}fill the gap: {sentence[:span.start()]}{GAP}{sentence[span.end():]}", span[0].strip("`*")
     for head, cells in tables:
         for name, cell in zip(head[1:], cells[1:], strict=False):
             if cell and cells[0]:
                 yield f"{title}{head[0]} {cells[0]}: {name}?", cell
-
-
-def _bare(span: str) -> str:
-    return span.strip("`*")
 
 
 def _divided(text: str) -> tuple[list[str], list[tuple[list[str], list[str]]]]:
@@ -72,7 +67,7 @@ def _divided(text: str) -> tuple[list[str], list[tuple[list[str], list[str]]]]:
     taken: list[str] = []
     for line in [*re.sub(r"```.*?(?:```|$)", "", _LINK.sub(r"\1", text), flags=re.DOTALL).splitlines(), ""]:
         if line.lstrip().startswith("|"):
-            cells = [_bare(cell.strip()) for cell in _CELL.split(line.strip().strip("|"))]
+            cells = [cell.strip().strip("`*") for cell in _CELL.split(line.strip().strip("|"))]
             if head is None:
                 head = cells
             elif not re.fullmatch(r"[\s|:-]+", line):
@@ -158,14 +153,6 @@ text's own words. People do not see the text, so each question says what it is a
 CHECK = "{text}\n\nAnswer from this text alone, in a few of its words: {question}"
 
 
-@dataclass(frozen=True)
-class Piece:
-    """A chunk of a file. name: the file's, with the line or page."""
-
-    name: str
-    chunk: Chunk
-
-
 def make_from_documents(folder: Path, options: DocumentOptions, asker: Asker | None = None,
                         on_progress: OnProgress | None = None) -> Made:
     """Rows of the documents of a folder, or of one. asker: None: questions by rules. `read` counts questions.
@@ -177,45 +164,42 @@ def make_from_documents(folder: Path, options: DocumentOptions, asker: Asker | N
     made = Made()
     pieces = list(pieces_of(folder, options, made))
     near = NearDuplicates(options.near)
-    for number, piece in enumerate(pieces):
-        for question, answer in _asked(piece, options, asker, number, made):
+    for number, (name, chunk) in enumerate(pieces):
+        for question, answer in _asked(chunk, options, asker, number, made):
             made.read += 1
-            flaw = flaw_of(question, answer, piece.chunk.whole)
+            flaw = flaw_of(question, answer, chunk.whole)
             if not flaw and not near.add(question):
                 flaw = REPEATED
-            if not flaw and asker and options.check and not _is_confirmed(piece, question, answer, asker):
-                flaw = DISAGREES
+            if not flaw and asker and options.check:
+                again = asker.answer(CHECK.format(text=chunk.whole, question=question), TOKENS_CHECK)
+                flaw = "" if agree(answer, again) else DISAGREES
             if flaw:
                 made.drop(flaw)
                 continue
-            made.rows.append({"prompt": question, "completion": answer, "source": piece.name})
+            made.rows.append({"prompt": question, "completion": answer, "source": name})
         if on_progress:
             on_progress("chunks", number + 1, len(pieces))
     made.notes.append(f"{len(pieces)} chunks, questions by {asker.name if asker else 'rules'}")
     return made
 
 
-def pieces_of(folder: Path, options: DocumentOptions, made: Made) -> Iterator[Piece]:
-    """The chunks of all documents, of at most `options.words` words."""
+def pieces_of(folder: Path, options: DocumentOptions, made: Made) -> Iterator[tuple[str, Chunk]]:
+    """The chunks of all documents, of at most `options.words` words, with their files, and their lines or pages."""
     for file in files_of(folder):
         try:
-            for chunk in chunks(paragraphs(file.path), _words, options.words, 0.0):
+            for chunk in chunks(paragraphs(file.path), lambda text: len(text.split()), options.words, 0.0):
                 place = f"page {chunk.page}" if chunk.page else f"line {chunk.line}"
-                yield Piece(f"{file.name}, {place}", chunk)
+                yield f"{file.name}, {place}", chunk
         except DataError as error:
             made.notes.append(f"{file.name} was skipped: {error.what}")
 
 
-def _words(text: str) -> int:
-    return len(text.split())
-
-
-def _asked(piece: Piece, options: DocumentOptions, asker: Asker | None, number: int,
+def _asked(chunk: Chunk, options: DocumentOptions, asker: Asker | None, number: int,
            made: Made) -> Iterable[tuple[str, str]]:
     """Questions and answers about a chunk, not checked yet."""
     if asker is None:
-        return list(questions(piece.chunk.text, piece.chunk.heading.replace(" > ", ", ")))
-    asked = ASK.format(text=piece.chunk.whole, count=options.questions)
+        return list(questions(chunk.text, chunk.heading.replace(" > ", ", ")))
+    asked = ASK.format(text=chunk.whole, count=options.questions)
     said = asker.answer(asked, TOKENS_PAIR * options.questions, schema_of(options.questions), options.seed + number)
     found = pairs_in(said)
     if not found:
@@ -247,8 +231,3 @@ def pairs_in(said: str) -> list[tuple[str, str]]:
                 found.append((value["question"].strip(), value["answer"].strip()))
         at = said.find("{", end)
     return found
-
-
-def _is_confirmed(piece: Piece, question: str, answer: str, asker: Asker) -> bool:
-    again = asker.answer(CHECK.format(text=piece.chunk.whole, question=question), TOKENS_CHECK)
-    return agree(answer, again)

@@ -74,7 +74,7 @@ def similarity(one: str, other: str) -> float:
     return float(ratio(one, other)) / 100
 
 
-class Passages:
+class HeldPassages:
     """Passages of held-out texts. A text overlaps where it shares WORDS words in a row with one, or says the same."""
 
     def __init__(self, texts: Iterable[str]) -> None:

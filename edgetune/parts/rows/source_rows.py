@@ -13,11 +13,11 @@ from ...data.formats import recognised
 from ...data.question import content_text, user_text
 from ...data.words import plain
 from ...errors import DataError
-from .duplicates import NearDuplicates, Passages
+from .duplicates import HeldPassages, NearDuplicates
 
 
 @dataclass(frozen=True)
-class Item:
+class SourceItem:
     """A row of a source. fields: its texts by name, which templates may use; None for a conversation of several turns,
     or one with tools or a system message, which is taken as it is.
     """
@@ -41,10 +41,10 @@ class Left:
     repeated: int = 0
     held_out: int = 0
     first_unusable: str = ""
-    items: list[Item] = field(default_factory=list)
+    items: list[SourceItem] = field(default_factory=list)
 
 
-def read_items(paths: Sequence[Path], near: NearDuplicates, held_out: Passages) -> Left:
+def read_items(paths: Sequence[Path], near: NearDuplicates, held_out: HeldPassages) -> Left:
     """The rows of these files that may be mixed, in their order. Raises DataError where there are none."""
     left = Left()
     for path in paths:
@@ -70,7 +70,7 @@ def read_items(paths: Sequence[Path], near: NearDuplicates, held_out: Passages) 
     return left
 
 
-def item_of(row: Any) -> Item:
+def item_of(row: Any) -> SourceItem:
     """A row as an item. Raises DataError for one that has no question and answer."""
     known = recognised(row, (supervised,))
     if supervised.check_learnable(known) == "text":
@@ -81,20 +81,17 @@ def item_of(row: Any) -> Item:
         fields = {**others, "prompt": known["prompt"], "completion": known["completion"]}
         tools = known.get("tools")
         messages = supervised.as_messages(known["prompt"], known["completion"])
-        return Item(tuple(messages), tuple(tools) if tools else None, None if tools else fields)
+        return SourceItem(tuple(messages), tuple(tools) if tools else None, None if tools else fields)
     messages = [dict(message) for message in known["messages"]]
     tools = known.get("tools")
-    return Item(tuple(messages), None if tools is None else tuple(tools), _plain_turn(messages) if not tools else None)
+    roles = [message["role"] for message in messages]
+    is_turn = roles == ["user", "assistant"] and "tool_calls" not in messages[1] and not tools
+    plain_turn = {"prompt": content_text(messages[0]["content"]),
+                  "completion": content_text(messages[1]["content"])} if is_turn else None
+    return SourceItem(tuple(messages), None if tools is None else tuple(tools), plain_turn)
 
 
-def _plain_turn(messages: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
-    """The texts of a conversation that is one question and one answer."""
-    if [message["role"] for message in messages] != ["user", "assistant"] or "tool_calls" in messages[1]:
-        return None
-    return {"prompt": content_text(messages[0]["content"]), "completion": content_text(messages[1]["content"])}
-
-
-def answer_of(item: Item) -> str:
+def answer_of(item: SourceItem) -> str:
     """The last message's text or calls, for comparisons."""
     last = item.messages[-1]
     return plain(f"{content_text(last.get('content'))} {last.get('tool_calls') or ''}")

@@ -11,7 +11,7 @@ from edgetune.parts.home.chats import STATES, chat_row, result_of
 from edgetune.parts.home.language import language_of
 from edgetune.parts.home.prompt import prompt_of, versions
 from edgetune.parts.home.replies import as_json, inner, states_of
-from edgetune.parts.home.rows import Row, Rows
+from edgetune.parts.home.rows import HouseRow, RowDrawer
 from edgetune.parts.home.tools import DATE_TIME, LIVE_CONTEXT, Target
 from edgetune.parts.home.wishes import OTHER, Wish
 
@@ -26,7 +26,7 @@ def chat(row, home, version="2026.11"):
 @pytest.mark.parametrize("version", versions())
 def test_every_drawn_row_is_a_conversation_to_its_end(tmp_path, version):
     home = house(tmp_path)
-    for row in Rows(home, ENGLISH).draw(200):
+    for row in RowDrawer(home, ENGLISH).draw(200):
         if (found := chat(row, home, version)) is None:
             continue
         *before, last = found["messages"]
@@ -41,7 +41,7 @@ def test_every_drawn_row_is_a_conversation_to_its_end(tmp_path, version):
 def test_a_question_is_answered_by_the_states_in_its_result(tmp_path):
     home = house(tmp_path)
     wish = Wish(LIVE_CONTEXT, Target("Front Lock", domain="lock"))
-    *_, result, said = chat(Row("is the front lock locked", (wish,), "question"), home)["messages"]
+    *_, result, said = chat(HouseRow("is the front lock locked", (wish,), "question"), home)["messages"]
     [lock] = [one for one in states_of([inner(as_json(result["content"]))]) if one["names"] == "Front Lock"]
     assert said["content"] == f"Front Lock is {lock['state']}."
     assert lock["state"] in STATES["lock"]
@@ -50,7 +50,7 @@ def test_a_question_is_answered_by_the_states_in_its_result(tmp_path):
 def test_a_command_is_done_and_no_call_follows(tmp_path):
     home = house(tmp_path)
     wish = Wish("HassTurnOn", Target(area="Hall", domain="light"))
-    found = chat(Row("light in the hall", (wish,), "command"), home)["messages"]
+    found = chat(HouseRow("light in the hall", (wish,), "command"), home)["messages"]
     assert [message["role"] for message in found] == ["system", "user", "assistant", "tool", "assistant"]
     lamp = named(home, "Hall Lamp")
     assert inner(as_json(found[3]["content"]))["data"]["success"] == [
@@ -59,7 +59,7 @@ def test_a_command_is_done_and_no_call_follows(tmp_path):
 
 
 def test_without_a_call_there_is_no_result(tmp_path):
-    found = chat(Row("hello", (Wish(why=OTHER),), "other"), house(tmp_path))["messages"]
+    found = chat(HouseRow("hello", (Wish(why=OTHER),), "other"), house(tmp_path))["messages"]
     assert [message["role"] for message in found] == ["system", "user", "assistant"]
 
 

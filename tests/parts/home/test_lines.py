@@ -9,7 +9,7 @@ from schemas import lets_through
 from edgetune.parts.home.completions import grammar, lines_of, wishes_of
 from edgetune.parts.home.entities import home_of
 from edgetune.parts.home.language import language_of
-from edgetune.parts.home.rows import Rows
+from edgetune.parts.home.rows import RowDrawer
 from edgetune.parts.home.tools import Target
 from edgetune.parts.home.wishes import OTHER, UNFINISHED, Wish
 
@@ -19,7 +19,7 @@ HOME = home_of(HOUSE, "house")
 @pytest.fixture(scope="module")
 def drawn():
     """900 times one or more wishes."""
-    return [row.wishes for code in ("en", "de", "fr") for row in Rows(HOME, language_of(code)).draw(300)]
+    return [row.wishes for code in ("en", "de", "fr") for row in RowDrawer(HOME, language_of(code)).draw(300)]
 
 
 def test_lines_and_back(drawn):

@@ -6,7 +6,7 @@ import pytest
 from houses import house
 
 from edgetune.errors import DataError
-from edgetune.parts.home.rows import OWN, TIMES, Row, read_own, with_own
+from edgetune.parts.home.rows import OWN, TIMES, HouseRow, read_own, with_own
 from edgetune.parts.home.tools import Target
 from edgetune.parts.home.understanding import ByOwn, Understood
 from edgetune.parts.home.wishes import OTHER, Wish
@@ -25,8 +25,8 @@ def test_calls_are_read_by_either_name(tmp_path):
     dim = {"name": "light__HassLightSet", "arguments": {"area": "Hall", "brightness": 20.0}}
     path = written(tmp_path, {"sentence": " movie time ", "calls": [LAMP, dim]}, {"sentence": "oh dear", "calls": []})
     assert read_own(path, house(tmp_path)) == [
-        Row("movie time", (OFF, Wish("HassLightSet", Target(area="Hall"), {"brightness": 20})), OWN),
-        Row("oh dear", (Wish(why=OTHER),), OWN)]
+        HouseRow("movie time", (OFF, Wish("HassLightSet", Target(area="Hall"), {"brightness": 20})), OWN),
+        HouseRow("oh dear", (Wish(why=OTHER),), OWN)]
 
 
 @pytest.mark.parametrize(("row", "says"), [
@@ -54,6 +54,6 @@ def test_they_are_answered_as_they_stand(tmp_path):
 
 
 def test_they_count_more_than_drawn_ones():
-    own = [Row("Movie time", (OFF,), OWN)]
-    drawn = [Row("movie time", (Wish(why=OTHER),), "other"), Row("lamp off", (OFF,), "command")]
+    own = [HouseRow("Movie time", (OFF,), OWN)]
+    drawn = [HouseRow("movie time", (Wish(why=OTHER),), "other"), HouseRow("lamp off", (OFF,), "command")]
     assert with_own(drawn, own) == [drawn[1], *own * TIMES]
