@@ -24,9 +24,9 @@ from ...options import check_options
 from ..documents.chunks import Chunk, chunks
 from ..documents.paragraphs import files_of, paragraphs
 from .askers import Asker
-from .duplicates import NearDuplicates
 from .options import DocumentOptions
 from .output import Made
+from .source_rows import NearDuplicates
 
 GAP = "___"
 MOST_GAPS = 4  # of a chunk

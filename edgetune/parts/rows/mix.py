@@ -13,8 +13,7 @@ from typing import Any
 from ...data.holdout import digest_of
 from ...errors import DataError
 from .draw import Drawer, proportional
-from .duplicates import HeldPassages, NearDuplicates
-from .source_rows import Left, held_out_questions, read_items
+from .source_rows import HeldPassages, Left, NearDuplicates, held_out_questions, read_items
 from .spec import REPLAY, MixtureSpec, RowSource, read_mixture
 
 

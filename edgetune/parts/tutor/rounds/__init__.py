@@ -1,11 +1,11 @@
 """The tutor: a model learns from few labelled rows and from answers to many prompts, and a gate publishes.
 
-A round is a sequence of steps (rounds.py). Each writes its result to a file (results.py), so that a round that was
+A round is a sequence of steps (tutor.py). Each writes its result to a file (results.py), so that a round that was
 stopped continues at its step, to the same bytes:
 
     draw        several answers to each prompt, by the engine that trains          answers.py
                 or one, by an encoder that learned the labelled rows               answers.py
-    choose      those that a grader passes, that agree, or that the judge is       choosing.py
+    choose      those that a grader passes, that agree, or that the judge is       answers.py
                 sure of
     train       the chosen answers together with the labelled rows                 tutor.py
     gate        held-out questions are answered through llama.cpp                  gate.py

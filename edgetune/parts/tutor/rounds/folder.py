@@ -80,7 +80,8 @@ class Round:
             began = time.monotonic()
             found = make()
             write_object(self.file(kind.step), found.to_json())
-            write_ledger(self.out)
+            with replaced(self.out / LEDGER) as beside:
+                beside.write_text(json_lines(ledger_lines(self.out)), encoding="utf-8")
             line = {"round": self.number, "step": self.name(kind.step), "seconds": time.monotonic() - began}
             try:
                 with (self.out / TIMES).open("a", encoding="utf-8") as file:
@@ -112,11 +113,6 @@ def ledger_lines(out: Path) -> Iterator[dict[str, Any]]:
             if (found := read_object(part.file(step), MEND)) is not None:
                 digest = hashlib.sha256(part.file(step).read_bytes()).hexdigest()
                 yield {"round": round.number, "step": part.name(step), "sha256": digest, **found["facts"]}
-
-
-def write_ledger(out: Path) -> None:
-    with replaced(out / LEDGER) as beside:
-        beside.write_text(json_lines(ledger_lines(out)), encoding="utf-8")
 
 
 def seconds_of(out: Path) -> dict[tuple[int, str], float]:

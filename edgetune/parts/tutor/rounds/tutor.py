@@ -22,8 +22,19 @@ from ....formats.shape import read_shape
 from ....training.length import reading_limit, steps_per_epoch
 from ....training.run import run
 from . import gate
-from .answers import draw, graded, named
-from .choosing import JUDGED, LABELLED, VERIFIED, Choice, choose_agreed, choose_graded, choose_sure, collapse
+from .answers import (
+    JUDGED,
+    LABELLED,
+    VERIFIED,
+    Choice,
+    choose_agreed,
+    choose_graded,
+    choose_sure,
+    collapse,
+    draw,
+    graded,
+    named,
+)
 from .folder import Round, keep_start, publish, remove_old, rounds_of
 from .gate import LABELS, PUBLISHED, ROUND, GateResult
 from .questions import TutorQuestion, in_turn
