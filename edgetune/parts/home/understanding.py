@@ -149,7 +149,7 @@ def whole_parts(parts: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 class ByDecoder:
-    """A model that writes text with the adapter of a house, in `answering`, which was opened elsewhere. Raises
+    """A model that writes text with the adapter of a house, in `answering`, which is open already. Raises
     MismatchError if the house's adapter is of another model.
     """
 

@@ -7,8 +7,8 @@ from indexes import small_index
 
 from edgetune.data.around import sourced, together
 from edgetune.errors import UsageError
-from edgetune.parts.documents.passages import cleaned, open_passages, quoted, unmarked
-from edgetune.parts.documents.search import Passage
+from edgetune.parts.documents.passages import Passages, cleaned, open_passages, quoted, unmarked
+from edgetune.parts.documents.search import Index, Passage
 from edgetune.parts.documents.store import Citation
 
 ASKED = "the lamp in the hall is red"
@@ -47,14 +47,16 @@ def test_parts_of_a_message_stay(passages):
     assert "The lamp in the hall" in message["content"][0]["text"]
 
 
-def test_without_a_question_or_an_answer_nothing_is_put(passages):
+def test_without_a_question_or_an_answer_nothing_is_put(path, passages):
     for messages in ([], [{"role": "system", "content": "the lamp"}], [{"role": "user", "content": " "}]):
         assert passages.put(messages) == messages
         assert passages.sources(messages) is None
-    passages.index.least = 2.0
     asked = [{"role": "user", "content": "the lamp in the hall"}]
-    assert passages.put(asked) == asked
-    assert passages.sources(asked) == []
+    with Index(path, threads=1) as opened:
+        opened.least = 2.0
+        unanswered = Passages(opened.search)
+        assert unanswered.put(asked) == asked
+        assert unanswered.sources(asked) == []
 
 
 def test_no_document_ends_its_quotation():
