@@ -24,13 +24,13 @@ DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11",
 REPEATED = {  # class names that more than one module has; none is added
     "Adapter", "Agreement", "AllowedChoice", "Answer", "Answers", "Artifact", "Asked", "Batch", "Blocks",
     "Body", "CalledFunction", "Checkpoint", "Completion", "Copied", "Counted", "Decision", "Deferred",
-    "Divergence", "Documents", "Drawn", "Exam", "Family", "File", "Files", "Gated", "HeldOut", "History",
-    "Item", "Job", "Labelling", "Language", "Layout", "Lead", "Line", "Lines", "Measured", "Mixture", "Model",
-    "Network", "Origin", "Output", "Part", "Passages", "Piece", "Place", "Placed", "Plan", "Policy", "Prefix",
-    "Prompt", "Pulled", "Question", "Questions", "Ranked", "Ranking", "Reading", "Record", "Recurrent",
-    "Report", "Rollout", "Row", "Rows", "Rules", "SaidMessage", "Sample", "Score", "Served", "Server",
-    "Serving", "Setting", "Shape", "Sizes", "Slot", "Source", "Spent", "State", "StepResult", "Store", "Tag",
-    "Tokens", "Tool", "ToolCall", "Traffic", "Tutor", "Verdict",
+    "Divergence", "Documents", "Exam", "Family", "Files", "Gated", "HeldOut", "History",
+    "Job", "Labelling", "Layout", "Lead", "Line", "Lines", "Measured", "Model",
+    "Network", "Origin", "Output", "Part", "Piece", "Place", "Placed", "Plan", "Policy", "Prefix",
+    "Pulled", "Question", "Questions", "Reading", "Record", "Recurrent",
+    "Report", "Rollout", "Rules", "SaidMessage", "Sample", "Score", "Served", "Server",
+    "Serving", "Setting", "Shape", "Sizes", "Source", "Spent", "State", "StepResult", "Tag",
+    "Tokens", "ToolCall", "Traffic", "Tutor", "Verdict",
 }
 
 

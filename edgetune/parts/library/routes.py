@@ -12,7 +12,7 @@ from ...daemon.api.adapters import AnAdapter, adapter_object
 from ...daemon.api.completions import TheService
 from ...daemon.api.errors import RESPONSES, JsonRoute
 from ...daemon.api.shapes import Body
-from .running import library_of
+from .library import library_of
 
 PATH = "/v1/adapters/{adapter}/questions"
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)

@@ -18,8 +18,8 @@ from ...data.rows import answered_messages
 from ...errors import UsageError
 from ...options import check_options
 from ..documents.passages import with_passages
-from ..documents.searching import Index, Passage
-from .grounding import is_grounded
+from ..documents.search import Index, Passage
+from .documents import is_grounded
 from .options import PassageOptions
 from .output import Made
 

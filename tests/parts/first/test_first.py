@@ -17,7 +17,7 @@ from edgetune.daemon.service import Service
 from edgetune.errors import EdgetuneError, FormatError, NotFoundError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
-from edgetune.parts.first import contest
+from edgetune.parts.first import running as contest
 from edgetune.parts.first.encoder import First, FirstEncoder
 from edgetune.parts.first.options import FirstOptions
 from edgetune.runs.train import train

@@ -18,10 +18,9 @@ from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.sources import AskedQuestion
 from edgetune.errors import EdgetuneError, MismatchError, NotFoundError, UsageError
 from edgetune.formats.gguf import open_gguf
+from edgetune.parts.home.completions import fields_of, line_of, wish_of_fields
 from edgetune.parts.home.entities import home_of
-from edgetune.parts.home.fields import fields_of, wish_of_fields
 from edgetune.parts.home.house import ENTITIES, Facts, write_facts
-from edgetune.parts.home.lines import line_of
 from edgetune.parts.home.recipe import DECODER
 from edgetune.parts.home.replies import Reply
 from edgetune.parts.home.source import HouseSource, written
