@@ -71,7 +71,7 @@ from edgetune.cli import cli
 cli.get_command(None, "train")
 print(json.dumps([name for name in sys.modules if name.startswith("edgetune.cli.")]))
 """
-    own = {"app", "names", "configured", "extras", "grouped", "learn", "objective", "output", "prose", "sweep"}
+    own = {"app", "names", "configured", "grouped", "learn", "objective", "output"}
     assert {name.rsplit(".", 1)[1] for name in printed(code)} <= own
 
 
@@ -111,7 +111,7 @@ print(json.dumps([*sys.modules]))
 """
 NEEDED = {
     "adapters": "base heads lora low_rank stacks store",
-    "cli": "names app configured extras grouped learn objective output sweep",
+    "cli": "names app configured grouped learn objective output",
     "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parts "
             "pieces preferences prompted question rows thoughts trees",
     "llamacpp": "kv_state library markup pieces thinking tokenizer tokenizers tool_text wordpiece",

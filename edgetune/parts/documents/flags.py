@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...cli.around import AroundOptions
+from ...cli.serving import AroundOptions
 from ...errors import UsageError
 
 if TYPE_CHECKING:
