@@ -261,9 +261,8 @@ def _graded_by_choice(model: Path, serving: Serving, rows: Dataset, choosing: Ch
 def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: Instruction, limit: int | None,
                 show_wrong: int | None, save: Path | None, as_json: bool) -> None:
     """eval --url"""
-    from ..data.asking import asking_rows
-    from ..evaluation.asked import asked_match, asked_scores
-    from ..evaluation.served import Grades
+    from ..data.question import asking_rows
+    from ..evaluation.served import Grades, asked_match, asked_scores
     rows = asking_rows(data, columns)
     with remote_model(model, serving.url, serving.key_file) as served:
         answers = asked_match(rows, lambda messages, tools, most: "".join(

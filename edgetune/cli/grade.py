@@ -167,12 +167,11 @@ def _texts(gguf: Gguf, rows: Rows, serving: Serving, *, samples: int, temperatur
     """The texts that a model writes."""
     from ..data.around import instructed, together
     from ..data.question import asked_messages
-    from ..evaluation.graders.answered import answered_sample
-    from ..evaluation.native import engine_within
+    from ..evaluation.native import answered_sample, engine_within
     from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
-    from ..serving.call_form import call_form
     from ..serving.rollouts.texts import TokenPrompts, adapter_of, answers
+    from ..serving.tool_calls import call_form
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
     around, serving = taken_around(serving, system)

@@ -165,9 +165,9 @@ def graded_by_encoder(model: Gguf, adapters: Sequence[Path | None], data: Path, 
     from ..data import labelled, paired
     from ..data.files import read_rows
     from ..data.formats import recognised
-    from ..evaluation.labels import grade_labels
+    from ..evaluation.encoders import grade_labels
     if any(adapter and _is_of_vectors(adapter) for adapter in adapters):
-        from ..evaluation.retrieval import grade_vectors
+        from ..evaluation.encoders import grade_vectors
         from ..serving.encoder import Encoder
         pairs = [recognised(row, [paired], columns) for _, row in read_rows(data)]
         encoder = Encoder(model, threads)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ...serving.constraint import grammar_of_lines
+from ...serving.tool_calls import grammar_of_lines
 from .entities import Home
 from .prompt import value_schemas
 from .tools import LIVE_CONTEXT, TARGET, TOOLS, Target, Tool, offered, shortest

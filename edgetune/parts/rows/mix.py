@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data.holdout import digest_of
+from ...data.dataset import digest_of
 from ...errors import DataError
 from .draw import Drawer
 from .duplicates import NearDuplicates, Passages
