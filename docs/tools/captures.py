@@ -27,8 +27,11 @@ from commands import run  # noqa: E402
 from recorded import recording  # noqa: E402
 
 from edgetune.cli.app import show  # noqa: E402
-from edgetune.cli.demo import demo_lines  # noqa: E402
-from edgetune.cli.learn import result_lines, try_lines  # noqa: E402
+from edgetune.cli.learn import (  # noqa: E402
+    demo_lines,
+    result_lines,
+    try_lines,
+)
 from edgetune.cli.status import view  # noqa: E402
 from edgetune.formats.named import packaged_model  # noqa: E402
 from edgetune.runs.result import Result  # noqa: E402

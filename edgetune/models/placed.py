@@ -53,7 +53,7 @@ class Placed:
 
     @property
     def pieces(self) -> Array:
-        """The pieces of data/pieces.py, int32 [P, 5]. The buffer is that of a mixer."""
+        """The pieces of data/packing.py, int32 [P, 5]. The buffer is that of a mixer."""
         if self._pieces is None:
             self._pieces = self._arena.view("pieces", *self.batch.pieces.shape)
             self._ops.synchronize()

@@ -18,9 +18,8 @@ from ...console import table
 from ...errors import size_text
 from ...formats.bundle import to_plain_json
 from ...formats.gguf import Gguf
-from ...runs import page
-from ...runs.chart import Chart, Line, Style, figure
-from ...runs.page import NOTHING, Content, Html, element, number
+from ...runs import chart
+from ...runs.chart import NOTHING, Chart, Content, Html, Line, Style, element, figure, number
 from ...version import __version__
 
 Facts = dict[str, Any]
@@ -58,7 +57,7 @@ def write(path: Path, facts: Facts) -> None:
     """Writes the report as one HTML file, whole or not at all."""
     facts = _plain(facts)
     name = (facts.get("source") or {}).get("name") or "A model"
-    page.write_page(path, f"{name}, compressed", _sections(facts))
+    chart.write_page(path, f"{name}, compressed", _sections(facts))
 
 
 def lines(facts: Facts) -> list[Table | Text]:
@@ -90,23 +89,23 @@ def _sections(facts: Facts) -> Iterator[Content]:
                  source.get("licence") and f"licence {source['licence']}",
                  source.get("quantized") and "already quantized when it came"]
     yield element("p", " · ".join(str(said) for said in described if said), class_="dim")
-    yield page.tiles(_tiles(facts))
+    yield chart.tiles(_tiles(facts))
     steps = [[row[key] for key in ("name", "weights", "perplexity", "kl", "top1", "facts")] for row in _steps(facts)]
-    yield page.section("Steps", page.table(["step", "weights", "perplexity", "mean KL", "top-1", ""], steps,
+    yield chart.section("Steps", chart.table(["step", "weights", "perplexity", "mean KL", "top-1", ""], steps,
                                            (1, 2, 3, 4)))
-    yield page.section("Distillation", *_distillation(facts.get("healing") or ()))
+    yield chart.section("Distillation", *_distillation(facts.get("healing") or ()))
     shares = [[row[key] for key in ("part", "weights", "size", "share", "bits")] for row in _parts(facts)]
-    yield page.section("Parts of the file", page.table(["part", "weights", "size", "share", "bits a weight"], shares,
+    yield chart.section("Parts of the file", chart.table(["part", "weights", "size", "share", "bits a weight"], shares,
                                                        (1, 2, 3, 4)))
     yield _device(facts.get("device") or {})
-    yield page.section("Answers before and after", *map(_answer, facts["answers"]))
+    yield chart.section("Answers before and after", *map(_answer, facts["answers"]))
     tensors = [[t["name"], t["type"], megabytes(t["bytes"]), number(t.get("sensitivity"), ".3g"),
                 number(t.get("kl"), ".3g")] for t in facts.get("tensors") or ()]
-    yield page.details(f"All {len(tensors)} tensors", page.table(["tensor", "type", "size", "sensitivity", "KL"],
+    yield chart.details(f"All {len(tensors)} tensors", chart.table(["tensor", "type", "size", "sensitivity", "KL"],
                                                                  tensors, (2, 3, 4)))
     options = [(name.replace("_", "-"), _shown(value)) for name, value in (facts.get("options") or {}).items()
                if value not in ("", None)]
-    yield page.details("Options", page.table([], options))
+    yield chart.details("Options", chart.table([], options))
     measured = f"Costs were measured on {cost['tokens']:,} tokens of text that nothing was chosen by. " if cost.get(
         "tokens") else ""
     for said in (*(f"SHA-256 of {name}: {digest}" for name, digest in (source.get("sha256") or {}).items()),
@@ -193,7 +192,7 @@ def _device(device: Facts) -> Html | None:
     if rate := device.get("predicted_tokens_per_second"):
         rows.append(("predicted speed", f"{rate:.0f} tokens/s"))
     traded = [element("p", sentence, class_="dim") for sentence in device.get("traded") or ()]
-    return page.section(f"Training on {device['name']}", page.table([], rows, (1,)), *traded)
+    return chart.section(f"Training on {device['name']}", chart.table([], rows, (1,)), *traded)
 
 
 def megabytes(n: float) -> str:

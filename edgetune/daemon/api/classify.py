@@ -12,8 +12,8 @@ import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from ...serving.classifying import TOGETHER
 from ...serving.completion import Completion
+from ...serving.encoder_model import TOGETHER
 from ..service import Service
 from .asking import note_ignored
 from .completions import TheService

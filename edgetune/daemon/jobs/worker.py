@@ -43,8 +43,8 @@ from ...errors import (
     UsageError,
     named,
 )
+from ...evaluation.graders.base import set_time_limit
 from ...evaluation.graders.sandbox import limit_processes, share_of
-from ...evaluation.graders.time_limit import set_time_limit
 from ...formats.bundle import open_bundle
 from ...machine.device import read_device, shared_memory, trim
 from ...machine.governor import Governor

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...cli.app import ModelPath, cli, command, config_options, out, show, step_progress, threads_option
-from ...cli.around import AroundOptions
+from ...cli.serving import AroundOptions
 from ...errors import UsageError, shell_word, size_text
 from .options import IndexOptions
 

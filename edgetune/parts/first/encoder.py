@@ -22,9 +22,8 @@ from ...daemon.state.adapters import Adapters
 from ...errors import UsageError
 from ...formats.bundle import Bundle, open_bundle
 from ...serving.completion import Completion
-from ...serving.encoder import Encoder
+from ...serving.encoder import Encoder, encoder_of
 from ...serving.encoder_model import AT_ONCE
-from ...serving.learned import encoder_of
 from ...serving.served import Served
 from ...serving.sureness import LEAST_ROWS
 

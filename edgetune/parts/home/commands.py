@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...cli.answer import new_file
 from ...cli.app import (
     ModelPath,
     cli,
@@ -24,6 +23,7 @@ from ...cli.app import (
 )
 from ...cli.daemon import NICE
 from ...cli.feedback import FEEDBACK
+from ...cli.output import new_file
 from ...cli.remote import request, url_path
 from ...console import Copied
 from ...errors import shell_word

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-from ...serving.constraint import grammar_of_lines
+from ...serving.tool_calls import grammar_of_lines
 from .entities import Home
 from .language import HouseLanguage
 from .prompt import value_schemas

@@ -19,10 +19,10 @@ from ...daemon.running import RunningPart
 from ...daemon.sources import CERTAIN, FORMS, AnswerSource, AskedQuestion, whole_answer
 from ...daemon.state.adapters import LATEST, Adapters
 from ...serving.answering import Answering
-from ...serving.call_form import CallForm
 from ...serving.completion import Completion
 from ...serving.llama import LlamaModel
 from ...serving.served import Served
+from ...serving.tool_calls import CallForm
 from .house import House
 from .language import language_of
 from .options import HomeOptions

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data.holdout import digest_of
+from ...data.dataset import digest_of
 from ...errors import DataError
 from .draw import Drawer, proportional
 from .source_rows import HeldPassages, Left, NearDuplicates, held_out_questions, read_items

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...data.around import last_question
-from ...data.asking import asking_rows
-from ...data.question import question_text
+from ...data.question import asking_rows, question_text
 from ...data.rows import answered_messages
 from ...errors import UsageError
 from ...options import check_options

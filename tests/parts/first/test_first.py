@@ -23,7 +23,7 @@ from edgetune.parts.first.options import FirstOptions
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.completion import MODEL
-from edgetune.serving.learned import encoder_of
+from edgetune.serving.encoder import encoder_of
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in LETTERS]

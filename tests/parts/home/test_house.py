@@ -25,7 +25,7 @@ from edgetune.parts.home.language import language_of
 from edgetune.parts.home.learning import shopping_list
 from edgetune.parts.home.understanding import understanding_of, whole_parts
 from edgetune.parts.home.updating import Change, compared
-from edgetune.serving.learned import encoder_of
+from edgetune.serving.encoder import encoder_of
 
 
 def test_rows_are_written_and_counted(tmp_path):

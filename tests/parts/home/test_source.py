@@ -27,9 +27,8 @@ from edgetune.parts.home.source import HouseSource, written
 from edgetune.parts.home.tools import Call, Target
 from edgetune.parts.home.wishes import Wish
 from edgetune.runs.train import train
-from edgetune.serving.call_form import CallForm
 from edgetune.serving.completion import MODEL
-from edgetune.serving.tool_calls import join
+from edgetune.serving.tool_calls import CallForm, join
 
 LAMP = Target("Hall Lamp", domain="light")
 CALL = {"name": "Hall Lamp", "domain": ["light"]}

@@ -1,10 +1,10 @@
-"""The command eval, and the common parts of all commands that answer."""
+"""The command eval: of answers, and of pairs of answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ from ..errors import UsageError
 from .app import (
     DATA,
     MODEL,
-    F,
     adapter_option,
     backend_option,
     column_options,
@@ -25,146 +24,122 @@ from .app import (
     system_option,
     threads_option,
 )
-from .around import (
-    around_of,
+from .choosing import OF_EVAL, choosing_of_rows, sampled_options
+from .compare import answer_json, exact_text, save_answers, wrong_table
+from .objective import DEFAULT, FLAG, ObjectiveCommand, take_objective
+from .output import new_file
+from .serving import (
+    NO_PROMPT,
+    Serving,
     around_options,
     beside_around,
+    check_engine,
+    graded_by_encoder,
     instruction_of,
     longest_text,
-    more_values,
-    refuse_around,
+    markup_option,
+    memory_option,
+    refuse_beside,
+    remote_model,
+    served_model,
+    structured_option,
     taken_around,
+    url_options,
 )
-from .by_encoder import classifier_of, graded_by_encoder
-from .choosing import OF_EVAL, choosing_of_rows, sampled_options
-from .elsewhere import refuse_beside, remote_model, url_options
-from .graded import answer_json, exact_text, save_answers, wrong_table
-from .objective import take_objective
-from .preferred import EvalCommand, check_method, eval_pairs, holds_pairs, refuse_for_pairs
 
 if TYPE_CHECKING:
     from ..data.around import Instruction
     from ..data.dataset import Dataset
     from ..data.formats import Columns
     from ..evaluation.chosen import Choosing
+    from ..evaluation.pairs import PairScores
     from ..evaluation.served import GradedAnswer, Grades, Scores
     from ..formats.bundle import Bundle
     from ..llamacpp.tokenizer import Tokenizer
+    from ..objectives.base import Objective
+    from ..serving.llama import LlamaModel
     from ..serving.rollouts.texts import Engine
 
 
-def answer_options(command: F) -> F:
-    from ..llamacpp.sampling import Sampling
-    s = Sampling()
-    for flag, kind, default, text in (
-            ("--seed", int, 0, "Seed of sampling."),
-            ("--min-p", float, s.min_p, "Leave out tokens less likely than this share of the likeliest."),
-            ("--top-p", float, s.top_p, "Sample among the likeliest tokens that make up this probability."),
-            ("--top-k", int, s.top_k, "Sample among the K likeliest tokens; 0: all."),
-            ("--temperature", float, s.temperature, "0: always the likeliest token."),
-            ("--max-tokens", int, 256, "Tokens of an answer at most.")):
-        command = click.option(flag, type=kind, default=default, show_default=True, help=text)(command)
-    return click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated.")(command)
+class EvalCommand(ObjectiveCommand):
+    """The command `eval`, whose method is another measure of pairs."""
+
+    def method_flags(self, name: str, known: Mapping[str, type[Objective]]) -> Iterator[click.Option]:
+        """Leaves out options of methods that have the name of one of eval's own, such as --grader."""
+        own = {param.name for param in self.params}
+        return (option for option in super().method_flags(name, known) if option.name not in own)
+
+    def method_help(self, _known: Iterable[str]) -> str:
+        return f"Measure the loss of pairs by this method too: dpo or orpo. {FLAG} NAME --help shows its options."
 
 
-busy_file_option = click.option("--busy-file", type=click.Path(path_type=Path),
-                                help="File that exists while an answer is made; edgetune train --busy-file pauses.")
+def holds_pairs(data: Path) -> bool:
+    """Returns whether the first row of a file is a pair; False for standard input, which can be read only once."""
+    from ..data.files import read_rows
+    from ..data.parts import STDIN
+    from ..data.preferences import is_pair
+    if str(data) == STDIN:
+        return False
+    rows: Iterator[tuple[int, Any]] = iter(read_rows(data))
+    return any(is_pair(row) for _, row in [next(rows, (0, None))])
 
 
-runtime_option = click.option("--runtime", type=click.Choice(["llama", "onnx"]),
-                              help="What computes: llama.cpp, or ONNX Runtime [what the bundle was made for].")
-
-
-markup_option = click.option("--markup", type=click.Choice(["escape", "parse"]), default="escape", show_default=True,
-                             help="Control tokens in a message, as in training.")
-
-
-memory_option = click.option("--memory", default="", help="With --engine native: memory of this process at most, such "
-                             "as 500M or 25% [75% of what is available].")
-
-
-structured_option = click.option("--structured", type=click.Choice(["auto", "off"]), default="auto", show_default=True,
-                                 help="Hold answers to the schema of the training rows, if all are JSON.")
-
-
-NO_PROMPT = "and the model is an encoder, which reads a question alone"
-
-
-@dataclass(frozen=True)
-class Serving:
-    """The options of a command by which a model is opened for answers."""
-
-    adapter: Path | None = None
-    threads: int = 0
-    busy_file: Path | None = None
-    runtime: str | None = None
-    markup: str = "escape"
-    url: str = ""
-    key_file: Path | None = None
-    structured: str = "auto"
-    prompt_file: Path | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)  # of the parts' options around a question
-
-    @classmethod
-    def taken_from(cls, options: dict[str, Any]) -> Serving:
-        """Takes the options of serving out of a command's options."""
-        return cls(**{spec.name: options.pop(spec.name) for spec in fields(cls) if spec.name in options},
-                   more=more_values(options))
-
-
-@contextmanager
-def served_model(model: Path, serving: Serving) -> Iterator[Any]:
-    """The model, in the runtime that `serving` or its bundle asks for, with its adapter in use; or a daemon's."""
-    refuse_beside(**beside_around(asdict(serving)))
-    with around_of(serving) as around, _opened_model(model, serving) as served:
-        if around:
-            served.around = around
-        yield served
-
-
-@contextmanager
-def _opened_model(model: Path, serving: Serving) -> Iterator[Any]:
-    if serving.url:
-        with remote_model(model, serving.url, serving.key_file) as served:
-            yield served
+def check_method(objective: Objective, pairs: bool) -> None:
+    """Raises UsageError for a method that eval cannot measure by these rows."""
+    from ..data import preferences
+    if objective.name == DEFAULT:
         return
-    adapter = serving.adapter
-    threads = serving.threads or None
-    from ..formats.bundle import open_bundle
-    from ..formats.gguf import ENCODERS
-    from ..serving.llama import LlamaModel
-    from ..serving.onnx import OnnxModel, holds_onnx
-    if serving.runtime == "onnx" or (serving.runtime is None and holds_onnx(model)):
-        if adapter is not None:
-            raise UsageError(f"--adapter {adapter} is given with ONNX Runtime, adapters work with llama.cpp alone",
-                             "leave it out, or use a GGUF of the model")
-        with OnnxModel(model, threads=threads, busy_file=serving.busy_file) as served:
-            served.tokenizer.markup = serving.markup
-            yield served
-        return
-    gguf = open_bundle(model).gguf
-    if gguf.architecture in ENCODERS:
-        refuse_around(serving, NO_PROMPT)
-        with classifier_of(gguf, adapter, serving.threads) as classifier:
-            yield classifier
-        return
-    with LlamaModel(gguf, threads=threads, busy_file=serving.busy_file) as served:
-        served.tokenizer.markup = serving.markup
-        served.structured = serving.structured == "auto"
-        if adapter is not None:
-            served.load_adapter(adapter, adapter.name)
-            served.use(adapter.name)
-        yield served
+    if objective.rows is not preferences:
+        raise UsageError(f"{FLAG} is {objective.name}, which learns from other rows than pairs", "choose dpo or orpo")
+    if not pairs:
+        raise UsageError(f"{FLAG} {objective.name} is given, and the rows are no pairs", "leave it out")
 
 
-def new_file(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
-    """Refuses a file that exists or has no folder, before anything is measured. Raises UsageError."""
-    from ..disk import refuse_existing
-    if path is not None:
-        refuse_existing(path)
-        if not path.parent.is_dir():
-            raise UsageError(f"save is {path}, there is no folder {path.parent}", "make it first")
-    return path
+def refuse_for_pairs(**options: Any) -> None:
+    """Refuses options of answers, because none are made for pairs. Raises UsageError."""
+    for name in explicit(options):
+        flag = f"--{name.replace('_', '-')}"
+        raise UsageError(f"{flag} is given, and to rows of pairs no answers are made", "leave it out")
+
+
+def eval_pairs(data: Path, bundle: Bundle, tokenizer: Tokenizer, objective: Objective, adapter: Path | None,
+               threads: int, backend: str, max_length: int, system: Instruction,
+               served_model: AbstractContextManager[LlamaModel] | None, as_json: bool) -> None:
+    """Shows the scores of pairs. served_model: opens a model in llama.cpp; None: edgetune's own engine measures."""
+    from ..data import preferences
+    from ..data.dataset import load
+    from ..evaluation import pairs
+    from ..serving.rollouts.texts import adapter_of
+    rows = load(data, tokenizer, max_length=max_length, system=system, parser=preferences)
+    of_base: pairs.LogP | None = None
+    if served_model is None:
+        logp = pairs.native_logp(bundle, rows, adapter_of(bundle.gguf, adapter), threads, backend)
+        if adapter:
+            of_base = pairs.native_logp(bundle, rows, {}, threads, backend)
+    else:
+        with served_model as served:
+            logp = pairs.served_logp(served, rows)
+            if adapter:
+                served.use(None)
+                of_base = pairs.served_logp(served, rows)
+    of_pairs = objective if objective.rows is preferences else None
+    found = pairs.score("native" if served_model is None else "llama.cpp", rows.examples, logp, of_base, of_pairs)
+    show_pairs(f"{data} by {found.engine}", found, objective.name, as_json)
+
+
+def show_pairs(title: str, found: PairScores, method: str, as_json: bool) -> None:
+    from ..console import table
+    from ..evaluation.acceptance import wilson
+    low, high = wilson(round(found.preference_accuracy * found.pairs), found.pairs)
+    lines = [["pairs", str(found.pairs)], ["loss of the chosen answers", f"{found.loss:.4f}"],
+             ["preference accuracy", f"{found.preference_accuracy:.1%} ({low:.0%} to {high:.0%})"],
+             ["margin", f"{found.margin:.3f}"]]
+    if found.reward_accuracy is not None and found.reward_margin is not None:
+        lines += [["accuracy relative to the base", f"{found.reward_accuracy:.1%}"],
+                  ["margin relative to the base", f"{found.reward_margin:.3f}"]]
+    if found.objective_loss is not None:
+        lines.append([f"loss by {method}", f"{found.objective_loss:.4f}"])
+    show(as_json, found.to_json(), title, table("", ["", ""], lines))
 
 
 @command("eval", MODEL, DATA, adapter_option,
@@ -286,9 +261,8 @@ def _graded_by_choice(model: Path, serving: Serving, rows: Dataset, choosing: Ch
 def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: Instruction, limit: int | None,
                 show_wrong: int | None, save: Path | None, as_json: bool) -> None:
     """eval --url"""
-    from ..data.asking import asking_rows
-    from ..evaluation.asked import asked_match, asked_scores
-    from ..evaluation.served import Grades
+    from ..data.question import asking_rows
+    from ..evaluation.served import Grades, asked_match, asked_scores
     rows = asking_rows(data, columns)
     with remote_model(model, serving.url, serving.key_file) as served:
         answers = asked_match(rows, lambda messages, tools, most: "".join(
@@ -309,20 +283,6 @@ def check_answers_asked(answers: bool, **options: Any) -> None:
     """Refuses options of answers where none are made. Raises UsageError."""
     for name in explicit(options) if not answers else ():
         raise UsageError(f"--{name.replace('_', '-')} is given with --no-answers", "leave one of them out")
-
-
-OWN = ("samples", "memory", "parallel", "precision", "backend", "save")  # options of edgetune's own engine alone
-
-
-def check_engine(engine: str, **options: Any) -> None:
-    """Raises UsageError for options that the engine does not have."""
-    for name in explicit(options):
-        flag = f"--{name.replace('_', '-')}"
-        if engine != "native" and name in OWN:
-            raise UsageError(f"{flag} is given without --engine native, whose option it is", "leave one of them out")
-        if engine == "native" and name not in OWN:
-            raise UsageError(f"{flag} is given with --engine native, which does not have it",
-                             "leave one of them out, or answer through llama.cpp")
 
 
 def grades_headline(scores: Scores) -> list[str]:
