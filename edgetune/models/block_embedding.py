@@ -20,8 +20,8 @@ from ..backends.arena import Arena, Buffer
 from ..formats.block_sizes import EMBEDDED, TABLE
 from ..formats.gguf import Gguf
 from ..formats.shape import Shape
+from .batch_arrays import Needed
 from .linear import Activations, RunShape, forward_precision
-from .needed import Needed
 from .residual import Residual
 from .sublayer import Part, Sublayer
 
