@@ -1,4 +1,4 @@
-"""The tensors of each kind of sublayer of a decoder, by its shape. models/structure.py lists the classes that compute with them.
+"""The tensors of each kind of sublayer of a decoder, by its shape. Classes of models/structure.py compute with them.
 
 Names are GGUF's, without block and ".weight"; matrices are [N, K], N outputs and K inputs; a stack is one [N, K]
 of each of E experts.

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from ..errors import DataError, UnsupportedError
 from ..formats.gguf import Gguf
 from ..formats.named import find_model
+from .chat_template import in_order, write_tools
 from .library import load, open_model
 from .markup import ControlTokens, Rendered, StandIns
-from .tool_text import in_order, write_tools
 
 CHATML = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\

@@ -1,7 +1,7 @@
 """The contract of a sublayer of a decoder's blocks. Each block has two: a mixer, through which tokens learn of earlier
 ones, and a feed-forward part, which sees each token alone. The output of either is added to the residual stream.
 
-A kind is one file with a Sublayer, which structure.py lists. Its shape and its tensors are in formats/kinds.py. It makes
+A kind is a Sublayer, which structure.py lists. Its shape and its tensors are in formats/kinds.py. It makes
 what its last projection takes; `Residual` adds the output. T tokens of a batch, N of them whose output is needed, D the
 model's width. `k` are the activations of a block that its backward reads.
 """

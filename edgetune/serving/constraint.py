@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UsageError
+from ..llamacpp.json_numbers import Place
 from ..llamacpp.json_pattern import text
-from ..llamacpp.json_place import Place
 from ..llamacpp.json_schema import Rules
 from .call_form import CallForm
 from .question import Question, Tool

@@ -37,7 +37,7 @@ from edgetune.adapters.base import Family, families
 from edgetune.adapters.store import open_adapter, read_run, save_schema
 from edgetune.data.packing import collate
 from edgetune.errors import UnsupportedError, UsageError
-from edgetune.formats.targets import TARGETS
+from edgetune.formats.families import TARGETS
 from edgetune.runs.train import train
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.config import TrainConfig

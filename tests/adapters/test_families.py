@@ -23,8 +23,8 @@ from edgetune.adapters.store import read_artifact, read_run
 from edgetune.daemon.jobs import recipe
 from edgetune.data.packing import collate
 from edgetune.errors import BudgetError, Interrupted, MismatchError, UnsupportedError, UsageError
+from edgetune.formats.families import TARGETS
 from edgetune.formats.gguf import open_gguf
-from edgetune.formats.targets import TARGETS
 from edgetune.objectives.classify import Classify
 from edgetune.options import declared
 from edgetune.serving.classifier import Classifier

@@ -19,14 +19,14 @@ from tiny import write_tiny
 
 from edgetune.adapters.lora import Pair
 from edgetune.adapters.peft import export_peft, import_peft
-from edgetune.adapters.peft_fused import join_fused
+from edgetune.adapters.peft_modules import join_fused
 from edgetune.adapters.store import save_gguf
 from edgetune.data.packing import Example, collate
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, UnsupportedError, UsageError
+from edgetune.formats.families import OTHER_TARGETS, TARGETS
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.safetensors import read_safetensors, write_safetensors
 from edgetune.formats.shape import read_shape
-from edgetune.formats.targets import OTHER_TARGETS, TARGETS
 
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 

@@ -6,7 +6,7 @@ import templates
 from vocabularies import TALK, TOOLS
 
 from edgetune.data.dataset import load_rows
-from edgetune.llamacpp import tool_text
+from edgetune.llamacpp import chat_template
 
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Kraków", "n": 2}}\n</tool_call>'
 RESULT = '<tool_response>\n{"c": 3}\n</tool_response>'
@@ -20,7 +20,8 @@ def turn(role, content):
 
 
 def test_all_of_a_talk_with_tools_is_written_into_messages(tokenizer):
-    described = "\n".join([tool_text.HEAD, json.dumps(TOOLS[0]["function"], ensure_ascii=False), tool_text.TAIL])
+    tool = json.dumps(TOOLS[0]["function"], ensure_ascii=False)
+    described = f"{chat_template.HEAD}\n{tool}\n{chat_template.TAIL}"
     talk = [*TALK[:3], TALK[3], TALK[3], TALK[4]]
     expected = [turn("system", f"Help & don't <guess>.\n\n{described}"), turn("user", TALK[1]["content"]),
                 turn("assistant", CALL), turn("user", f"{RESULT}\n{RESULT}"), turn("assistant", " It is 3 °C. ")]
@@ -43,7 +44,7 @@ def test_the_order_of_a_tool_s_keys_does_not_matter(tokenizer):
 
 def test_a_template_with_a_place_for_tools_gets_them_there(tokenizer):
     tokenizer.chat_template = templates.QWEN
-    assert tool_text.HEAD not in tokenizer.render(TALK, TOOLS)
+    assert chat_template.HEAD not in tokenizer.render(TALK, TOOLS)
 
 
 def test_markup_in_a_tool_stays_text(tokenizer):

@@ -31,8 +31,7 @@ from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import FormatError, UnsupportedError
 from edgetune.formats.gguf import FORMATS
 from edgetune.objectives.sft import Sft
-from edgetune.training.gradient import Gradient
-from edgetune.training.passes import measure
+from edgetune.training.passes import Gradient, measure
 
 
 @pytest.mark.smoke

@@ -7,8 +7,7 @@ import edgetune
 from edgetune.errors import UnsupportedError
 from edgetune.evaluation.graders.llama_judge import LlamaJudge
 from edgetune.objectives.grpo import Grpo
-from edgetune.training.answered import Reward
-from edgetune.training.judge import EngineJudge
+from edgetune.training.rewards import EngineJudge, Reward
 from edgetune.training.trainer import Trainer
 
 LABELS = ["0", "1", "2"]

@@ -9,8 +9,8 @@ from edgetune.adapters.prefix import Prefix
 from edgetune.models.networks import open_network
 from edgetune.training import length
 from edgetune.training.config import TrainConfig
-from edgetune.training.planned import make_plan
 from edgetune.training.run import run
+from edgetune.training.sizing import make_plan
 from edgetune.training.trainer import Trainer
 
 AUTO = {**OPTIONS, "steps": 0, "epochs": "auto"}

@@ -11,7 +11,7 @@ from counting import OPTIONS, dataset
 from edgetune.adapters.base import Family
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.errors import UsageError
-from edgetune.formats.targets import TARGETS
+from edgetune.formats.families import TARGETS
 from edgetune.training.config import CommonOptions, TrainConfig, TrainOptions, train_options
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer

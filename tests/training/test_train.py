@@ -17,9 +17,9 @@ from edgetune.data.packing import Example
 from edgetune.errors import DataError, MismatchError, NumericsError, UsageError
 from edgetune.evaluation.native import native_loss
 from edgetune.training.callbacks import RunCallbacks
+from edgetune.training.checkpoint import RunState, few
 from edgetune.training.config import TrainConfig
 from edgetune.training.run import run
-from edgetune.training.state import RunState, few
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.smoke

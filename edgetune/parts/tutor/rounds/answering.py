@@ -12,7 +12,7 @@ from ....evaluation.graders.sample import Sample
 from ....llamacpp.sampling import Sampling
 from ....serving.rollouts.scoring import open_scorer
 from ....serving.rollouts.texts import TokenPrompts, answers
-from ....training.judge import EngineJudge
+from ....training.rewards import EngineJudge
 from .questions import TutorQuestion
 from .setting import RoundSetting
 
