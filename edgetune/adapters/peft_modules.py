@@ -1,8 +1,9 @@
 """Projections that transformers holds as one module or parameter, and a GGUF each for itself, in PEFT's folders.
 
 Experts of a block can be one parameter [E, N, K] (target_parameters). PEFT stores A of all experts as [E * R, K], each
-expert's ranks together, and B as [N, R * E], each rank's experts together. Where one parameter holds gate and up, an expert's update of it has the ranks of both: A one below the other,
-B in blocks. PEFT warns of patterns for parameters, so all have the rank of the largest, with zeros in the others.
+expert's ranks together, and B as [N, R * E], each rank's experts together. Where one parameter holds gate and up, an
+expert's update of it has the ranks of both: A one below the other, B in blocks. PEFT warns of patterns for parameters,
+so all have the rank of the largest, with zeros in the others.
 Source: PEFT 0.21, lora.ParamWrapper.get_delta_weight.
 """
 

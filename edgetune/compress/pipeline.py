@@ -1,8 +1,8 @@
 """The way from a source to a bundle: trim, prune, distill, store, measure, report. Each step is a module.
 
 All work is done in NAME.edge.work next to the bundle (work_folder.py); the bundle appears whole or not at all. What
-takes minutes is kept there as soon as it is made (work_folder.py), so the same command continues a run that was stopped or
-killed, and ends with the same bytes: for the same source, text, options and seed give the same bytes.
+takes minutes is kept there as soon as it is made, so the same command continues a run that was stopped or killed, and
+ends with the same bytes: for the same source, text, options and seed give the same bytes.
 """
 
 from __future__ import annotations

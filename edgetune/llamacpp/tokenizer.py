@@ -172,7 +172,7 @@ class Tokenizer:
 
         OpenAI's liberties are taken out first, as llama.cpp's server does. Null fields are dropped, and content given
         as text parts is joined by line breaks. Arguments of tool calls given as JSON text become objects. Tools, calls
-        and results are written into the messages where a template has no place for them (see `tool_text`).
+        and results are written into the messages where a template has no place for them (see `write_tools`).
         Raises UnsupportedError without a template that compiles, DataError for messages that the template refuses.
         """
         template = self.tool_template if tools and self.tool_template else self.chat_template
