@@ -14,6 +14,7 @@ import math
 from bisect import bisect
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import reduce
 
 from ..errors import UsageError
 from . import gbnf
@@ -36,7 +37,8 @@ class Network:
         self.nexts: list[tuple[int, ...]] = [()]
         self._starts = {name: self._node(()) for name in rules}
         for name, sequences in rules.items():
-            self.nexts[self._starts[name]] = tuple(map(self._sequence, sequences))
+            self.nexts[self._starts[name]] = tuple(  # the node with which each sequence begins
+                reduce(lambda behind, item: self._repeated(item, behind), reversed(items), END) for items in sequences)
         self.root = self._starts["root"]
         self.starts = tuple(self._starts.values())
         self.bounds = sorted({bound for ranges in self.sets for low, high in ranges for bound in (low, high + 1)})
@@ -47,13 +49,6 @@ class Network:
         self.calls.append(call)
         self.nexts.append(nexts)
         return len(self.nexts) - 1
-
-    def _sequence(self, items: list[gbnf.Item]) -> int:
-        """The node with which a sequence begins."""
-        node = END
-        for item in reversed(items):
-            node = self._repeated(item, node)
-        return node
 
     def _repeated(self, item: gbnf.Item, behind: int) -> int:
         start = END

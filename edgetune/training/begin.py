@@ -282,7 +282,10 @@ def _next_leg(task: RunTask, record: Mapping[str, Any]) -> Begun:
     begun.state = s
     _keep_start(begun)
     t.load(task.out)
-    _load_beside(t, task.out)
+    kept = store.read_beside(task.out)
+    for name, array in t.unexported.items():  # such as a value head, which an earlier version did not store
+        if name in kept:
+            np.copyto(array, kept[name])
     t.keep_best()
     t.best_known = s.best is not None
     t.steps_done = s.begun_at
@@ -293,13 +296,3 @@ def _next_leg(task: RunTask, record: Mapping[str, Any]) -> Begun:
     s.written = max(record["disk"]["written_bytes"] - begun.position, 0)
     begun.event |= {"step": s.begun_at, "more": task.more}
     return begun
-
-
-def _load_beside(trainer: Trainer, folder: Path) -> None:
-    """Loads what was trained with the adapter, such as a value head; if an earlier version did not store it, it is
-    trained from scratch.
-    """
-    kept = store.read_beside(folder)
-    for name, array in trainer.unexported.items():
-        if name in kept:
-            np.copyto(array, kept[name])

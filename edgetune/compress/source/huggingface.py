@@ -242,11 +242,6 @@ def _gemma3(model: Floats) -> Settings:
         "layer_types": _windows(model)}
 
 
-def _smollm3(model: Floats) -> Settings:
-    s = model.shape
-    return "smollm3", _biases(model) | {"no_rope_layers": [int(i not in s.unrotated) for i in range(s.n_layer)]}
-
-
 def _granite(model: Floats) -> Settings:
     s = model.shape
     if s.unrotated:
@@ -265,12 +260,6 @@ def _olmo2(model: Floats) -> Settings:
     return "olmo3", {"attention_bias": False, "sliding_window": max(windows), "layer_types": _windows(model)}
 
 
-def _phi3(model: Floats) -> Settings:
-    s = model.shape
-    return "phi3", {"partial_rotary_factor": s.n_rot / s.d_head, "original_max_position_embeddings": s.context,
-                    "sliding_window": None}
-
-
 def _lfm2(model: Floats) -> Settings:
     s = model.shape
     kinds = ["full_attention" if mixer == "attention" else "conv" for mixer in s.mixers]
@@ -283,8 +272,14 @@ OF_ARCHITECTURE: dict[str, Callable[[Floats], Settings]] = {
     "llama": lambda model: ("llama", _biases(model)),
     "internlm2": lambda model: ("llama", _biases(model)),
     "qwen2": lambda _: ("qwen2", {}), "qwen3": lambda _: ("qwen3", {}),
-    "gemma3": _gemma3, "smollm3": _smollm3, "granite": _granite,
-    "ernie4_5": lambda _: ("ernie4_5", {"use_bias": False}), "olmo2": _olmo2, "phi3": _phi3, "lfm2": _lfm2,
+    "gemma3": _gemma3, "smollm3": lambda model: ("smollm3", _biases(model) | {
+        "no_rope_layers": [int(i not in model.shape.unrotated) for i in range(model.shape.n_layer)]}),
+    "granite": _granite,
+    "ernie4_5": lambda _: ("ernie4_5", {"use_bias": False}), "olmo2": _olmo2,
+    "phi3": lambda model: ("phi3", {"partial_rotary_factor": model.shape.n_rot / model.shape.d_head,
+                                    "original_max_position_embeddings": model.shape.context,
+                                    "sliding_window": None}),
+    "lfm2": _lfm2,
     "exaone4": lambda model: ("exaone4", {"sliding_window": None,
                                           "layer_types": ["full_attention"] * model.shape.n_layer}),
     "mistral3": lambda _: ("mistral", {"sliding_window": None}),

@@ -168,15 +168,16 @@ def _olmo3(config: PretrainedConfig) -> Keys:
 def _phi3(config: PretrainedConfig) -> Keys:
     original = config.original_max_position_embeddings
     keys: Keys = {"rope.scaling.original_context_length": original,
-                  "rope.dimension_count": int(_width(config) * (_rotary(config, "partial_rotary_factor") or 1.0))}
+                  "rope.dimension_count": _rotated(config)}
     scale = config.max_position_embeddings / original
     if _rotary(config, "long_factor"):
         keys["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
     return keys
 
 
-def _glm4(config: PretrainedConfig) -> Keys:
-    return {"rope.dimension_count": int(_width(config) * (_rotary(config, "partial_rotary_factor") or 1.0))}
+def _rotated(config: PretrainedConfig) -> int:
+    """Values of a head that are rotated."""
+    return int(_width(config) * (_rotary(config, "partial_rotary_factor") or 1.0))
 
 
 def _lfm2(config: PretrainedConfig) -> Keys:
@@ -307,7 +308,7 @@ TYPES: dict[str, ModelType] = {
         "hunyuan-dense", more=_hunyuan, scalings=("default", "dynamic with alpha"),
         names={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}),
     "phi3": ModelType("phi3", more=_phi3, scalings=("default", "longrope", "su")),
-    "glm4": ModelType("glm4", more=_glm4, names={
+    "glm4": ModelType("glm4", more=lambda c: {"rope.dimension_count": _rotated(c)}, names={
         "ffn_norm": "post_attention_layernorm", "post_attention_norm": "post_self_attn_layernorm",
         "post_ffw_norm": "post_mlp_layernorm"}),
     # its scaling begins where its context ends
