@@ -24,10 +24,10 @@ from ..formats.checkpoint import weight_files
 from ..formats.gguf import ENCODERS, TABLE, Gguf, Tensor, open_gguf, write_gguf
 from ..llamacpp.wordpiece import WordPiece
 from ..serving.embedding import EncoderFile
+from . import report
 from .options import CompressConfig
 from .progress import Progress
 from .quantize import write as quantize
-from .report import report
 from .source.convert import licence_of, name_of
 from .source.source import FLOAT_FORMATS, Located
 

@@ -27,14 +27,13 @@ from ..machine.device import thread_count
 from ..serving.llama import LlamaModel
 from ..serving.model import ServedModel
 from ..serving.onnx import OnnxModel
-from . import encoder, estimate, measure, memory, texts
+from . import encoder, estimate, measure, memory, report, texts
 from .estimate import Step
 from .measure import compare
 from .options import CompressConfig
 from .progress import Progress, ignore, never, unheard
 from .quantize import assign, sensitivity
 from .quantize import write as quantize
-from .report import report
 from .shrink import distill, prune, trim
 from .source import floats
 from .source import huggingface as hf

@@ -219,7 +219,7 @@ class AttentionToKeys(SelfAttention):
 
 
 class SharedAttention(SelfAttention):
-    """It attends to the keys and values of another block (lent_keys.py)."""
+    """It attends to the keys and values of another block (shared_keys.py)."""
 
     inputs = ("attn_q",)
 

@@ -22,8 +22,7 @@ from ..formats.gguf import Gguf
 from ..formats.shape import Shape
 from .batch_arrays import Needed
 from .linear import Activations, RunShape, forward_precision
-from .residual import Residual
-from .sublayer import Part, Sublayer
+from .sublayer import Part, Residual, Sublayer
 
 if TYPE_CHECKING:
     from .common import Common

@@ -13,10 +13,9 @@ from ..backends.base import Array, Backend, bf16, floats
 from ..formats.shape import Shape
 from .batch_arrays import Needed, Placed
 from .kept import Kept
-from .lent_keys import LENT, LentKeys
 from .linear import Activations, Projections, RunShape
 from .norms import Norms
-from .prefix import Prefix
+from .shared_keys import LENT, LentKeys, Prefix
 from .states import States
 from .stream import Stream
 from .structure import kept_widths, lent

@@ -31,16 +31,15 @@ from .linear import Activations, Projections, RunShape
 from .norms import Norms
 from .recorded import Repeated, Taped
 from .recurrent import STATE_CONV
-from .residual import Residual
 from .short_conv import CONV
 from .stream import EMBEDDING, Stream
 from .structure import DecoderStructure, deepest_group, feed_of, feeds_of, groups, mixer_of, mixers_of
-from .sublayer import FEED_FORWARD, MIXER
+from .sublayer import FEED_FORWARD, MIXER, Residual
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
     from .kept import Kept
-    from .prefix import Prefix
+    from .shared_keys import Prefix
 
 
 WIDEST_ON_GPU = 256  # heads, as in native/et.h

@@ -21,9 +21,8 @@ from .batch_arrays import placed_buffers
 from .block_embedding import BlockEmbedding
 from .cache import Cache
 from .kept import Lent, copies_of
-from .lent_keys import LENT, lent_buffers
 from .linear import RunShape
-from .prefix import prefix_buffers
+from .shared_keys import LENT, lent_buffers, prefix_buffers
 from .stream import HEAD_TOKENS
 from .sublayer import FeedForward, Mixer
 

@@ -14,14 +14,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ...console import table
-from ...errors import size_text
-from ...formats.bundle import to_plain_json
-from ...formats.gguf import Gguf
-from ...runs import page
-from ...runs.chart import Chart, Line, Style, figure
-from ...runs.page import NOTHING, Content, Html, element, number
-from ...version import __version__
+from ..console import table
+from ..errors import size_text
+from ..formats.bundle import to_plain_json
+from ..formats.gguf import Gguf
+from ..runs import page
+from ..runs.chart import Chart, Line, Style, figure
+from ..runs.page import NOTHING, Content, Html, element, number
+from ..version import __version__
 
 Facts = dict[str, Any]
 FILE = "report.html"
