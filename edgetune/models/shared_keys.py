@@ -129,8 +129,8 @@ def lent_buffers(s: Shape, run: RunShape, tokens: int) -> list[Buffer]:
 
 
 class LentKeys:
-    """The sums of gradients of keys and values that one block makes and its borrowers take as they are, in an arena with
-    `lent_buffers`. Owners that backward does not reach have none.
+    """The sums of gradients of keys and values that one block makes and its borrowers take as they are, in an arena
+    with `lent_buffers`. Owners that backward does not reach have none.
 
     Keys and values stay in the arena from the owner's forward pass until backward has left the owner, whichever blocks
     are computed again in between: those of block i in "k@i" and "v@i" (kept.py). Their gradients are summed in "dk@i"
