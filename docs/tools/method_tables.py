@@ -7,9 +7,8 @@ from dataclasses import Field
 from typing import Any
 
 from edgetune.objectives.base import Objective, objectives
-from edgetune.objectives.drawn import Drawn
+from edgetune.objectives.drawn import Drawn, Rewarded
 from edgetune.objectives.policy import Policy
-from edgetune.objectives.rewarded import Rewarded
 from edgetune.options import declared
 
 SHARED = {Drawn: "Options for drawing answers", Rewarded: "Options for rewards", Policy: "Options of policy gradients"}

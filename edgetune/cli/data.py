@@ -79,7 +79,7 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     from ..formats.bundle import open_bundle
     from ..llamacpp.tokenizer import Tokenizer
     from ..training.length import reading_limit
-    from ..training.sized import context_of
+    from ..training.sizing import context_of
     bundle = open_bundle(model) if model else None
     objective = take_objective(options, bundle.gguf if bundle else None)
     given = {"max_length": max_length, "overflow": overflow, "system": system, "markup": markup,
@@ -129,7 +129,7 @@ def refused_together(objective: Objective, data: Inspection, held_out: Inspectio
     """What training refuses of rows of which each can be learned: that all have one label, for instance."""
     from ..data.check import Finding
     from ..data.facts import learned_sets
-    from ..training.sized import prepared
+    from ..training.sizing import prepared
     try:
         prepared(objective, learned_sets(data, held_out))
     except DataError as error:

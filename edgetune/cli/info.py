@@ -27,7 +27,7 @@ from ..models.networks import open_network
 from ..objectives.classify import Classify
 from ..serving.sureness import ANSWERS, KINDS, Sureness, sureness_of
 from ..training.config import LORA, TrainConfig
-from ..training.planned import make_plan
+from ..training.sizing import make_plan
 from ..version import __version__
 from .names import EXTRAS
 

@@ -158,7 +158,7 @@ def jobs_create(client: Any, data: Path, held_out: str | None, model: str, suffi
 def _method(objective: Objective, asked: dict[str, Any]) -> dict[str, Any]:
     """The fields of a job's method: hyperparameters and, where the objective has one, its grader, a file here."""
     from ..evaluation.graders.rewards import rewards_of
-    from ..objectives.rewarded import Rewarded
+    from ..objectives.drawn import Rewarded
     if not isinstance(objective, Rewarded):
         return {"hyperparameters": asked}
     if objective.unsafe_python:

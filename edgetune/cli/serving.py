@@ -144,8 +144,7 @@ def refuse_beside(url: str, key_file: Path | None, **options: Any) -> None:
 
 @contextmanager
 def remote_model(model: Path, url: str, key_file: Path | None) -> Iterator[Any]:
-    from ..daemon.client import Client, read_key
-    from ..daemon.client import RemoteModel
+    from ..daemon.client import Client, RemoteModel, read_key
     with Client(url, read_key(key_file)) as client:
         yield RemoteModel(client, str(model))
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import EdgetuneError, UsageError
 from ..llamacpp.json_pattern import text
-from ..llamacpp.json_place import Place
+from ..llamacpp.json_numbers import Place
 from ..llamacpp.json_schema import Rules
 from ..llamacpp.sampling import overlap
 from ..llamacpp.tokenizer import Tokenizer

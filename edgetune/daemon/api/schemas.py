@@ -14,7 +14,7 @@ from pydantic import Field, create_model
 from ...adapters.base import families
 from ...manifest import manifests
 from ...objectives.base import Objective
-from ...objectives.rewarded import Rewarded
+from ...objectives.drawn import Rewarded
 from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, train_options

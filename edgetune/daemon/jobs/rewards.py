@@ -21,10 +21,9 @@ from ...errors import DataError, EdgetuneError, UnsupportedError, UsageError
 from ...evaluation.graders.reward import RewardFunction, reward_in
 from ...evaluation.graders.rewards import GraderRewards, rewards_of
 from ...objectives.base import Objective
-from ...objectives.rewarded import Rewarded
+from ...objectives.drawn import Rewarded
 from ...options import AUTO
-from ...training.answered import RewardedAnswer
-from ...training.judge import EngineJudge
+from ...training.rewards import EngineJudge, RewardedAnswer
 from ..options import AllowedPython
 from .table import Job
 

@@ -10,7 +10,7 @@ from typing import Any
 from ...errors import DataError, UsageError
 from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, objectives
-from ...objectives.rewarded import Rewarded
+from ...objectives.drawn import Rewarded
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, share_of
 from ...training.config import TrainConfig, train_options

@@ -32,7 +32,7 @@ from ...objectives.base import read_objective
 from ...persisted import from_json
 from ...training.config import TrainConfig
 from ...training.origin import TENTH, read_origin
-from ...training.sized import load_run
+from ...training.sizing import load_run
 from .encoder import First, FirstEncoder
 from .options import FirstOptions
 

@@ -18,8 +18,7 @@ from ...formats.gguf import Gguf
 from ...formats.named import find_model
 from ...serving.answering import Answering
 from ...serving.batcher import KEPT, Batcher
-from ...serving.encoder import UNLIMITED, Encoder
-from ...serving.encoder import encoder_of
+from ...serving.encoder import UNLIMITED, Encoder, encoder_of
 from ...serving.llama import LlamaModel
 from ...serving.memory import least_with, may_repack
 from ...training.plan import GROWTH

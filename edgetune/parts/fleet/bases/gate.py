@@ -21,7 +21,7 @@ from ....daemon.jobs.recipe import held_rows
 from ....evaluation.canary import MAX_EXPONENT, Drift
 from ....formats.bundle import open_bundle
 from ....formats.gguf import Gguf
-from ....training.sized import as_begun
+from ....training.sizing import as_begun
 from ....training.throttle import AnswerPriority
 
 if TYPE_CHECKING:

@@ -14,8 +14,7 @@ from ....formats.bundle import Bundle
 from ....models.networks import open_network
 from ....objectives.sft import Sft
 from ....training.config import TrainConfig
-from ....training.planned import make_plan
-from ....training.sized import objective_for
+from ....training.sizing import make_plan, objective_for
 from .options import RoundOptions
 from .task import Content, of_round, write_task
 

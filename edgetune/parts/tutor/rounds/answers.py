@@ -30,7 +30,7 @@ from ....serving.rollouts.scoring import open_scorer
 from ....serving.rollouts.texts import TokenPrompts, answers
 from ....serving.sureness import Sureness
 from ....training import logistic
-from ....training.judge import EngineJudge
+from ....training.rewards import EngineJudge
 from .questions import TutorQuestion
 from .setting import RoundSetting
 

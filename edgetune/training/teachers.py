@@ -1,9 +1,11 @@
-"""Answers that the student draws, or those of the rows, with what a teacher on this device says of them."""
+"""Answers of the student or of the rows, with what a teacher on this device says of them, or a teacher's file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,25 +13,31 @@ from numpy.typing import NDArray
 from ..adapters.base import Artifact
 from ..backends.arena import arena_bytes
 from ..data.lengths import Lengths
-from ..data.packing import Batch, Example
-from ..data.teacher_file import tokenizer_digest
+from ..data.packing import Batch, Example, example_key
+from ..data.teacher_file import TeacherFile, tokenizer_digest
 from ..errors import DataError, MismatchError
 from ..formats.bundle import Bundle, open_bundle
 from ..formats.named import find_model
 from ..models.base import Structure
+from ..models.choices import POSITIONS
 from ..models.decoder import Decoder, Model
 from ..models.stream import sizes
 from ..objectives.base import Objective
+from ..objectives.distill import AGAIN, Distill
 from ..objectives.gkd import Gkd
 from ..serving.rollouts.forward import forward_run, network_buffers, open_passes
+from . import length
 from .answers import AnswerExamples
 from .batches import Batches
 from .config import TrainConfig
 from .passes import LossMeasurement, measure
 from .reference import likeliest, with_choices
-from .source import Learned, SourceParts, SourceRoom
+from .source import Learned, RowExamples, SourceParts, SourceRoom
 
 GROWTH = 8 << 20  # bytes that Python takes for a second network
+AT_POSITION = 80  # bytes of a token of a position: its id, log q and log p, and the arrays of a divergence
+ROW_COPIES = 2  # of the head's rows of POSITIONS positions
+INDEX_GROWTH = 1 << 20  # bytes that Python takes while it reads records
 
 
 class OnPolicy(AnswerExamples):
@@ -120,3 +128,45 @@ def teacher_bytes(bundle: Bundle, config: TrainConfig, longest: int) -> int:
     buffers = network_buffers(model, run)
     weights = sizes(bundle.gguf.tensors.values(), model.shape.n_layer).in_memory(0, longest)
     return weights + arena_bytes(buffers) + GROWTH
+
+
+class Taught(RowExamples):
+    """Rows with what a teacher's file says of them."""
+
+    """The rows, whose records are read from the file in each step."""
+
+    refers: ClassVar[bool] = True
+
+    @classmethod
+    def room(cls, objective: Objective, config: TrainConfig, lengths: Lengths, structure: Structure) -> SourceRoom:
+        """Arrays of the teacher's tokens at each position, and rows of the head of some positions."""
+        k = 1 + objective.needs_top
+        batch = lengths.largest(length.batch_of(config, len(lengths.units))) or config.row_limit
+        positions = min(batch, config.micro_batch)
+        width = structure.head_weights // structure.n_tokens
+        return SourceRoom(known=positions * k * AT_POSITION + ROW_COPIES * POSITIONS * k * width * 4 + INDEX_GROWTH)
+
+    def __init__(self, parts: SourceParts) -> None:
+        super().__init__(parts)
+        assert isinstance(parts.objective, Distill)
+        self.references: Records = Records(TeacherFile(parts.objective.teacher))
+        parts.decoder.temperature = self.references.file.header.temperature
+
+    def identity(self) -> dict[str, str]:
+        return {"teacher-file": self.references.file.header.sha256}
+
+
+class Records:
+    """References of a batch by the teacher's file."""
+
+    def __init__(self, file: TeacherFile) -> None:
+        self.file = file
+
+    def add_to(self, batch: Batch) -> Batch:
+        """The batch with choices and log q of them. Raises DataError for a row that the file does not have."""
+        try:
+            found = [self.file.read(example_key(example)) for example in batch.examples]
+        except KeyError:
+            raise DataError(f"a row is not in {self.file.path}", AGAIN) from None
+        return replace(batch, choices=np.concatenate([ids for ids, _ in found]),
+                       choices_reference=np.concatenate([logq for _, logq in found]))

@@ -1,5 +1,7 @@
-"""A prefix that is computed apart from the batches after it (data/trees.py): its keys and values in every block, and
-the gradients that these batches add to them. If there is room, the inputs of its blocks are kept too, and its backward
+"""Keys and values that are shared: by the batches after a prefix, or by several blocks.
+
+A prefix is computed apart from the batches after it (data/trees.py): its keys and values in every block, and the
+gradients that these batches add to them. If there is room, the inputs of its blocks are kept too, and its backward
 begins from them; otherwise it is passed forward again.
 
 Letters: T tokens of a batch, P of its prefix, G heads of keys, C their width.
@@ -18,6 +20,8 @@ from .linear import RunShape
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
+
+LENT = ("k", "v")  # the activations that borrowers take
 
 
 def prefix_buffers(s: Shape, run: RunShape) -> list[Buffer]:
@@ -116,3 +120,45 @@ class Prefix:
         layer = self.shape.owner(layer)
         first = self.run.lowest if name.startswith("d") else 0
         return self.arena.part(f"prefix_{name}", layer - first, n, s.n_kv, s.d_head)
+
+
+def lent_buffers(s: Shape, run: RunShape, tokens: int) -> list[Buffer]:
+    """The sums of gradients; keys and values themselves are activations."""
+    return [Buffer(f"d{name}@{owner}", (tokens, s.of(owner).d_kv), "step", backward=True)
+            for owner in s.lenders if owner >= run.lowest for name in LENT]
+
+
+class LentKeys:
+    """The sums of gradients of keys and values that one block makes and its borrowers take as they are, in an arena
+    with `lent_buffers`. Owners that backward does not reach have none.
+
+    Keys and values stay in the arena from the owner's forward pass until backward has left the owner, whichever blocks
+    are computed again in between: those of block i in "k@i" and "v@i" (kept.py). Their gradients are summed in "dk@i"
+    and "dv@i" by the borrowers, from the last one down, and enter the projections of the owner with those that it adds.
+    """
+
+    def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena) -> None:
+        self._shape = shape
+        self._lowest = run.lowest
+        self._ops = ops
+        self._arena = arena
+
+    def begin(self) -> None:
+        """Sets the sums to 0, before backward."""
+        for owner in self._shape.lenders:
+            if owner >= self._lowest:
+                self._ops.synchronize()
+                for name in LENT:
+                    self._arena.flat(f"d{name}@{owner}").fill(0.0)
+
+    def add(self, layer: int, dk: np.ndarray, dv: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Adds a block's gradients of keys and values [T, G, C] to those of their owner; returns the sums, or what was
+        given where a block's keys are its own alone.
+        """
+        owner = self._shape.owner(layer)
+        if owner not in self._shape.lenders or owner < self._lowest:
+            return dk, dv
+        sums = [self._arena.view(f"d{name}@{owner}", *dk.shape) for name in LENT]
+        for total, grad in zip(sums, (dk, dv), strict=True):
+            self._ops.add(total.reshape(-1), grad.reshape(-1))
+        return sums[0], sums[1]

@@ -14,13 +14,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ...console import table
-from ...errors import size_text
-from ...formats.bundle import to_plain_json
-from ...formats.gguf import Gguf
-from ...runs import chart
-from ...runs.chart import NOTHING, Chart, Content, Html, Line, Style, element, figure, number
-from ...version import __version__
+from ..console import table
+from ..errors import size_text
+from ..formats.bundle import to_plain_json
+from ..formats.gguf import Gguf
+from ..runs import chart
+from ..runs.chart import NOTHING, Chart, Content, Html, Line, Style, element, figure, number
+from ..version import __version__
 
 Facts = dict[str, Any]
 FILE = "report.html"

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.packing import Example
+from ..data.trees import micro_batches
+from ..models.base import Passes
+from ..models.linear import RunShape
+from ..serving.labels import asked_tokens, label_tokens, relative
+from .passes import scores
 
 if TYPE_CHECKING:
+    from ..llamacpp.tokenizer import Tokenizer
     from ..serving.rollouts.engine import Rollout
-    from .judge import EngineJudge
 
 T = TypeVar("T")
 PASS = 1.0  # the least reward of a right answer
@@ -168,3 +173,41 @@ class Expectation:
     pass_at_1: float
     pass_at_k: float
     frac_reward_zero_std: float
+
+
+class EngineJudge:
+    """The base as a ScoreModel of graders, in the memory of training, with the adapter switched off. run: of the
+    decoder, whose longest document a conversation must fit into.
+    """
+
+    name = "self"
+
+    def __init__(self, decoder: Passes, run: RunShape, tokenizer: Tokenizer) -> None:
+        self.decoder = decoder
+        self.run = run
+        self.tokenizer = tokenizer
+
+    def label_probabilities(self, conversations: Sequence[Sequence[Mapping[str, Any]]],
+                            labels: Sequence[str]) -> list[list[float] | None]:
+        """The probability of each label relative to the others, for each conversation; None if it does not fit.
+
+        Raises UnsupportedError for a model whose tokens do not tell the labels apart.
+        """
+        tokens = label_tokens(self.tokenizer, labels, "this model")
+        prompts = [asked_tokens(self.tokenizer, conversation) for conversation in conversations]
+        fitting = [i for i, prompt in enumerate(prompts) if len(prompt) < self.run.max_length]
+        examples = [_example(prompts[i], token, group) for group, i in enumerate(fitting, 1) for token in tokens]
+        with self.decoder.linear.off():
+            logps = scores(self.decoder, micro_batches(examples, self.run.max_tokens, prefix=self.run.prefix))
+        found: list[list[float] | None] = [None] * len(prompts)
+        for place, i in enumerate(fitting):
+            of_conversation = examples[place * len(tokens):(place + 1) * len(tokens)]
+            found[i] = relative([logps[id(one)][0] for one in of_conversation])
+        return found
+
+
+def _example(prompt: Sequence[int], label: int, group: int) -> Example:
+    """A conversation with a label after it; those of one conversation are a group, which computes it once."""
+    weights = np.zeros(len(prompt) + 1, np.float32)
+    weights[-1] = 1
+    return Example(np.array([*prompt, label], np.int32), weights, group)
