@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import EdgetuneError, UsageError
-from ..llamacpp.json_pattern import text
 from ..llamacpp.json_numbers import Place
+from ..llamacpp.json_pattern import text
 from ..llamacpp.json_schema import Rules
 from ..llamacpp.sampling import overlap
 from ..llamacpp.tokenizer import Tokenizer
