@@ -4,8 +4,8 @@ from ...manifest import Manifest
 from .carriers.registry import carriers
 
 CARRIERS = carriers()
-COMMANDS = ("commands.rounds", "commands.roles", "commands.members", "commands.privacy", "commands.status",
-            "commands.rollout", *(place for one in CARRIERS for place in one.places(one.commands)))
+COMMANDS = ("commands.rounds", "commands.members", "commands.status", "commands.rollout",
+            *(place for one in CARRIERS for place in one.places(one.commands)))
 MANIFEST = Manifest(
     name="fleet",
     commands={"Fleet": {"fleet": " ".join(COMMANDS)}},

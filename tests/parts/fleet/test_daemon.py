@@ -20,11 +20,10 @@ from edgetune.formats.bundle import open_bundle
 from edgetune.formats.signature import private_key
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.folder import begin, newest_order, step
-from edgetune.parts.fleet.rollout.ring_time import Waiting
 from edgetune.parts.fleet.rollout.rings import RingPlan
 from edgetune.parts.fleet.running import RunningFleet
 from edgetune.parts.fleet.status import status_json, status_of
-from edgetune.parts.fleet.uptime import Moment
+from edgetune.parts.fleet.uptime import Moment, Waiting
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from sweeps import cases, sweep
 from edgetune import disk
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
-from edgetune.parts.fleet.bases.owner import Owner
+from edgetune.parts.fleet.bases.slot import Owner
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.apply import apply
 from edgetune.parts.fleet.uptime import Moment

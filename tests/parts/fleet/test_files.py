@@ -38,18 +38,14 @@ from edgetune.parts.fleet.membership import invites, members
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.artifact import read_artifact
 from edgetune.parts.fleet.rollout.folder import newest_order, read_device
-from edgetune.parts.fleet.rollout.ring_time import Waiting
 from edgetune.parts.fleet.rounds.answer import RoundAnswer, open_answer
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.history import history_of
-from edgetune.parts.fleet.rounds.next_task import gathered
+from edgetune.parts.fleet.rounds.lead import gathered, make_task
+from edgetune.parts.fleet.rounds.member import train_round
 from edgetune.parts.fleet.rounds.options import RoundOptions
-from edgetune.parts.fleet.rounds.outcome import read_outcome
-from edgetune.parts.fleet.rounds.task import RoundTask, open_task
-from edgetune.parts.fleet.rounds.train_round import train_round
+from edgetune.parts.fleet.rounds.task import RoundTask, open_task, read_outcome
 from edgetune.parts.fleet.signed_folder import MAX_FACTS
-from edgetune.parts.fleet.status import rollout_status
-from edgetune.parts.fleet.uptime import Moment
+from edgetune.parts.fleet.status import history_of, rollout_status
+from edgetune.parts.fleet.uptime import Moment, Waiting
 from edgetune.persisted import from_json
 from edgetune.training.config import TrainConfig
 

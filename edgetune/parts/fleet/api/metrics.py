@@ -8,8 +8,8 @@ from pathlib import Path
 from prometheus_client import Metric
 
 from ....daemon.api.metrics import family, gauge
+from ..privacy import spent
 from ..rollout.rings import STATUSES
-from ..rounds.epsilons import spent
 from ..status import status_of
 
 

@@ -17,15 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ....disk import cannot_write, require_room
-from ....errors import (
-    AwayError,
-    EdgetuneError,
-    MismatchError,
-    TooMuchError,
-    UnansweredError,
-    UsageError,
-    shell_word,
-)
+from ....errors import AwayError, EdgetuneError, MismatchError, TooMuchError, UnansweredError, UsageError, shell_word
 from ....formats.bundle import MODEL, open_bundle
 from ....formats.gguf import open_gguf
 from ..rollout import rings
@@ -33,13 +25,13 @@ from ..rollout.artifact import BASE, RolloutArtifact
 from ..rollout.folder import DeviceFile, Order
 from ..rollout.look import NUMBERS, About, Look, superseded_by
 from ..uptime import Moment
-from .owner import Owner
 from .slot import (
     BACK,
     PASSED,
     STARTED,
     SWITCHED,
     BaseOrigin,
+    Owner,
     Trial,
     end_trial,
     read_origin,

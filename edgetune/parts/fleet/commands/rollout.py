@@ -12,8 +12,7 @@ from ....cli.app import MODEL, ModelPath, Share, Time, command, show
 from ....cli.remote import request
 from ....errors import shell_word
 from ....version import __version__
-from .roles import JOINED_AT
-from .rounds import KEY, URLS, fleet
+from .rounds import JOINED_AT, KEY, URLS, fleet
 
 if TYPE_CHECKING:
     from ..rollout.folder import DeviceFile, Order
@@ -118,7 +117,7 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at:
     from dataclasses import asdict
 
     from ....formats.signature import private_key
-    from ..bases.owner import owned
+    from ..bases.slot import owned
     from ..bases.trial import settle
     from ..membership.device import check_no_signer, device_name, signer_at
     from ..membership.lead import open_lead

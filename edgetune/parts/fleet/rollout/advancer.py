@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING
 from ....errors import EdgetuneError
 from ....formats.signature import private_key
 from ..membership.members import MEMBERS
-from ..uptime import Moment, moment
+from ..uptime import Moment, Waiting, moment
 from . import rings
 from .folder import DEVICES, ORDERS, ROLLOUTS, newest_order, step
-from .ring_time import Waiting
 
 if TYPE_CHECKING:
     from .folder import DeviceFile, Order

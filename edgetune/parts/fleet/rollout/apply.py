@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ....errors import AwayError, EdgetuneError, MismatchError, TooMuchError, UsageError
 from ....version import __version__
-from ..bases.owner import Owner
+from ..bases.slot import Owner
 from ..bases.trial import BaseLook, SlotDaemon, settle
 from ..uptime import Moment, moment
 from . import rings

@@ -26,11 +26,10 @@ from ....persisted import from_json
 from ....version import __version__
 from ..membership.members import REPORTS, approved, is_joined, reason_against
 from ..signed_folder import AGAIN, is_whole, read_facts, write_facts
-from ..uptime import Moment, moment
+from ..uptime import Moment, Waiting, moment
 from . import artifact, rings
 from .artifact import RolloutArtifact
 from .reports import unsigned
-from .ring_time import Waiting
 from .rings import NAME, RingPlan, RingReport, RolloutState
 
 VERSION = 1
