@@ -10,7 +10,8 @@ import numpy as np
 
 from edgetune.formats.bundle import Bundle
 from edgetune.parts.fleet.rollout import rings
-from edgetune.parts.fleet.rollout.folder import DeviceFile, begin, step, write_device
+from edgetune.parts.fleet.rollout.folder import begin, step
+from edgetune.parts.fleet.rollout.reports import DeviceFile, write_device
 from edgetune.parts.fleet.rollout.rings import RingPlan
 from edgetune.parts.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
 from edgetune.parts.fleet.rounds.lead import make_task, write_next

@@ -19,7 +19,7 @@ from tiny import write_tiny  # noqa: E402
 from edgetune.cli.extras import extra_of  # noqa: E402
 from edgetune.daemon.api.app import routes  # noqa: E402
 from edgetune.formats.bundle import open_bundle  # noqa: E402
-from edgetune.parts.fleet.api.devices import Devices  # noqa: E402
+from edgetune.parts.fleet.membership.requests import Devices  # noqa: E402
 from edgetune.parts.fleet.rounds.lead import RoundLead, make_task  # noqa: E402
 from edgetune.parts.fleet.rounds.options import RoundOptions  # noqa: E402
 from edgetune.parts.fleet.rounds.places import newest  # noqa: E402

@@ -14,7 +14,8 @@ from ...errors import EdgetuneError
 from .membership.members import STATES, is_joined, read_members
 from .privacy import DELTA, spent
 from .rollout import rings
-from .rollout.folder import DeviceFile, Order, newest_order, read_reports, reports_of
+from .rollout.folder import Order, newest_order
+from .rollout.reports import DeviceFile, read_reports, reports_of
 from .rounds.places import RoundPlace, newest, rounds_of
 from .rounds.task import FACTS, VERSION, Outcome, RoundRecord, TaskFacts, losses_by_kind, read_outcome, records_of
 from .signed_folder import is_whole, read_facts

@@ -55,27 +55,22 @@ class Waited:
     seen: Moment
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """The time that rings of a folder's roll-outs wait. state: the folder in which whoever looks keeps its state [the
-    user's].
+def waited(folder: Path, rollout: str, ring: int, since: int, at: Moment, state: Path | None = None) -> float:
+    """Returns the seconds that a ring of a folder's roll-out has waited, at this moment; 0 at the first look. state:
+    the folder in which whoever looks keeps its state [the user's]. Raises DiskError and FormatError.
+
+    Each look adds the time since the look before, and writes the sum down. Time between the last look and a restart of
+    the machine does not count: a ring then waits longer, never less. The file is not in the fleet's folder, where a
+    sync may write.
     """
+    place = (state or state_folder()) / RINGS
+    private_folder(place)
+    name = hashlib.sha256(f"{folder.resolve()} {rollout}".encode()).hexdigest()[:16]
 
-    folder: Path
-    state: Path | None = None
+    def look(before: Waited | None) -> Waited:
+        if before is None or (before.ring, before.since) != (ring, since):
+            return Waited(ring, since, 0.0, at)
+        return Waited(ring, since, before.seconds + (at.since(before.seen) or 0.0), at)
 
-    def seconds(self, rollout: str, ring: int, since: int, at: Moment) -> float:
-        """Returns the seconds that a ring has waited, at this moment; 0 at the first look. Raises DiskError and
-        FormatError.
-        """
-        place = (self.state or state_folder()) / RINGS
-        private_folder(place)
-        name = hashlib.sha256(f"{self.folder.resolve()} {rollout}".encode()).hexdigest()[:16]
-
-        def look(before: Waited | None) -> Waited:
-            if before is None or (before.ring, before.since) != (ring, since):
-                return Waited(ring, since, 0.0, at)
-            return Waited(ring, since, before.seconds + (at.since(before.seen) or 0.0), at)
-
-        hint = "remove it; the time of the ring begins again"
-        return Record(place / f"{name}.json", partial(from_json, Waited), hint, 4096).change(look).seconds
+    hint = "remove it; the time of the ring begins again"
+    return Record(place / f"{name}.json", partial(from_json, Waited), hint, 4096).change(look).seconds
