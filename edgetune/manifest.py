@@ -58,7 +58,7 @@ class Manifest:
     it adds to the facts of an adapter: what that says}. routes: modules with a `router`. errors: {the beginning of
     paths: "module:function" that takes an error in OpenAI's shape and returns it in that of their clients}. kinds:
     modules that register kinds of jobs. panel: whether the folder has a panel.html and panel.js for the daemon's page.
-    extras: of pyproject.toml. around: "module:name" of an AroundOptions (cli/around.py). purposes: {a purpose of
+    extras: of pyproject.toml. around: "module:name" of an AroundOptions (cli/serving.py). purposes: {a purpose of
     uploaded files that are kept as they are: "module:function" that takes a file's name, and raises UsageError for one
     of no use}. library: {a name that `edgetune` has: "module:name"}. packages: further packages that its modules
     import. face: modules that other parts may import.

@@ -35,7 +35,7 @@ float *check_values(et_array a, size_t n);
 int32_t *check_ints(size_t n, int limit, uint64_t seed);
 /* Tokens in depth-first order: most continue the one before, others an earlier one of its document, or begin another. */
 void check_forest(int32_t *before, int T, int branches);
-/* As edgetune/data/pieces.py, with at most `longest` tokens in one; the number of pieces. kept, ahead: [T]. */
+/* As edgetune/data/packing.py, with at most `longest` tokens in one; the number of pieces. kept, ahead: [T]. */
 int check_pieces(int32_t *pieces, const int32_t *before, int32_t *kept, int32_t *ahead, int T, int longest);
 /* Frees all that the above gave. */
 void check_free(void);

@@ -3,7 +3,7 @@
  *   P = e^g S,  u = P^T k,  d = beta (v - u),  S = P + k d^T,  out = S^T q.
  *
  * q and k have length 1, but for q's factor 1 / sqrt(C). Columns of S do not depend on each other, so they are computed
- * DELTA_W at a time, which fit into the first cache. Tokens come in pieces (edgetune/data/pieces.py), and states are
+ * DELTA_W at a time, which fit into the first cache. Tokens come in pieces (edgetune/data/packing.py), and states are
  * kept after some of them only.
  *
  * Backward takes the pieces from the last to the first. It makes e = v - u of a piece's tokens again and passes the

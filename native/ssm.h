@@ -2,7 +2,7 @@
  *
  *   S = e^(dt a) S + B (dt x)^T,  out = S^T C + skip x,  dt = ln(1 + e^(rows + bias)).
  *
- * Tokens come in pieces (edgetune/data/pieces.py). Of a piece's tokens, those that it replays first, s and t are two, u_t
+ * Tokens come in pieces (edgetune/data/packing.py). Of a piece's tokens, those that it replays first, s and t are two, u_t
  * is the sum of dt a up to t, and S is the state before the first. Then a piece is products of matrices:
  *
  *   out_t = sum over s <= t of (C_t . B_s) e^(u_t - u_s) dt_s x_s + e^(u_t) S^T C_t,

@@ -15,6 +15,7 @@ JOB = "ftjob-21b5"
 FILE = "file-7a31"
 ADAPTER = "ft:model:home:1ad45f30"
 LAMP = '{"device":"lamp","action":"off"}'
+WRONG = '{"device":"lamp","action":"on"}'
 ASK = [{"role": "user", "content": "switch the lamp off"}]
 GRADER = {"type": "string_check", "name": "city", "operation": "ilike", "input": "{{ sample.output_text }}",
           "reference": "{{ item.city }}"}
@@ -56,7 +57,7 @@ JOB_OBJECT = {
 GIVEN = {
     "id": FEEDBACK, "object": "feedback", "created_at": AT, "rating": None, "model": "model", "learns": True,
     "state": "new", "held_out": False, "job": None, "question": "switch the lamp off", "answer": LAMP,
-    "rejected": '{"device":"lamp","action":"on"}', "reason": "waits to be learned"}
+    "rejected": WRONG, "reason": "waits to be learned"}
 FILE_OBJECT = {"id": FILE, "object": "file", "bytes": 4096, "created_at": AT, "filename": "rows.jsonl",
                "purpose": "fine-tune", "status": "processed", "rows": 62, "sha256": "9f86d081884c7d65..."}
 ADAPTER_OBJECT = {"id": ADAPTER, "name": None, "object": "adapter", "created_at": AT, "state": "candidate", "job": JOB,
@@ -68,10 +69,11 @@ ERROR = {"error": {"message": "messages: is missing; give it", "type": "invalid_
 
 
 def _of_answers() -> Iterator[Example]:
-    yield Example("POST /v1/chat/completions", "Ask the base and its active adapter.",
+    yield Example("POST /v1/chat/completions", "Ask the base and its active adapter. This answer is wrong; "
+                  "[feedback](#post-v1feedback) corrects it.",
                   body={"model": "model:latest", "messages": ASK, "max_tokens": 40}, answer={
                       "id": ANSWER, "object": "chat.completion", "created": AT, "model": ADAPTER, "choices": [{
-                          "index": 0, "message": {"role": "assistant", "content": LAMP}, "finish_reason": "stop"}],
+                          "index": 0, "message": {"role": "assistant", "content": WRONG}, "finish_reason": "stop"}],
                       "usage": USAGE})
     yield Example("POST /v1/chat/completions", "Get JSON of a form.", body={
         "messages": ASK, "max_tokens": 40,
@@ -144,7 +146,8 @@ def _of_adapters() -> Iterator[Example]:
 def _of_feedback() -> Iterator[Example]:
     yield Example("POST /v1/feedback", "Correct an answer by its id.",
                   body={"completion_id": ANSWER, "correction": LAMP}, answer=GIVEN)
-    yield Example("POST /v1/feedback", "Say that an answer is right.", body={"completion_id": ANSWER, "rating": "up"})
+    yield Example("POST /v1/feedback", "Say that an answer is right.",
+                  body={"prompt": "lamp on", "answer": "The lamp is on.", "rating": "up"})
     yield Example("POST /v1/feedback", "Say which of two answers is better.",
                   body={"prompt": "lamp on", "answer": "The lamp is on.", "rejected": "Lamp."})
     yield Example("GET /v1/feedback", "See the newest feedback.", "/v1/feedback?limit=1", answer={
@@ -167,7 +170,7 @@ def _of_the_daemon() -> Iterator[Example]:
         "memory": {"budget": 629145600, "used": 301989888, "available": 1610612736},
         "serving": {"requests": 40, "waiting": 0, "working": 1, "tokens_per_s": 21.5},
         "answered": {},
-        "learning": {"on": True, "mode": "auto", "state": "waits for 17 more pieces of feedback", "needed": 20},
+        "learning": {"on": True, "mode": "idle", "state": "waits for 17 more pieces of feedback", "needed": 20},
         "job": None, "governor": []})
     yield Example("GET /metrics", "Read the metrics.")
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import io
 import os
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import examples  # noqa: F401  (its profiles)
+import psutil
 import pytest
 from hypothesis import settings
-from in_memory import write_into_memory
 from seeds import take_seed
 from tiny import SHAPES, write_tiny
 
@@ -36,7 +38,6 @@ os.environ.setdefault("MKL_ENABLE_INSTRUCTIONS", "AVX512")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 take_seed()
-write_into_memory()
 settings.load_profile("quick")  # --hypothesis-profile thorough, which is loaded later, wins
 
 # Programs that tests start find the same edgetune: the installed one, or this checkout where it is being developed.
@@ -50,6 +51,14 @@ sys.dont_write_bytecode = False  # nor need pytest rewrite the asserts of all te
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+
+# They sync thousands of small files, for which a disk takes a fifth of the suite's time; what they compare is what a
+# process finds after another one, which a disk changes in nothing. So they write into memory where that is plenty.
+MEMORY = Path("/dev/shm")
+PLENTY = 8 << 30  # bytes, of MEMORY and of memory; a run takes 2 GiB of the first, and 4 of the second
+if ("PYTEST_DEBUG_TEMPROOT" not in os.environ and os.access(MEMORY, os.W_OK)
+        and min(shutil.disk_usage(MEMORY).free, psutil.virtual_memory().available) >= PLENTY):
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = str(MEMORY)
 
 LONG = ("daemon", "tutor", "compress", "training", "objectives")  # folders whose files take longest
 
@@ -104,11 +113,33 @@ def rows_are_tokenised_here(request: pytest.FixtureRequest, monkeypatch: pytest.
     """Not by a process, which takes longer to start than a tiny model to train. Tests in data/ have that process, and
     so has all that keeps to a budget, reads standard input, or is started as a program.
     """
-    if request.path.parent.name != "data":
-        import tokenised
+    if request.path.parent.name == "data":
+        return
+    from edgetune.data import loader
+    from edgetune.data.parts import STDIN
+    from edgetune.llamacpp.tokenizers import open_tokenizer
+    load, by_process = loader.load, loader._by_process
+    asks_here = threading.local()  # .yes: a daemon trains in one thread while a test reads rows in another
 
-        monkeypatch.setattr("edgetune.data.loader.load", tokenised.load)
-        monkeypatch.setattr("edgetune.data.loader._by_process", tokenised.here)
+    def here(asked: dict[str, Any], reads_stdin: bool) -> object:
+        """What the process would send, through the same format, where `load` of this thread wants it."""
+        if not getattr(asks_here, "yes", False):
+            return by_process(asked, reads_stdin)
+        pipe = io.BytesIO()
+        with closing(open_tokenizer(asked["model"], asked["markup"], asked["thinking"])) as tokenizer:
+            loader.send(pipe, loader._sets(asked, tokenizer))
+        pipe.seek(0)
+        return loader.receive(pipe)
+
+    def load_here(model: object, paths: object, config: Any, *given: Any, **more: Any) -> object:
+        asks_here.yes = not config.memory and Path(STDIN) not in paths
+        try:
+            return load(model, paths, config, *given, **more)
+        finally:
+            asks_here.yes = False
+
+    monkeypatch.setattr(loader, "load", load_here)
+    monkeypatch.setattr(loader, "_by_process", here)
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,13 @@ from edgetune.adapters.base import Artifact
 from edgetune.adapters.lora import Pair
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.adapters.peft import MODULES, modules_of
-from edgetune.adapters.peft_fused import fused_of, join_fused
+from edgetune.adapters.peft_modules import fused_of, join_fused
 from edgetune.backends.arena import Arena, Buffer
 from edgetune.backends.cpu import Cpu
 from edgetune.data.forest import grow
 from edgetune.data.packing import Batch, Example, collate
 from edgetune.formats.bundle import open_bundle
-from edgetune.formats.targets import TARGETS
+from edgetune.formats.families import TARGETS
 from edgetune.models.decoder import Decoder, Model
 from edgetune.models.linear import RunShape, target_names
 

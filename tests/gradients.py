@@ -14,7 +14,7 @@ from edgetune.data.packing import Batch, Example, collate
 from edgetune.data.trees import Tree
 from edgetune.models.decoder import Decoder
 from edgetune.objectives.base import Objective
-from edgetune.training.gradient import Gradient
+from edgetune.training.passes import Gradient
 from edgetune.training.reference import Reference
 
 Loss = Callable[[list[torch.Tensor], list[torch.Tensor]], torch.Tensor]  # of each document: log p [S], weights [S]

@@ -14,12 +14,13 @@ import subprocess
 import textwrap
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+from local_http import Quiet, served_by
 from services import until
 from websockets.sync.client import connect
 
@@ -222,3 +223,33 @@ def _wait(home: HomeAssistant, running: subprocess.Popen[bytes]) -> None:
             pass
         time.sleep(0.5)
     raise AssertionError(f"Home Assistant does not answer:\n{home.log.read_text()[-3000:]}")
+
+
+# ---- what it asks ----------------------------------------------------------------------------------------------------
+
+
+ANSWER = 600  # seconds
+
+
+@contextmanager
+def overheard(url: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """The address of a proxy before a daemon, and the bodies of what clients asked of /api/chat so far."""
+    heard: list[dict[str, Any]] = []
+
+    class Handler(Quiet):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            if self.path == "/api/chat":
+                heard.append(json.loads(body))
+            with httpx.stream(self.command, url + self.path, content=body, timeout=ANSWER) as answer:
+                self.send_response(answer.status_code)
+                self.send_header("content-type", answer.headers["content-type"])
+                self.end_headers()
+                with suppress(BrokenPipeError):  # the client no longer waits, so the daemon need not either
+                    for part in answer.iter_bytes():
+                        self.wfile.write(part)
+
+        do_GET = do_POST
+
+    with served_by(Handler) as proxy:
+        yield proxy, heard

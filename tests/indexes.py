@@ -42,9 +42,9 @@ def write_pdf(path: Path, pages: list[str]) -> Path:
 def small_index(folder: Path, texts: dict[str, str]) -> Path:
     """An index of these files by the random encoder, in which every question finds something."""
     from edgetune.parts.documents.building import build
-    from edgetune.parts.documents.encoding import Encoding
     from edgetune.parts.documents.options import IndexOptions
-    from edgetune.parts.documents.store import Store
+    from edgetune.parts.documents.search import Encoding
+    from edgetune.parts.documents.store import IndexStore
     needs_retrieval()
     documents = folder / "documents"
     documents.mkdir(parents=True)
@@ -53,7 +53,7 @@ def small_index(folder: Path, texts: dict[str, str]) -> Path:
     encoding = Encoding(small_encoder(folder), 1)
     build(documents, folder / "small.index", encoding, IndexOptions(chunk_tokens=90))
     encoding.close()
-    store = Store(folder / "small.index", writes=True)
+    store = IndexStore(folder / "small.index", writes=True)
     store.begin()
     store.set_facts({"least_evidence": 0.0})
     store.commit()

@@ -1,4 +1,4 @@
-"""Rows longer than a piece of what has a state, with branches within pieces and at their ends (data/pieces.py)."""
+"""Rows longer than a piece of what has a state, with branches within pieces and at their ends (data/packing.py)."""
 
 from dataclasses import replace
 from pathlib import Path

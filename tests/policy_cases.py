@@ -16,9 +16,9 @@ import edgetune
 from edgetune.data.dataset import Dataset, load_rows
 from edgetune.data.packing import Example
 from edgetune.llamacpp.tokenizer import Tokenizer
-from edgetune.objectives.rewarded import Rewarded
-from edgetune.training.answered import Reward, RewardedAnswer
+from edgetune.objectives.drawn import Rewarded
 from edgetune.training.config import TrainConfig
+from edgetune.training.rewards import Reward, RewardedAnswer
 from edgetune.training.run import run
 
 PROMPT = 12  # tokens

@@ -1,4 +1,9 @@
-"""What a person reads in the code: comments, docstrings and messages, each with its line."""
+"""What a person reads: comments, docstrings and messages of a module; and how long the sentences of a page are.
+
+Code blocks, tables, headings, pictures and comments are no sentences. A paragraph ends a sentence, and so do an item of
+a list, and a full stop, a question mark or an exclamation mark before a space, but for a few abbreviations. `code` is
+one word, a link is its text, and a word has a letter or a digit.
+"""
 
 import ast
 import io
@@ -28,3 +33,36 @@ def docstrings(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree(path)):
         if isinstance(node, Documented) and (text := ast.get_docstring(node)):
             yield getattr(node, "lineno", 1), text
+
+
+# ---- sentences of pages ----------------------------------------------------------------------------------------------
+
+LONG = 30  # words of a sentence; one that has more is long
+_BLOCKS = re.compile(r"^```.*?^```|<!--.*?-->|!\[.*?\]\(.*?\)", re.M | re.S)
+_LINES = re.compile(r"^(?: {4}(?![-*\d ])|\||#).*$", re.M)  # indented code, tables, headings
+_ABBREVIATION = re.compile(r"\b(e\.g|i\.e|vs|et al|etc|cf)\. ")
+
+
+def _flat(text: str) -> str:
+    text = re.sub(r"`[^`]*`", "code", text)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    return _ABBREVIATION.sub(r"\1 ", re.sub(r"\s+", " ", re.sub(r"[*_]", "", text)))
+
+
+def sentences(page: str) -> list[str]:
+    blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[-*]|\d+\.) )", _LINES.sub("", _BLOCKS.sub("\n\n", page)))
+    found = [sentence for block in blocks
+             for sentence in re.split(r"(?<=[.!?])[)\"]? ", _flat(re.sub(r"^\s*(?:[-*>]|\d+\.) ", "", block)).strip())]
+    return [sentence for sentence in found if words(sentence)]
+
+
+def words(sentence: str) -> int:
+    return sum(bool(re.search(r"\w", word)) for word in sentence.split())
+
+
+def lengths(page: str) -> list[int]:
+    return [words(sentence) for sentence in sentences(page)]
+
+
+def mean(counts: list[int]) -> float:
+    return sum(counts) / max(len(counts), 1)

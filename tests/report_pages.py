@@ -1,5 +1,6 @@
-"""Pages of reports, read back: what they are made of, what they say, and the values that their charts draw."""
+"""Folders of runs that were never trained, and pages of reports read back: what they say, what their charts draw."""
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from base64 import b64encode
@@ -55,3 +56,26 @@ def assert_drawn(found, number, wanted):
     for (x, y), (wanted_x, wanted_y) in zip(points, wanted, strict=True):
         assert abs(x - wanted_x) < 0.02 * max(1, len(wanted) / 10)
         assert abs(y - wanted_y) < 2e-3 * span
+
+
+# ---- folders of runs that were never trained -------------------------------------------------------------------------
+
+
+def step(number, **changes):
+    line = {"event": "step", "step": number, "loss": 1 / number, "lr": 1e-3, "grad_norm": 0.5, "tokens": 10,
+            "supervised": 5, "tokens_per_s": 20.0, "seconds": 0.5, "rss_mib": 64.0}
+    return {**line, **changes}
+
+
+def measured(number, loss):
+    return {"event": "eval", "step": number, "loss": loss, "tokens": 3, "best": None}
+
+
+def write(folder, *lines, **run):
+    """The folder, with these lines of metrics.jsonl, as text or JSON, and where fields are given run.json."""
+    folder.mkdir(exist_ok=True, parents=True)
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(f"{text}\n" for text in texts))
+    if run:
+        (folder / "run.json").write_text(json.dumps(run))
+    return folder

@@ -1,14 +1,17 @@
 """A service on an engine that computes nothing, with processes of jobs that train nothing, and its accidents.
 
-Its database, files, queue, gate's consequences and threads are real.
+Its database, files, queue, gate's consequences and threads are real. Marks are words that occur nowhere else, and are
+looked for in every file.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +22,6 @@ from unittest import mock
 
 from fake_workers import FakeProcess, FakeWorkers
 from kills import Kill, killed
-from marks import marks_in
 from services import same_holdout
 from slot_folders import write_slot
 from stub_engine import StubAnswering, StubVectors
@@ -260,3 +262,28 @@ class Rig:
         finally:
             for db in limited:
                 db.execute(f"PRAGMA max_page_count = {2**30}")
+
+
+# ---- marks -----------------------------------------------------------------------------------------------------------
+
+
+MARK = re.compile(rb"zq[0-9a-f]{8}")
+
+
+def mark_of(number: int) -> str:
+    return f"zq{number:08x}"
+
+
+def marks_in(content: bytes) -> set[str]:
+    return {found.decode() for found in set(MARK.findall(content))}
+
+
+def marks_below(folder: Path) -> dict[str, set[str]]:
+    """The files below `folder` that hold each mark, in their bytes or names, by their paths within it."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        content = name.encode() + (b"\n" + path.read_bytes() if path.is_file() else b"")
+        for mark in marks_in(content):
+            found[mark].add(name)
+    return found

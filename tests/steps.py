@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 from books import Books, Lesson, Made, Note
-from marks import mark_of, marks_below, marks_in
-from rigs import Rig, template
+from rigs import Rig, mark_of, marks_below, marks_in, template
 from stub_engine import SAID
 
 from edgetune.daemon.api.security import Keys

@@ -1,4 +1,4 @@
-"""The package's import graph: boxes, arrows, floors and circles. `python tests/structure.py` prints it.
+"""The package's import graph: boxes, arrows, floors and circles.
 
 A box is an entry of the package's top folder: a module or a room. An arrow is a pair of boxes of which the first
 imports the second, at a module's top or within a function. Imports for type checkers alone do not count.
@@ -7,9 +7,9 @@ imports the second, at a module's top or within a function. Imports for type che
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "edgetune"
@@ -87,65 +87,17 @@ def box(module: str) -> str:
     return module.split(".")[0] or FACE
 
 
-def arrows(edges: dict[str, set[str]]) -> dict[tuple[str, str], list[tuple[str, str]]]:
-    """(box, box) -> the imports between them. The package's face imports lazily, from everywhere, and is left out."""
-    found: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
-    for module, targets in edges.items():
-        for target in targets:
-            if FACE not in (box(module), box(target)) and box(module) != box(target):
-                found[box(module), box(target)].append((module, target))
-    return found
-
-
 def upward(edges: dict[str, set[str]]) -> list[tuple[str, str]]:
-    """Imports that do not go to a lower floor."""
-    return sorted(pair for (here, there), pairs in arrows(edges).items() if FLOOR[there] >= FLOOR[here]
-                  for pair in pairs)
+    """Imports that do not go to a lower floor. The package's face imports lazily, from everywhere, and is left out."""
+    return sorted((module, target) for module, targets in edges.items() for target in targets
+                  if box(module) != box(target) and FACE not in (box(module), box(target))
+                  and FLOOR[box(target)] >= FLOOR[box(module)])
 
 
-def circles(edges: dict[str, set[str]]) -> list[list[str]]:
-    """Groups of modules that import one another, by Tarjan's strongly connected components (1972)."""
-    index: dict[str, int] = {}
-    low: dict[str, int] = {}
-    stack: list[str] = []
-    found: list[list[str]] = []
-
-    def visit(module: str) -> None:
-        index[module] = low[module] = len(index)
-        stack.append(module)
-        for target in edges.get(module, ()):
-            if target not in index:
-                visit(target)
-                low[module] = min(low[module], low[target])
-            elif target in stack:
-                low[module] = min(low[module], index[target])
-        if low[module] == index[module]:
-            start = stack.index(module)
-            group = stack[start:]
-            del stack[start:]
-            if len(group) > 1:
-                found.append(sorted(group))
-
-    for module in edges:
-        if module not in index:
-            visit(module)
-    return found
-
-
-def main() -> None:
-    edges = graph()
-    top = sorted(name for name, path in modules().items() if path.parent == ROOT)
-    boxes = {box(name) for name in edges} - {FACE}
-    print(f"modules in the top folder: {len(top)} ({', '.join(name or FACE for name in top)})")
-    print(f"boxes: {len(boxes)}")
-    print(f"arrows: {len(arrows(edges))}")
-    print(f"upward arrows: {len(upward(edges))}")
-    for module, target in upward(edges):
-        print(f"    {module} -> {target}")
-    print(f"circles: {len(circles(edges))}")
-    for group in circles(edges):
-        print(f"    {', '.join(group)}")
-
-
-if __name__ == "__main__":
-    main()
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, and the last the first; none if no modules import one another."""
+    try:
+        TopologicalSorter(edges).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []

@@ -208,7 +208,7 @@ def opened(path: Path, documents: Path, encoding: Any, own: bool) -> dict[str, A
     from edgetune.parts.documents.building import build
     from edgetune.parts.documents.options import IndexOptions
     from edgetune.parts.documents.passages import quoted
-    from edgetune.parts.documents.searching import Index
+    from edgetune.parts.documents.search import Index
 
     def said(call: Callable[[], object]) -> object:
         try:
@@ -243,10 +243,10 @@ def main(folder: Path) -> None:
 
     from indexes import small_index
 
-    from edgetune.parts.documents import passages, ranking  # here, so that no process has to
-    from edgetune.parts.documents.encoding import Encoding
+    from edgetune.parts.documents import passages, search  # here, so that no process has to
+    from edgetune.parts.documents.search import Encoding
     assert passages
-    ranking.QUERIES = 2  # for the limit, which is not tested here
+    search.QUERIES = 2  # for the limit, which is not tested here
     whole = small_index(folder, TEXTS).read_bytes()
     encoding = Encoding(folder / "encoder.gguf", 1)
     for number, attack in enumerate(ATTACKS):

@@ -78,42 +78,31 @@ def said(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_new_part_has_a_command(said):
+def test_a_new_part_has_a_command_an_option_of_the_daemon_and_a_name_of_the_library(said):
     assert said["command"] == "a toy\n"
     assert re.search(r"^Serve:\n(  .*\n)*  toy +Say that it is a toy.$", said["help"], re.MULTILINE)
-
-
-def test_a_new_part_has_an_option_of_the_daemon(said):
-    group = said["daemon_help"].partition("What it answers with:")[2].partition("\n\n")[0]
-    assert "--toy" in group
+    assert "--toy" in said["daemon_help"].partition("What it answers with:")[2].partition("\n\n")[0]
     assert said["refused"] == "toy is a/, a folder"
     assert "toy" in said["files"]
     assert said["off"] == [None, False]
+    assert said["clocks"] == "toy"
+    assert said["dir"]
 
 
-def test_a_new_part_has_a_route_and_facts_of_the_device(said):
+def test_a_new_part_has_a_route_facts_of_the_device_and_requests_without_a_key(said):
     assert said["route"] == {"time": "late"}
     assert said["error"]["toy"].startswith("there is no GET")
     assert said["device"] == "late"
     assert said["schema"]["description"] == "The time that it tells."
-
-
-def test_a_new_part_admits_requests_without_a_key(said):
     assert said["admitted"] == [200, 403, 401]
 
 
-def test_a_new_part_answers(said):
+def test_a_new_part_answers_is_put_around_questions_and_chooses_who_answers(said):
     assert said["time"] == "late"
     assert said["source"]["toy"] == 1
-
-
-def test_a_new_part_is_put_around_questions(said):
     assert said["chat"]["sources"][0]["source"] == "clock 1"
     assert said["tool"] == "It is late."
     assert re.search(r"--told TEXT +Time that the model is told", said["generate_help"])
-
-
-def test_a_new_part_chooses_who_answers(said):
     assert "any-time" in said["models"]
     assert said["chosen"]["model"] == "tiny"
     assert said["ticks"]["description"] == "What it has heard of the toy."
@@ -126,41 +115,24 @@ def test_a_new_part_has_a_purpose_of_files(said):
     assert said["forgotten"] == [said["clock"]["id"]]
 
 
-def test_a_new_part_has_a_name_of_the_library(said):
-    assert said["clocks"] == "toy"
-    assert said["dir"]
-
-
-def test_a_new_part_takes_note_of_what_the_model_answers(said):
-    """Not of what another source has answered."""
+def test_a_new_part_learns_from_what_the_model_answers_by_a_kind_of_job(said):
+    """Not from what another source has answered."""
     assert "on" in said["seen"]
     assert "what time is it" not in said["seen"]
     assert said["stores"]
-
-
-def test_a_new_part_adds_something_to_learn_from(said):
     assert said["learn"][0] == ""
     assert said["learn"][1].startswith("learn is 'toys'")
     assert "toy and toy-nightly also from toys" in " ".join(said["daemon_help"].split())
     assert said["begin"] == "learn is off, and no toys are learned from; there are none"
-
-
-def test_a_new_part_has_a_row_of_the_status(said):
-    assert re.search(r"time +late", said["status"])
-
-
-def test_a_new_part_has_a_kind_of_job(said):
     assert "toy" in said["kinds"]
     assert said["work"] == {"passed": True, "reason": "a toy"}
 
 
-def test_a_new_part_has_a_thread_health_and_a_metric(said):
+def test_a_new_part_has_a_thread_health_a_metric_a_row_of_the_status_and_a_panel_of_the_page(said):
     assert said["threads"] == [True, False]
     assert said["health"] == ["the toy is late"]
     assert "\nedgetune_toy 1.0\n" in said["metrics"]
-
-
-def test_a_new_part_has_a_panel_of_the_page(said):
+    assert re.search(r"time +late", said["status"])
     assert '<section id="toy" data-tab="Toy" hidden>' in said["page"]
     assert "panels.push(({ toy })" in said["page"]
     assert said["page"].index("const panels") < said["page"].index("panels.push") < said["page"].index("watch();")

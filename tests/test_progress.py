@@ -25,6 +25,13 @@ PAUSE = {"event": "governor", "step": 1100, "threads": 1, "action": "pause",
          "cause": "the zone soc-thermal is at 86 °C, the limit is 85 °C, and it cools down slowly"}
 
 
+def shown(text, columns):
+    """The lines of a terminal to which this was written."""
+    terminal = pyte.Screen(columns, 24)
+    pyte.Stream(terminal).feed(text.replace("\n", "\r\n"))
+    return [line.rstrip() for line in terminal.display if line.strip()]
+
+
 def screen(events, columns):
     """What a terminal shows after these events, while the run goes."""
     file = io.StringIO()
@@ -34,10 +41,7 @@ def screen(events, columns):
         for live in (progress.live, progress.drawing and progress.drawing.live):
             if live:
                 live.refresh()
-        shown = file.getvalue()
-    terminal = pyte.Screen(columns, 24)
-    pyte.Stream(terminal).feed(shown.replace("\n", "\r\n"))
-    return [line.rstrip() for line in terminal.display if line.strip()]
+        return shown(file.getvalue(), columns)
 
 
 @pytest.mark.parametrize("columns", [60, 80])
@@ -85,17 +89,12 @@ def test_without_a_terminal_it_is_told_in_lines():
     assert answering.startswith("answering  50%  ")
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(0.001, False), (9.0, True)])
-def test_wear_is_said_where_a_checkpoint_is_due(seconds, said):
-    lines = screen([START, STEP | {"seconds": seconds}, STEP | {"step": 1101, "seconds": seconds}], 80)
-    assert [line for line in lines if "checkpoint every" in line] == [
+@pytest.mark.parametrize(("seconds", "every", "said"), [(0.001, "5m", False), (9.0, "5m", True), (9.0, "never", False)])
+def test_wear_is_said_where_a_checkpoint_is_due(seconds, every, said):
+    disk = START["disk"] | {"checkpoint_every": every, "checkpoint_seconds": 300.0 if every == "5m" else None}
+    lines = screen([START | {"disk": disk}, STEP | {"seconds": seconds}, STEP | {"step": 1101, "seconds": seconds}], 80)
+    assert [line for line in lines if "checkpoint" in line] == [
         "a checkpoint every 5m: 1 MiB each, about 327 MiB in this run"][:said]  # 10,901 steps of 9 s
-
-
-def test_no_wear_is_said_where_no_checkpoint_is_written():
-    disk = START["disk"] | {"checkpoint_every": "never", "checkpoint_seconds": None}
-    lines = screen([START | {"disk": disk}, STEP | {"seconds": 9.0}, STEP | {"step": 1101, "seconds": 9.0}], 80)
-    assert not any("checkpoint" in line for line in lines)
 
 
 def test_the_last_measurement_stays():
@@ -141,10 +140,9 @@ def test_a_long_step_fits(columns):
     file = io.StringIO()
     with StepProgress(Console(file=file, force_terminal=True, width=columns)) as progress:
         progress.step("what each matrix costs in each format", 3, 10)
-    terminal = pyte.Screen(columns, 24)
-    pyte.Stream(terminal).feed(file.getvalue().replace("\n", "\r\n"))
-    assert terminal.display[0].startswith("what each matrix costs in each format ━")
-    assert "100 %" in terminal.display[0]
+    line = shown(file.getvalue(), columns)[0]
+    assert line.startswith("what each matrix costs in each format ━")
+    assert "100 %" in line
 
 
 STEPS = [("importance", 40.0), ("quantizing", 20.0), ("measuring", 10.0)]
@@ -169,11 +167,9 @@ def test_the_last_line_says_how_much_longer_all_steps_take():
         progress.expect(STEPS)
         progress.step("quantizing", 0, 4)
         progress.live.refresh()
-        shown = file.getvalue()
-    terminal = pyte.Screen(60, 24)
-    pyte.Stream(terminal).feed(shown.replace("\n", "\r\n"))
-    assert terminal.display[0].startswith("quantizing ━")
-    assert terminal.display[1].rstrip() == "step 2/3, about 0:30 left in all"
+        first, second = shown(file.getvalue(), 60)
+    assert first.startswith("quantizing ━")
+    assert second == "step 2/3, about 0:30 left in all"
 
 
 def test_an_estimate_is_a_json_line():

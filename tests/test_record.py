@@ -25,35 +25,25 @@ class Count:
     names: list[str] = field(default_factory=list)
 
 
-COUNTER = """
-import sys, threading
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
-from edgetune.disk import Record
-from edgetune.persisted import from_json
-
-@dataclass(frozen=True)
-class Count:
-    total: int = 0
-    names: list[str] = field(default_factory=list)
-
-record = Record(Path(sys.argv[1]), partial(from_json, Count), "remove it")
-
-def count():
-    for _ in range(int(sys.argv[2])):
+def count(record, times):
+    for _ in range(times):
         record.change(lambda found: replace(found or Count(), total=(found or Count()).total + 1))
 
-threads = [threading.Thread(target=count) for _ in range(2)]
-print("begun", flush=True)
-[thread.start() for thread in threads]
-[thread.join() for thread in threads]
-"""
+
+def in_threads(number, record, times):
+    threads = [threading.Thread(target=count, args=(record, times)) for _ in range(number)]
+    print("begun", flush=True)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 @contextmanager
 def counter(path, times):
-    with subprocess.Popen([sys.executable, "-c", COUNTER, path, str(times)], stdout=subprocess.PIPE, text=True) as made:
+    program = ("import sys, pathlib; from test_record import in_threads, record_in\n"
+               f"in_threads(2, record_in(pathlib.Path(sys.argv[1])), {times})")
+    with subprocess.Popen([sys.executable, "-c", program, path.parent], stdout=subprocess.PIPE, text=True) as made:
         try:
             assert made.stdout.readline() == "begun\n"
             yield made
@@ -68,17 +58,8 @@ def record_in(folder):
 
 def test_changes_of_threads_and_processes_are_all_there(tmp_path):
     record = record_in(tmp_path)
-
-    def count():
-        for _ in range(50):
-            record.change(lambda found: replace(found or Count(), total=(found or Count()).total + 1))
-
-    threads = [threading.Thread(target=count) for _ in range(3)]
     with counter(record.path, 50) as first, counter(record.path, 50) as second:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        in_threads(3, record, 50)
     assert (first.returncode, second.returncode) == (0, 0)
     assert record.read() == Count(2 * 2 * 50 + 3 * 50)
     assert [path.name for path in tmp_path.iterdir()] == ["count.json"]  # no lock lies there

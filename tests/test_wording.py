@@ -1,12 +1,8 @@
-"""Words that a person reads are those of the field. IDIOMS stand nowhere: in no --help, page or code. Of DIALECT and
-docstrings without a subject, each room and page has a number left that may only fall.
-
-`python tests/test_wording.py ROOM` lists what is left in a room, `python tests/test_wording.py` the numbers.
+"""Words that a person reads are those of the field. IDIOMS stand nowhere: in no --help, page or code. DIALECT stands in
+no page, comment, docstring or message, and the first sentence of a docstring has a subject.
 """
 
 import re
-import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,11 +38,7 @@ PATTERNS = {
 # First words of a docstring whose first sentence has no subject or no verb.
 WITHOUT_SUBJECT = re.compile(
     r"(?:Of|With|Without|Those|As|In|By|How|From|For|At|On|Where|Also|Beside|Behind|Under|Until)\b")
-# (idioms of DIALECT in comments, docstrings and messages; docstrings without a subject) that are left in each room.
-LEFT_IN_ROOMS: dict[str, tuple[int, int]] = {
-    "daemon": (2, 0), "data": (2, 0),  # an event's name, a table's name, and prompts that a run's bytes depend on
-}
-LEFT_IN_PAGES: dict[str, int] = {}
+LEFT = {"daemon": 2, "data": 2}  # of DIALECT: an event's name, a table's name, and prompts that a run's bytes depend on
 
 
 def found(text, idioms=IDIOMS):
@@ -83,7 +75,7 @@ def by_hand(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_docs(page):
-    assert found(" ".join(page.read_text("utf-8").split())) == []
+    assert found(" ".join(page.read_text("utf-8").split()), IDIOMS | DIALECT) == []
     assert case_of(by_hand(page)) == []
 
 
@@ -103,31 +95,13 @@ def room_of(module):
     return module.relative_to(ROOT / "edgetune").parts[0].removesuffix(".py")
 
 
-def left_in(room):
-    """(idioms, docstrings without a subject) of a room, each with its place."""
-    idioms = []
-    subjectless = []
-    for module in MODULES:
-        if room_of(module) == room:
-            idioms += [f"{module}: {what}" for what in found(prose(module), DIALECT)]
-            subjectless += [f"{module}:{line}: {text.splitlines()[0]}" for line, text in docstrings(module)
-                            if WITHOUT_SUBJECT.match(text)]
-    return idioms, subjectless
-
-
 @pytest.mark.parametrize("room", sorted({room_of(module) for module in MODULES}))
-def test_the_dialect_of_a_room_fades(room):
-    """Mend what is new, and lower the room's numbers where less is left."""
-    idioms, subjectless = left_in(room)
-    allowed = LEFT_IN_ROOMS.get(room, (0, 0))
-    assert len(idioms) <= allowed[0], "\n".join(idioms)
-    assert len(subjectless) <= allowed[1], "\n".join(subjectless)
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_the_dialect_of_a_page_fades(page):
-    idioms = found(" ".join(page.read_text("utf-8").split()), DIALECT)
-    assert len(idioms) <= LEFT_IN_PAGES.get(page.name, 0), "\n".join(idioms)
+def test_the_dialect_is_in_no_room(room):
+    modules = [module for module in MODULES if room_of(module) == room]
+    assert [f"{module}:{line}: {text.splitlines()[0]}" for module in modules for line, text in docstrings(module)
+            if WITHOUT_SUBJECT.match(text)] == []
+    idioms = [f"{module}: {what}" for module in modules for what in found(prose(module), DIALECT)]
+    assert len(idioms) <= LEFT.get(room, 0), "\n".join(idioms)
 
 
 def test_the_idioms_are_found():
@@ -140,13 +114,3 @@ def test_the_idioms_are_found():
     assert case_of("What was learned of it. A place where it is kept. It leaves it alone.") == []
     assert WITHOUT_SUBJECT.match("Of a room.")
     assert not WITHOUT_SUBJECT.match("Offers a room.")
-
-
-if __name__ == "__main__":
-    for room in sys.argv[1:]:
-        print(*(line for lines in left_in(room) for line in lines), sep="\n")
-    if not sys.argv[1:]:
-        counts = {room: tuple(map(len, left_in(room))) for room in sorted({room_of(module) for module in MODULES})}
-        print({room: left for room, left in counts.items() if any(left)})
-        pages = Counter({page.name: len(found(" ".join(page.read_text("utf-8").split()), DIALECT)) for page in PAGES})
-        print(dict(+pages))

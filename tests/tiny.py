@@ -15,23 +15,8 @@ from json_lines import write_lines
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 END_OF_TEXT, IM_START, IM_END = range(3)
 N_BYTES = 256
-WORDS = [
-    "user",
-    "system",
-    "assistant",
-    "tool",
-    "Ġthe",
-    "Ġturn",
-    "Ġlight",
-    "Ġoff",
-    "Ġon",
-    "Ġset",
-    "Ġto",
-    '{"',
-    '":',
-    '"}',
-    "10",
-]
+WORDS = ["user", "system", "assistant", "tool", "Ġthe", "Ġturn", "Ġlight", "Ġoff", "Ġon", "Ġset", "Ġto", '{"', '":',
+         '"}', "10"]
 # ChatML, with tools listed for the system turn and calls written as JSON in <tool_call> tags.
 CHAT_TEMPLATE = """\
 {%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' -%}

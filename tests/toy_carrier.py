@@ -16,7 +16,7 @@ from edgetune.parts.fleet.carriers.box.server import SAID  # noqa: E402
 from json_lines import write_lines  # noqa: E402
 from tiny import write_tiny  # noqa: E402
 
-from edgetune.cli.extras import extra_of  # noqa: E402
+from edgetune.cli.names import extra_of  # noqa: E402
 from edgetune.daemon.api.app import routes  # noqa: E402
 from edgetune.formats.bundle import open_bundle  # noqa: E402
 from edgetune.parts.fleet.membership.requests import Devices  # noqa: E402

@@ -27,8 +27,11 @@ from commands import run  # noqa: E402
 from recorded import recording  # noqa: E402
 
 from edgetune.cli.app import show  # noqa: E402
-from edgetune.cli.demo import demo_lines  # noqa: E402
-from edgetune.cli.learn import result_lines, try_lines  # noqa: E402
+from edgetune.cli.learn import (  # noqa: E402
+    demo_lines,
+    result_lines,
+    try_lines,
+)
 from edgetune.cli.status import view  # noqa: E402
 from edgetune.formats.named import packaged_model  # noqa: E402
 from edgetune.runs.result import Result  # noqa: E402
@@ -72,9 +75,9 @@ def status(runs: Path) -> None:
 
 PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "demo": ("edgetune demo", demo),
-    "train": ("edgetune train smollm2 rows.jsonl -o home", train),
-    "plan": (f'edgetune plan smollm2 rows.jsonl --device "{BOARD}" --memory 300M', plan),
-    "data-check": ("edgetune data check rows.jsonl smollm2", data),
+    "train": ('edgetune train smollm2 rows.jsonl --eval test.jsonl --system "..." -o home', train),
+    "plan": (f'edgetune plan smollm2 rows.jsonl --eval test.jsonl --device "{BOARD}" --memory 300M', plan),
+    "data-check": ("edgetune data check rows.jsonl smollm2 --eval test.jsonl", data),
     "status": ("edgetune status", status),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -33,7 +34,7 @@ HELP = {"--help", "--help-all"}
 EVERYWHERE = {"--json", "--url", "--key-file"}
 HEAD = """\
 `edgetune COMMAND --help` shows the options that most people need, `--help-all` all of them. This page has all, each
-once. Defaults are in parentheses; what holds without an option, in brackets.
+once; headings leave out `edgetune`. Defaults are in parentheses; what holds without an option, in brackets.
 
 Every command takes `--json`: one JSON object, and progress as JSON lines on stderr ([files](files.md)). Commands that
 ask a daemon take `--url` (http://HOST:PORT or unix:/PATH) and `--key-file`. Without them the
@@ -43,30 +44,36 @@ ask a daemon take `--url` (http://HOST:PORT or unix:/PATH) and `--key-file`. Wit
 def lines() -> Iterator[str]:
     listed_here = {name for names in GROUPS.values() for name in names}
     assert listed_here == {path.split()[0] for path in commands()}, "GROUPS has other commands than edgetune"
-    yield from (HEAD, "", "| | commands |", "|---|---|")
+    yield from (HEAD, "")
     for title, names in GROUPS.items():
-        yield f"| {title} | {', '.join(map(links, names))} |"
-    yield f"| Options | {', '.join(link(title.lower(), title) for title in (COMMON, *SHARED))} |"
-    yield ""
+        yield f"- {title}: {', '.join(map(links, names))}"
+    yield from (f"- Options: {', '.join(link(title.lower(), title) for title in (COMMON, *SHARED))}", "")
     for names in GROUPS.values():
         for name in names:
             for path in paths_of(name):
                 yield from command_lines(path)
-    yield from (f"## {COMMON}", "", *listed([option for option, count in usage().items() if count >= SEVERAL]))
+    yield from (f"## {COMMON}", "", *listed(common_rows()))
     for title, (kind, where) in SHARED.items():
         yield from (f"## {title}", "", where, "", *grouped(kind))
 
 
 def link(text: str, heading: str) -> str:
-    return f"[{text}](#{heading.lower().replace(' ', '-')})"
+    return f"[{text}](#{re.sub(r'[^a-z0-9_ -]', '', heading.lower()).replace(' ', '-')})"
+
+
+def heading(path: str) -> str:
+    """A command with its arguments."""
+    command = commands()[path]
+    pieces = [piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"]
+    return " ".join((path, *pieces))
 
 
 def links(name: str) -> str:
     """A command, or the name of a group with its commands."""
     found = paths_of(name)
     if found == [name]:
-        return link(name, f"edgetune {name}")
-    return f"{name} ({', '.join(link(path.removeprefix(name).strip(), f'edgetune {path}') for path in found)})"
+        return link(name, heading(name))
+    return f"{name} ({', '.join(link(path.removeprefix(name).strip(), heading(path)) for path in found)})"
 
 
 @cache
@@ -93,18 +100,15 @@ def paths_of(name: str) -> list[str]:
 
 def command_lines(path: str) -> Iterator[str]:
     command = commands()[path]
-    pieces = [piece for piece in command.collect_usage_pieces(click.Context(command)) if piece != "[OPTIONS]"]
-    yield from (f"## edgetune {path}", "")
-    if pieces:
-        yield from (f"    edgetune {path} {' '.join(pieces)}", "")
+    yield from (f"## {heading(path)}", "")
     for paragraph in inspect.cleandoc(command.help or "").split("\n\n"):
         is_shown_as_it_is = paragraph.startswith("\b\n")
         yield from (("```text", paragraph[2:], "```", "") if is_shown_as_it_is else (paragraph, ""))
     found = options_of(command)
     shared = dict(shared_options(found))
     apart = [one for one in found if not any(one in others for others in shared.values())]
-    yield from listed([option for option in map(row, apart) if usage()[option] < SEVERAL])
-    if common := [one for one in apart if usage()[row(one)] >= SEVERAL]:
+    yield from listed([option for option in map(row, apart) if len(usage()[option]) < SEVERAL])
+    if common := [one for one in apart if len(usage()[row(one)]) >= SEVERAL]:
         yield from (f"{flags(common)}: {link('common', COMMON)}.", "")
     for title, others in shared.items():
         if others:
@@ -117,14 +121,29 @@ def options_of(command: click.Command) -> list[click.Option]:
 
 
 @cache
-def usage() -> Counter[str]:
-    """In how many commands each line would stand."""
-    found: Counter[str] = Counter()
-    for command in commands().values():
+def usage() -> dict[str, list[str]]:
+    """The commands in which each line would stand."""
+    found: dict[str, list[str]] = {}
+    for path, command in commands().items():
         of_command = options_of(command)
         shared = [one for others in dict(shared_options(of_command)).values() for one in others]
-        found.update(row(one) for one in of_command if one not in shared)
+        for one in of_command:
+            if one not in shared:
+                found.setdefault(row(one), []).append(path)
     return found
+
+
+def common_rows() -> list[str]:
+    """The lines of several commands; of an option that has several lines, with its commands."""
+    common = {option: paths for option, paths in usage().items() if len(paths) >= SEVERAL}
+    names = Counter(name_in(option) for option in common)
+    return [option if names[name_in(option)] == 1 else f"{option} ({', '.join(paths)})"
+            for option, paths in sorted(common.items(), key=lambda pair: list(names).index(name_in(pair[0])))]
+
+
+def name_in(line: str) -> str:
+    """The last flag of an option's line."""
+    return line.split(":")[0].split(" (")[0].rpartition("`, `")[2].strip("-` ")
 
 
 def listed(rows: list[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The families of docs/reference/families.md: a table of all, then each with its options, from their classes."""
+"""The families of docs/reference/families.md: a list of all, then each with its options, from their classes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ import option_tables as options
 from edgetune.adapters.base import families
 from edgetune.options import declared
 
+LLAMA = "llama.cpp"  # answers with most of them
+
 
 def lines() -> Iterator[str]:
-    yield from ("| family | what it is | answered by |", "|---|---|---|")
+    yield from (f"{LLAMA} answers with an adapter, unless its family names another engine.", "")
     for name, kind in families().items():
-        yield f"| [{name}](#{name}) | {first_paragraph(kind)} | {kind.served_by} |"
+        engine = "" if kind.served_by == LLAMA else f" Answered by {kind.served_by}."
+        yield f"- [{name}](#{name}): {first_paragraph(kind)}{engine}"
     yield ""
     for name, kind in families().items():
         yield from (f"## {name}", "", first_paragraph(sys.modules[kind.__module__]), "")

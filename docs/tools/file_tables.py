@@ -1,4 +1,4 @@
-"""The tables of docs/reference/files.md: exit codes and environment variables, as the code has them."""
+"""The lists of docs/reference/files.md: exit codes and environment variables, as the code has them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CODES = {
     0: "It succeeded.",
     1: "It failed. `doctor`: something is missing; `status`: the daemon is degraded; `data check`: rows are unfit.",
     2: "A command, an option or its value is wrong.",
-    3: "A training ended, and the adapter is no better than no training; `prompt`: no prompt is better.",
+    3: "The new adapter or house is not better than the old one, or than no training.",
     75: "It was stopped, and can be resumed.", 130: "It was stopped by Ctrl-C."}
 VARIABLES = {
     "EDGETUNE_URL": "The daemon that commands ask: http://HOST:PORT or unix:/PATH; `--url` wins.",
@@ -41,13 +41,12 @@ NOT_FOR_PEOPLE = {"NOTIFY_SOCKET", "JOURNAL_STREAM", "PYTHONPATH", "OMP_WAIT_POL
 def exit_codes() -> Iterator[str]:
     found = {0, 130, *(kind.exit_code for _, kind in getmembers(errors, isclass)
                        if issubclass(kind, errors.EdgetuneError)), *filter(None, [getattr(errors, "WORSE", None)])}
-    yield from ("| code | meaning |", "|---|---|", *(f"| {code} | {CODES[code]} |" for code in sorted(found)))
+    yield from (f"- {code}: {CODES[code]}" for code in sorted(found))
 
 
 def environment() -> Iterator[str]:
     """A line for each variable that is read anywhere."""
     sources = [*(ROOT / "edgetune").rglob("*.py"), *(ROOT / "native").rglob("*.c")]
     found = {name for path in sources for names in READ.findall(path.read_text("utf-8")) for name in names if name}
-    yield from ("| variable | meaning |", "|---|---|")
     known = [name for name in VARIABLES if name in found]
-    yield from (f"| `{name}` | {VARIABLES[name]} |" for name in [*known, *sorted(found - {*known} - NOT_FOR_PEOPLE)])
+    yield from (f"- `{name}`: {VARIABLES[name]}" for name in [*known, *sorted(found - {*known} - NOT_FOR_PEOPLE)])

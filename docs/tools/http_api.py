@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 import json
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from itertools import groupby
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 from api_examples import ERROR, EXAMPLES, Example
 from api_fields import ENDPOINTS, IGNORED, REFUSED, Endpoint
 from api_fields import Field as Known
+from api_schema import (
+    COMMON,
+    OPAQUE,
+    Field,
+    Schema,
+    anchor,
+    common_fields,
+    curl,
+    fields_of,
+    is_plain,
+    json_of,
+    lowered,
+    name_of,
+    named_in,
+    names_of,
+    pretty,
+    references,
+    said,
+    title_of,
+)
 from fastapi.openapi.utils import get_openapi
 
 from edgetune.daemon.api.app import routes
@@ -22,21 +42,26 @@ from edgetune.daemon.api.security import CODES, error_body
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.running import running_parts
 
-Schema = Mapping[str, Any]
 FAULT = "A fault of the daemon, whose log has it."
 GUARD = {401: ("invalid_api_key",), 403: ("wrong_host", "wrong_origin")}  # of refusals before a route
-COMMON = 5  # fields that are worth a reference to another route
-WIDTH = 118  # letters of a line of code, at most
+FEW = 3  # ignored or refused fields that are
 METHODS = ("post", "get", "patch", "put", "delete", "head")
-OPAQUE = ("Method", "Hyperparameters")  # objects with the options of other pages
+WITHOUT_EFFECT = {field.name for endpoint in ENDPOINTS for field in endpoint.inner
+                  if field.becomes in (IGNORED, REFUSED)}
 HEAD = """\
 The routes of `edgetune serve`, generated from its schema, `/openapi.json`. In the examples
-`URL=http://127.0.0.1:8642`. Where the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`; `/`,
-`/healthz` and `/health` need none. A test puts each example to a daemon. Answers are shortened; [objects](#objects)
-have all fields.
+`URL=http://127.0.0.1:8642`. If the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`; `/`, `/healthz`
+and `/health` need none. A test puts each example to a daemon; answers are shortened. A request without a body needs
+only its method and path, such as `curl -s -X DELETE $URL/v1/files/file-7a31` or
+`curl -s $URL'/v1/feedback?limit=1'`.
 
 A field that is not listed is refused with 400, and null is as good as absent. An ignored field has no effect on the
-answer, and is named once in the log. Lists begin with the newest item; `after` takes the last id of a part."""
+answer, and is named once in the log. What holds without a field is its default, or stands in brackets.
+
+Lists begin with the newest item. A list that comes in parts has `data` and `has_more`; of its query `limit` is the
+number of items in a part at most, and `after` the last id of the part before. In answers `id` is the object's own,
+`object` and `type` are constants, and times are seconds since 1970, UTC. [Objects](#objects) that several routes have
+stand at the end."""
 STATES = """\
 Give exactly one of `completion_id`, `messages` and `prompt`. Then give a `rating`, a `correction`, a `rejected` answer,
 or several. Newer feedback on the same question replaces older feedback. Which feedback is learned depends on the
@@ -58,34 +83,54 @@ GROUPS = {  # the heading of the routes that begin with a path; the longest path
     "/v1/classify": "Answers", "/v1/rerank": "Answers", "/tokenize": "Answers", "/detokenize": "Answers",
     "/v1/models": "Models", "/v1/files": "Files", "/v1/fine_tuning/jobs": "Jobs",
     "/v1/fine_tuning/alpha/graders": "Graders", "/v1/adapters": "Adapters", "/v1/feedback": "Feedback",
-    "/v1/learn": "Feedback", "/v1/proposals": "Feedback", "/v1/prompts": "Prompts",
-    "/v1/drawn": "Feedback",
+    "/v1/learn": "Feedback", "/v1/proposals": "Feedback", "/v1/drawn": "Feedback", "/v1/prompts": "Prompts",
+    "/v1/vector_stores": "Vector stores",
     "/v1/fleet": "Fleet", "/v1/base": "Fleet",
     "/api": "Ollama's API", "/": "The daemon and its device"}
 
 
-class Field(NamedTuple):
-    """A field of a request, a query or an object."""
-
-    name: str
-    schema: Schema
-    needed: bool
-    meaning: str
-
-
 class Reference:
-    """The page. objects: names of schemas that are described at its end, in the order in which routes name them."""
+    """The page. objects: names of schemas that stand at its end, in the order in which routes name them: those of
+    several places. An object of one place stands there.
+    """
 
     def __init__(self) -> None:
         self.whole = get_openapi(title="edgetune", version="", routes=routes())
+        self.schemas: Mapping[str, Schema] = self.whole["components"]["schemas"]
         self.objects: list[str] = []
         self.listed: dict[str, list[Field]] = {}  # fields of requests by their route
+        self.answered: dict[str, list[Field]] = {}  # and of answers that have their place there
+        self.fates: dict[tuple[str, str], set[str]] = {}  # ignored and refused fields by route and title
+        self.shown: set[str] = set()  # schemas of answers that an example has
+        self.uses = self.count()
+
+    def count(self) -> Counter[str]:
+        """The number of places that name an object, by its title."""
+        uses: Counter[str] = Counter()
+        open_: list[str] = []
+        for operation in (one for operations in self.whole["paths"].values() for one in operations.values()):
+            body = self.resolved(json_of(operation.get("requestBody", {})))
+            open_ += [*named_in(body), *set(references(json_of(operation["responses"].get("200", {}))))]
+        seen: set[str] = set()
+        while open_:
+            name = open_.pop()
+            if name.startswith("Page_"):
+                open_.append(name.removeprefix("Page_").rstrip("_"))
+                continue
+            uses[title_of(name)] += 1
+            if title_of(name) not in seen:
+                seen.add(title_of(name))
+                parent = self.parent(name)
+                open_ += [*named_in(self.schemas[name]), *([parent] if parent else [])]
+        return uses
 
     def lines(self) -> Iterator[str]:
         groups: dict[str, list[tuple[str, str, Schema]]] = {title: [] for title in GROUPS.values()}
-        for path, operations in self.whole["paths"].items():
-            groups[group_of(path)] += [(method.upper(), path, operations[method]) for method in METHODS
-                                       if method in operations]
+        for start in sorted(GROUPS, key=list(GROUPS).index):
+            for path, operations in self.whole["paths"].items():
+                if start == start_of(path):
+                    groups[GROUPS[start]] += [(method.upper(), path, operations[method]) for method in METHODS
+                                              if method in operations]
         yield from (HEAD, "", *contents(groups), *errors())
         for title, found in groups.items():
             yield from (f"## {title}", "")
@@ -93,102 +138,182 @@ class Reference:
                 yield from self.route(method, path, operation)
         yield from ("## Objects", "")
         for name in self.objects:  # grows meanwhile
-            yield from self.object(name)
+            yield from (f"### {title_of(name)}", "", *self.described(name), "")
 
     def route(self, method: str, path: str, operation: Schema) -> Iterator[str]:
         name = f"{method} {path}"
         yield from (f"### {name}", "", said(operation["description"]), "")
+        answer = json_of(operation["responses"].get("200", {}))
         for example in EXAMPLES:
             if example.route == name:
-                yield from (example.what, "", "```sh", *curl(example), "```", "")
-                if example.answer is not None:
-                    yield from ("```json", *pretty(example.answer), "```", "")
-        yield from self.table("query", [
-            Field(one["name"], one["schema"], one.get("required", False), one.get("description", ""))
-            for one in operation.get("parameters", []) if one["in"] == "query"])
-        yield from self.request(path, operation)
+                yield from self.example(example, name_of(answer))
+        yield from self.query(operation)
+        yield from self.request(name, path, operation)
         if name == "POST /v1/feedback":
             yield from (STATES, "")
         if path == "/metrics":
             yield from metrics()
-        answer = json_of(operation["responses"].get("200", {}))
         if "$ref" in answer:
-            yield from (f"Answer: {self.kind(answer)}.", "")
+            yield from (*self.answer(answer, name), "")
 
-    def request(self, path: str, operation: Schema) -> Iterator[str]:
-        """The fields of a body: those with an effect in a table, others in a line each."""
+    def example(self, example: Example, kind: str) -> Iterator[str]:
+        """Its request, unless method and path are all of it, and the first example of its answer."""
+        if example.body is not None or example.is_upload:
+            yield from (example.what, "", "```sh", *curl(example), "```", "")
+        if example.answer not in (None, example.body) and kind not in self.shown:
+            self.shown.add(kind)
+            yield from ("```json", *pretty(example.answer), "```", "")
+
+    def query(self, operation: Schema) -> Iterator[str]:
+        found = [Field(one["name"], one["schema"], one.get("required", False), one.get("description", ""))
+                 for one in operation.get("parameters", []) if one["in"] == "query"]
+        own = [field for field in found if field.name not in ("after", "limit")]
+        parts = [f"`{field.name}`" + (f" ({field.schema['default']})" if "default" in field.schema else "")
+                 for field in found if field not in own]
+        if parts:
+            yield from (f"Query: {' and '.join(parts)}{'; also:' if own else '.'}", "")
+        elif own:
+            yield from ("Query:", "")
+        yield from (*self.fields(own), *([""] if own else []))
+
+    def request(self, name: str, path: str, operation: Schema) -> Iterator[str]:
+        """The fields of a body: those with an effect in a list, others in a line each."""
         body = self.resolved(json_of(operation.get("requestBody", {})))
         endpoint = next((one for one in ENDPOINTS if one.path == path), None)
         fates = {field.name: field.becomes for field in endpoint.fields} if endpoint else {}
         limited = {field.name for field in endpoint.fields if field.becomes == REFUSED} if endpoint else set()
         fields = [field for field in fields_of(body) if fates.get(field.name) != IGNORED and field.name not in limited]
-        name, common = self.common(fields)
+        text, common = common_fields(fields, self.listed)
         if common:
-            names = ", ".join(f"`{field.name}`" for field in common)
-            yield from (f"The same fields as in [{name}](#{anchor(name)}): {names}. And:", "")
-        self.listed[f"POST {path}"] = fields
-        yield from self.table("field", [field for field in fields if field not in common])
+            yield from (f"{text}{'; also:' if len(common) < len(fields) else '.'}", "")
+        self.listed[name] = fields
+        own = sorted((field for field in fields if field not in common), key=lambda field: not field.needed)
+        yield from (*self.fields(own), *([""] if own else []))
         if endpoint:
-            yield from fate_lines(endpoint)
+            yield from self.fate_lines(endpoint)
 
-    def common(self, fields: list[Field]) -> tuple[str, list[Field]]:
-        """(an earlier route, its fields among these), of the route that has the most; few are as good as none."""
-        found = max(((name, [field for field in fields if field in other]) for name, other in self.listed.items()),
-                    key=lambda pair: len(pair[1]), default=("", []))
-        return found if len(found[1]) >= COMMON else ("", [])
+    def fate_lines(self, endpoint: Endpoint) -> Iterator[str]:
+        """Names the fields that are ignored, and those that are refused but for a value; an earlier route's as its."""
+        names = [*((field.name, field) for field in endpoint.fields),
+                 *((f"{endpoint.within}.{field.name}", field) for field in endpoint.inner)]
+        for title, fate in (("Ignored", IGNORED), ("Refused", REFUSED)):
+            found = {named(name, field) for name, field in names if field.becomes == fate}
+            other = next((path for (path, of), texts in self.fates.items()
+                          if of == title and len(texts) >= FEW and texts <= found), None)
+            self.fates[endpoint.path, title] = found
+            texts = [f"those of [POST {other}](#{anchor(f'POST {other}')})"] if other else []
+            known = self.fates[other, title] if other else set()
+            texts += [text for name, field in names if (text := named(name, field)) in found - known]
+            if texts:
+                yield from (f"{title}: {'; '.join(texts)}.", "")
 
-    def object(self, name: str) -> Iterator[str]:
-        schema = self.whole["components"]["schemas"][name]
-        fields = fields_of(schema)
-        yield from (f"### {title_of(name)}", "", said(schema.get("description", "")), "")
-        parent = next((other for other in self.objects if COMMON <= self.size(other) < len(fields) and fields_of(
-            self.whole["components"]["schemas"][other]) == fields[:self.size(other)]), None)
-        if parent:
-            yield from (f"It has all fields of {self.link(parent)}, and:", "")
-            fields = fields[self.size(parent):]
-        yield from self.table("field", fields, is_request=False)
+    def answer(self, answer: Schema, name: str) -> Iterator[str]:
+        """The object of an answer: here, or a link to it, or that it is what was sent."""
+        kind = name_of(answer)
+        if kind.startswith("Page_") or self.is_shared(kind):
+            yield f"Answer: {self.kind(answer)}."
+        elif names_of(self.schemas[kind]) == [one.name for one in self.listed.get(name, [])]:
+            yield "Answer: the same fields."
+        else:
+            fields = fields_of(self.schemas[kind])
+            text, common = common_fields(fields, self.answered)
+            self.answered[name] = fields
+            yield from (f"Answer: {lowered(self.meaning(kind))}".strip(), "")
+            if self.parent(kind):
+                yield from self.own_fields(kind)
+            else:
+                yield from [f"- {lowered(text).replace('fields of', 'fields of the answer of')}"] if common else []
+                yield from self.fields([field for field in fields if field not in common], is_request=False)
 
-    def size(self, name: str) -> int:
-        return len(self.whole["components"]["schemas"][name].get("properties", {}))
+    def described(self, name: str) -> Iterator[str]:
+        yield from (self.meaning(name), "", *self.own_fields(name))
 
-    def table(self, title: str, fields: list[Field], is_request: bool = True) -> Iterator[str]:
-        if not fields:
-            return
-        yield from (f"| {title} | type | meaning |", "|---|---|---|")
-        if is_request:
-            fields = sorted(fields, key=lambda field: not field.needed)
-        for field in fields:
-            default = field.schema.get("default")
-            notes = ["required"] if field.needed and is_request else []
-            if default not in (None, "") and is_request and not isinstance(default, dict | list):
-                notes.append(f"default `{json.dumps(default)}`")
-            meaning = f"{said(field.meaning)} {'(' + ', '.join(notes) + ')' if notes else ''}".strip()
-            kind = self.kind(field.schema)
-            yield f"| `{field.name}` | {kind.removesuffix(' or null') if is_request else kind} | {meaning} |"
-        yield ""
+    def own_fields(self, name: str, depth: int = 0, is_request: bool = False) -> Iterator[str]:
+        fields = fields_of(self.schemas[name])
+        if set(names_of(self.schemas[name])) >= WITHOUT_EFFECT:  # the requests that have the object name them
+            fields = [field for field in fields if field.name not in WITHOUT_EFFECT]
+        text, common = common_fields(fields, self.listed)
+        fields = [field for field in fields if field not in common]
+        parent = self.parent(name)
+        if common:
+            yield f"{'  ' * depth}- {lowered(text)}"
+        elif parent:
+            yield f"{'  ' * depth}- all fields of {self.link(parent)}"
+            fields = fields[len(fields_of(self.schemas[parent])):]
+        yield from self.fields(fields, depth, is_request)
 
-    def kind(self, one: Schema) -> str:
-        """The type of a field in words of JSON."""
+    def meaning(self, name: str) -> str:
+        return said(self.schemas[name].get("description", ""))
+
+    def parent(self, name: str) -> str | None:
+        """An object with whose fields those of another begin."""
+        fields = fields_of(self.schemas[name])
+        return next((other for other, schema in self.schemas.items() if COMMON <= len(
+            schema.get("properties", {})) < len(fields) and fields_of(schema) == fields[:len(schema["properties"])]
+            and not other.startswith("Page_")), None)
+
+    def fields(self, fields: list[Field], depth: int = 0, is_request: bool = True) -> Iterator[str]:
+        """A line for each field, those of an object of one place below it; one line for the fields of all objects, and
+        for neighbours that mean the same.
+        """
+        dash = "  " * depth + "- "
+        plain = [] if is_request and not depth else [field for field in fields if is_plain(field)]
+        if plain:
+            yield dash + ", ".join(f"`{field.name}`" + (f" ({self.kind(field.schema)})" if "const" in field.schema
+                                                       else "") for field in plain)
+        for _, group in groupby((field for field in fields if field not in plain), key=lambda field: (
+                self.kind(field.schema, peek=True), field.meaning, field.schema.get("default"), field.needed)):
+            alike = list(group)
+            yield dash + self.field_line(alike, is_request)
+            if own := self.own_object(alike[0].schema):
+                yield from self.own_fields(own, depth + 1, is_request)
+
+    def field_line(self, alike: list[Field], is_request: bool) -> str:
+        field = alike[0]
+        default = field.schema.get("default")
+        kind = self.kind(field.schema)
+        notes = [kind.removesuffix(" or null") if is_request else kind]
+        if field.needed and is_request:
+            notes.append("required")
+        names = ", ".join(f"`{one.name}`" for one in alike)
+        has_default = default not in (None, "") and is_request and not isinstance(default, dict | list)
+        meaning = said(field.meaning)
+        if own := self.own_object(field.schema):
+            more = self.meaning(own)
+            meaning = f"{meaning} {more.partition('. ')[2]}".strip() if meaning else more
+        if has_default:
+            notes.append(f"default `{json.dumps(default)}`")
+        return f"{names} ({', '.join(notes)}){': ' if meaning else ''}{meaning}"
+
+    def own_object(self, schema: Schema) -> str:
+        """The object of a field that no other place has, in a list or not."""
+        return next((name for name in references(schema) if not self.is_shared(name)), "")
+
+    def is_shared(self, name: str) -> bool:
+        return self.uses[title_of(name)] > 1 and not name.startswith("Page_")
+
+    def kind(self, one: Schema, peek: bool = False) -> str:
+        """The type of a field in words of JSON. peek: without a place for what it names."""
         if "anyOf" in one:
-            kinds = [self.kind(part) for part in one["anyOf"] if part.get("type") != "null"]
+            kinds = [self.kind(part, peek) for part in one["anyOf"] if part.get("type") != "null"]
             null = " or null" if len(kinds) < len(one["anyOf"]) else ""
             return " or ".join(dict.fromkeys(kinds)) + null
         if "enum" in one:
-            return ", ".join(f"`{json.dumps(value)}`" for value in one["enum"])
+            return "/".join(f"`{json.dumps(value)}`" for value in one["enum"])
         if "const" in one:
             return f"`{json.dumps(one['const'])}`"
         if "$ref" in one:
-            return self.link(one["$ref"].rpartition("/")[2])
+            return name_of(one) if peek else self.link(name_of(one))
         if one.get("type") == "array":
-            return f"list of {self.kind(one.get('items', {}))}"
+            return f"list of {self.kind(one.get('items', {}), peek)}"
         return str(one.get("type", "any"))
 
     def link(self, name: str) -> str:
-        """A link to the description of an object, which is described from then on."""
-        if name in OPAQUE:
-            return "object"
+        """A link to the description of an object, which is described from then on; of one place it is an object."""
         if name.startswith("Page_"):
-            return f"a list of {self.link(name.removeprefix('Page_').rstrip('_'))}: `data`, and `has_more`"
+            return f"a list of {self.link(name.removeprefix('Page_').rstrip('_'))} in parts"
+        if name in OPAQUE or not self.is_shared(name):
+            return "object"
         if title_of(name) not in map(title_of, self.objects):  # of a request and of an answer it is the same
             self.objects.append(name)
         title = title_of(name)
@@ -196,30 +321,22 @@ class Reference:
 
     def resolved(self, part: Schema) -> Schema:
         """A schema, found by its reference."""
-        name = part.get("$ref", "").rpartition("/")[2]
-        found: Schema = self.whole["components"]["schemas"][name] if name else part
-        return found
+        return self.schemas[name_of(part)] if name_of(part) else part
 
 
 def lines() -> Iterator[str]:
     return Reference().lines()
 
 
-def group_of(path: str) -> str:
-    return GROUPS[max((start for start in GROUPS if path.startswith(start)), key=len)]
+def start_of(path: str) -> str:
+    return max((start for start in GROUPS if path.startswith(start)), key=len)
 
 
 def contents(groups: Mapping[str, list[tuple[str, str, Schema]]]) -> Iterator[str]:
-    yield from ("| | routes |", "|---|---|")
     for title, found in groups.items():
         links = [f"[{method} {path}](#{anchor(f'{method} {path}')})" for method, path, _ in found]
-        yield f"| [{title}](#{anchor(title)}) | {', '.join(links)} |"
+        yield f"- [{title}](#{anchor(title)}): {', '.join(links)}"
     yield ""
-
-
-def anchor(heading: str) -> str:
-    """The anchor of a heading, as GitHub makes it."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def errors() -> Iterator[str]:
@@ -238,16 +355,6 @@ def error_line(status: int, meaning: str) -> str:
     return f"| {status} | {kind} | {', '.join(f'`{code}`' for code in sorted(codes)) or 'null'} | {meaning} |"
 
 
-def fate_lines(endpoint: Endpoint) -> Iterator[str]:
-    """Names the fields that are ignored, and those that are refused but for a value."""
-    names = [*((field.name, field) for field in endpoint.fields),
-             *((f"{endpoint.within}.{field.name}", field) for field in endpoint.inner)]
-    for title, fate in (("Ignored", IGNORED), ("Refused", REFUSED)):
-        found = [named(name, field) for name, field in names if field.becomes == fate]
-        if found:
-            yield from (f"{title}: {'; '.join(found)}.", "")
-
-
 def named(name: str, field: Known) -> str:
     return f"`{name}` ({field.remark})" if field.remark else f"`{name}`"
 
@@ -263,74 +370,9 @@ def metrics() -> Iterator[str]:
         device=lambda: {"memory": {"budget": 0, "used": 0, "available": 0}, "temperature": None, "serving": number,
                         "answered": {}, "job": None})
     found = Metrics(service)
-    yield from ("| metric | type | meaning |", "|---|---|---|")
     for family in [*found.collect(), *found.requests.describe(), *found.first.describe()]:
         total = "_total" if family.type == "counter" else ""
-        yield f"| `{family.name}{total}` | {family.type} | {family.documentation} |"
+        yield f"- `{family.name}{total}`, {family.type}: {family.documentation}"
     yield ""
 
 
-def curl(example: Example) -> Iterator[str]:
-    method = "" if example.method in ("GET", "POST") else f" -X {example.method}"
-    if example.is_upload:
-        purpose = " -F purpose=fine-tune" if example.asked == "/v1/files" else ""
-        yield f"curl -s $URL{example.asked}{purpose} -F file=@{example.sends}"
-        return
-    if example.body is None and example.method == "POST":
-        method = " -X POST"
-    place = f"'{example.asked}'" if "?" in example.asked else example.asked
-    place = f"$URL{place}"
-    more = " -o adapter.zip" if example.route.endswith("/download") else ""
-    if example.body is None:
-        yield f"curl -s{method} {place}{more}"
-    else:
-        yield f"curl -s{method} {place} -H 'content-type: application/json' -d '"
-        *body, last = pretty(example.body)
-        yield from (*body, f"{last}'")
-
-
-def pretty(value: Any, indent: int = 0) -> list[str]:
-    """JSON in lines that are no wider than WIDTH, with few of them."""
-    line = json.dumps(value, ensure_ascii=False)
-    if len(line) + indent <= WIDTH or not isinstance(value, dict | list) or not value:
-        return [line]
-    begin, end = ("{", "}") if isinstance(value, dict) else ("[", "]")
-    pairs = [(f"{json.dumps(key)}: ", part) for key, part in value.items()] if isinstance(value, dict) else [
-        ("", part) for part in value]
-    lines = [""]
-    for number, (name, part) in enumerate(pairs):
-        first, *rest = pretty(part, indent + 1)
-        comma = "," if number < len(pairs) - 1 else ""
-        whole = [name + first, *rest]
-        whole[-1] += comma
-        if len(whole) == 1 and lines[-1] and len(lines[-1]) + len(whole[0]) < WIDTH - indent:
-            lines[-1] += " " + whole[0]
-        else:
-            lines += whole
-        if rest:
-            lines.append("")
-    return [begin, *(" " + line for line in lines if line), end]
-
-
-def json_of(part: Schema) -> Schema:
-    content = part.get("content", {})
-    return next((kind["schema"] for name, kind in content.items() if name in
-                 ("application/json", "multipart/form-data")), {})
-
-
-def fields_of(part: Schema) -> list[Field]:
-    needed = part.get("required", [])
-    return [Field(name, one, name in needed, one.get("description", ""))
-            for name, one in part.get("properties", {}).items()]
-
-
-def title_of(name: str) -> str:
-    """The heading of an object, from the name of its schema."""
-    name = re.sub(r"-(Input|Output)$", "", name.rpartition("__")[2]).removesuffix("Object")
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).capitalize()
-
-
-def said(text: str) -> str:
-    """Text for a cell of a table, in which names of pages are links."""
-    text = " ".join(text.split()).replace("|", "\\|")
-    return re.sub(r"\b(graders|methods|files|families)\.md\b", r"[\1](\1.md)", text)

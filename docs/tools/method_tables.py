@@ -7,9 +7,8 @@ from dataclasses import Field
 from typing import Any
 
 from edgetune.objectives.base import Objective, objectives
-from edgetune.objectives.drawn import Drawn
+from edgetune.objectives.drawn import Drawn, Rewarded
 from edgetune.objectives.policy import Policy
-from edgetune.objectives.rewarded import Rewarded
 from edgetune.options import declared
 
 SHARED = {Drawn: "Options for drawing answers", Rewarded: "Options for rewards", Policy: "Options of policy gradients"}
@@ -33,21 +32,23 @@ Option = Field[Any]
 
 def summary() -> Iterator[str]:
     """A line for each method."""
-    yield from ("| method | rows | default `lr` | reference model | type of a job's `method` | class |",
-                "|---|---|---|---|---|---|")
+    yield from ("| method | rows | default `lr` | reference model |", "|---|---|---|---|")
+    others = {}
     for name, kind in objectives().items():
         rate = kind.defaults.get("lr", "auto")
         rate = rate if isinstance(rate, str) else f"{rate:.0e}".replace("e-0", "e-")
         rows, _ = rows_of(kind)
-        method = "none: it needs a file" if kind.needs_files else f"`{kind.method}`"
-        yield (f"| [{name}](#{name}) | {rows} | {rate} | {reference(kind)} | {method} | "
-               f"`{kind.__module__}.{kind.__name__}` |")
+        if kind.needs_files or kind.method != name.replace("-", "_"):
+            others[name] = "none, as it needs a file" if kind.needs_files else f"`{kind.method}`"
+        yield f"| [{name}](#{name}) | {rows} | {rate} | {reference(kind)} |"
+    named = "; ".join(f"of {name} {text}" for name, text in others.items())
+    yield from ("", f"The `type` of a job's `method` is its name, with underscores; {named}. Its class is in the "
+                "module of that name in `edgetune.objectives`.")
 
 
 def row_shapes() -> Iterator[str]:
     """A line for each kind of rows."""
-    yield from ("| rows | keys |", "|---|---|")
-    yield from dict.fromkeys(f"| {name} | `{keys}` |" for name, keys in map(rows_of, objectives().values()))
+    yield from dict.fromkeys(f"- {name}: `{keys}`" for name, keys in map(rows_of, objectives().values()))
 
 
 def rows_of(kind: type[Objective]) -> tuple[str, str]:

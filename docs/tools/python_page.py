@@ -18,12 +18,14 @@ from edgetune.data.dataset import Reading
 @dataclass(frozen=True)
 class Name:
     """A public name. place: where it is imported from. members: of a class, those that are public; "": all. seen_as:
-    a sentence on where a program gets it, of a class that it does not make itself.
+    a sentence on where a program gets it, of a class that it does not make itself. options_of: an earlier name that has
+    the same options.
     """
 
     place: str
     members: str = ""
     seen_as: str = ""
+    options_of: str = ""
 
     @property
     def found(self) -> Any:
@@ -44,7 +46,8 @@ SECTIONS = {
     "Train step by step": [
         Name("edgetune.Trainer", "add add_examples total_steps steps_per_epoch step train evaluate measure peak_rate "
              "pairs save load"),
-        Name("edgetune.StepResult"), Name("edgetune.run"), Name("edgetune.load"), Name("edgetune.load_rows"),
+        Name("edgetune.StepResult"), Name("edgetune.run"), Name("edgetune.load"),
+        Name("edgetune.load_rows", options_of="load"),
         Name("edgetune.data.dataset.Dataset", "asking", "`load`, `load_rows` and `trainer.add` return it.")],
     "Answer": [
         Name("edgetune.Served", "load_adapter use unload adapters chat generate complete logprobs logits system_of "
@@ -73,10 +76,10 @@ SECTIONS = {
 
 
 def lines() -> Iterator[str]:
-    yield from ("| | names |", "|---|---|")
     for title, names in SECTIONS.items():
-        yield f"| {title} | {', '.join(link(one) for one in names)} |"
-    yield from ("| Errors | [edgetune.errors](#errors) |", "")
+        yield f"- {title}: {', '.join(link(one) for one in names)}"
+    yield from ("- Errors: [edgetune.errors](#errors)", "", "`Unpack[TrainOptions]` in a call: the [training options]"
+                "(cli.md#training-options), with underscores.", "")
     for title, names in SECTIONS.items():
         yield from (f"## {title}", "")
         for one in names:
@@ -108,10 +111,10 @@ def described(one: Name) -> Iterator[str]:
         yield from ("```py", *signature(one.place.rpartition(".")[2], found), "```", "")
     yield from prose(documented(found), names_of(found))
     kinds = {parameter.annotation for parameter in inspect.signature(found).parameters.values()}
-    if "Unpack[TrainOptions]" in kinds:
-        yield from ("The [training options](cli.md#training-options) have underscores here.", "")
-    if "Unpack[Reading]" in kinds:
+    if "Unpack[Reading]" in kinds and not one.options_of:
         yield from prose(documented(Reading), {*Reading.__annotations__})
+    elif one.options_of:
+        yield from (f"Options: those of [{one.options_of}](#edgetune{one.options_of}).", "")
     if inspect.isclass(found):
         yield from members(one)
 
@@ -135,7 +138,7 @@ def members(one: Name) -> Iterator[str]:
             kind = inspect.signature(member.fget if isinstance(member, property) else member.func).return_annotation
             head = f"{name}: {kind}"
         else:
-            head = " ".join(" ".join(signature(name, member)).split())
+            head = "".join(line.strip().replace(",", ", ", line.endswith(",")) for line in signature(name, member))
         yield f"- `{head}`: {' '.join(text.split())}"
     yield ""
 
@@ -205,10 +208,10 @@ def divided(text: str, names: set[str]) -> tuple[str, list[tuple[str, str]]]:
 def error_lines() -> Iterator[str]:
     kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.EdgetuneError)]
     yield from ("## Errors", "", "Every error that a user can cause is an `edgetune.EdgetuneError`. Its `what` names "
-                "the value and the limit, its `hint` the way out. The kinds are in `edgetune.errors`.", "",
-                "| error | exit code | meaning |", "|---|---|---|")
+                "the value and the limit, its `hint` the way out. The kinds are in `edgetune.errors`, here with their "
+                "exit codes.", "")
     for kind in kinds:
         first = documented(kind).split("\n\n")[0]
         parent = "" if kind.__base__ in (errors.EdgetuneError, Exception) else f" (a {kind.__base__.__name__})"
-        yield f"| `{kind.__name__}` | {kind.exit_code} | {' '.join(first.split())}{parent} |"
+        yield f"- `{kind.__name__}` ({kind.exit_code}): {' '.join(first.split())}{parent}"
     yield ""

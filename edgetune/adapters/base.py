@@ -336,7 +336,7 @@ class Carved(ABC):
         """The inverse of `artifact`. Raises MismatchError for one that this adapter cannot become."""
 
 
-FILES = ("joined", "merge", "ollama", "peft", "peft_experts", "peft_fused", "published", "stacks", "store")
+FILES = ("joined", "merge", "ollama", "peft", "peft_modules", "published", "stacks", "store")
 """Modules of this folder without a family."""
 _registry: Registry[Family] = Registry(__package__, "adapter family", others=FILES, modules={"lora": "low_rank"})
 register, families, find_family = _registry.register, _registry.all, _registry.find

@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from ..disk import new_folder, read_small
 from ..errors import FormatError, UnsupportedError
+from ..formats.families import OF_EXPERTS, TARGETS
 from ..formats.gguf import Gguf
 from ..formats.recurrent import Recurrent
 from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
-from ..formats.targets import OF_EXPERTS, TARGETS
 from .lora import Lora, Pair, expert_name, scale_of, stack_of
-from .peft_experts import Parameter, parameters_of
-from .peft_fused import fused_of, join_fused, split_fused
+from .peft_modules import Parameter, fused_of, join_fused, parameters_of, split_fused
 from .published import CARD, model_card, origin
 from .store import check_fit
 
@@ -40,7 +39,7 @@ MODULES = {gguf: f"{'self_attn' if gguf.startswith('attn') else 'mlp'}.{name}" f
 
 def modules_of(shape: Shape) -> dict[str, str]:
     """The same of an architecture, with the projections of all its experts where each is a module, and modules that are
-    several projections in place of these (peft_fused.py).
+    several projections in place of these (peft_modules.py).
     """
     fused = fused_of(shape)
     found = MODULES | dict(shape.family.modules) | {module: module for module in fused}

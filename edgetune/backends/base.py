@@ -194,7 +194,7 @@ class Ops(Protocol):
                       before: Array, pieces: Array, eps: float, precision: str = "exact") -> None:
         """out [T, H, C] = the gated delta rule of qkv [T, 2 G + H, C]; native/et.h has its formulas.
 
-        beta, alpha [T, H]; a, dt [H]; before as in conv_forward; pieces: int32 [P, 5] of data/pieces.py; states:
+        beta, alpha [T, H]; a, dt [H]; before as in conv_forward; pieces: int32 [P, 5] of data/packing.py; states:
         float32, room for [kept, H, C, C], in any shape. Where C is a multiple of 32 and the precision is not "exact",
         products are of numbers rounded to bf16, if the kernel set multiplies those.
         """
@@ -211,7 +211,7 @@ class Ops(Protocol):
 
         A head's state S [N, C] passes from token to token of a document: S = e^(dt a) S + B (dt x)^T, out = S^T C +
         skip x, dt = ln(1 + e^(row + bias)). bias, a, skip [H]. before as in conv_forward; pieces: int32 [P, 5], of
-        data/pieces.py. states: float32 [S, H, N, C] for the states that these keep; steps: float32 [3, H, T]. Both are
+        data/packing.py. states: float32 [S, H, N, C] for the states that these keep; steps: float32 [3, H, T]. Both are
         work space. C and N are multiples of 16, up to 128; precision as in delta_forward, where they are of 32.
         """
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backends.base import Backend
+from ..backends.base import OPS, Backend, Ops
 from ..data.lengths import lengths_of
 from ..data.packing import Example
 from ..formats.bundle import Bundle, open_bundle
+from ..formats.gguf import FORMATS
 from ..machine import device
 from ..models.networks import open_network
 from ..training.batches import shares
@@ -26,7 +30,6 @@ from ..training.cost import Speed
 from ..training.length import batch_of, units_of
 from ..training.plan import Plan
 from ..training.trainer import Trainer
-from .ops import clocked
 
 if TYPE_CHECKING:
     from ..objectives.base import Objective
@@ -129,3 +132,86 @@ def process_seconds() -> float:
     """Since this process was started, to a hundredth."""
     after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return time.clock_gettime(time.CLOCK_BOOTTIME) - int(after_name[19]) / os.sysconf("SC_CLK_TCK")  # field 22
+
+
+def arguments(name: str) -> list[str]:
+    """What the arguments of an op are called."""
+    return list(inspect.signature(getattr(Ops, name)).parameters)[1:]
+
+
+def flops(name: str, a: dict[str, Any]) -> int:
+    """Counts the FLOP of a call, a multiplication and an addition as 2; 0 where memory is the limit.
+
+    A frozen product that adds its adapter's is counted without it. head_backward makes the logits a second time.
+    """
+    match name:
+        case "matmul_forward":
+            return 2 * int(a["out"].size) * int(a["inp"].shape[1])
+        case "matmul_backward":
+            return 2 * int(a["dinp"].size) * int(a["dout"].shape[1])
+        case "matmul_dweight":
+            return 2 * int(a["dw"].size) * int(a["dout"].shape[0])
+        case "head_forward" | "head_backward" | "head_sample" | "head_top":
+            begin, end = a.get("part", (0, -1))
+            if end < 0:
+                end = a["w"].nbytes // FORMATS[a["fmt"]].size * FORMATS[a["fmt"]].block // a["h"].shape[1]
+            both = 2 if name == "head_backward" else 1
+            return 2 * both * int(a["h"].size) * int(end - begin)
+        case "attention_forward" | "attention_backward":
+            products = 2 if name == "attention_forward" else 5
+            return 2 * products * _pairs(a) * int(a["q"].shape[1] * a["q"].shape[2])
+    return 0
+
+
+def _pairs(a: dict[str, Any]) -> int:
+    """The pairs of a query and a token that it sees, of a call of attention."""
+    queries = slice(-len(a["q"]), None)
+    before = a["position"][queries]
+    after = np.zeros_like(before)
+    if (begin := a.get("begin")) is not None:
+        after = (a["end"] - begin)[queries] - 1 - before
+    if window := a.get("window", 0):
+        before, after = np.minimum(before, window - 1), np.minimum(after, window - 1)
+    return int((before + after + 1).sum())
+
+
+@dataclass
+class Spent:
+    """What all calls of an op took and did. Ops are told by their name and their arguments' names, so that new ones
+    need nothing here.
+    """
+
+    calls: int = 0
+    seconds: float = 0.0
+    flops: int = 0
+
+
+@contextmanager
+def clocked(ops: Backend) -> Iterator[dict[str, Spent]]:
+    """While it lasts, every op is timed: name, with the format of its weights if it has any -> Spent."""
+    spent: dict[str, Spent] = {}
+    for name in OPS:
+        setattr(ops, name, _clocked(name, getattr(ops, name), spent))
+    try:
+        yield spent
+    finally:
+        for name in OPS:
+            delattr(ops, name)
+
+
+def _clocked(name: str, function: Callable[..., Any], spent: dict[str, Spent]) -> Callable[..., Any]:
+    parameters = arguments(name)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(parameters, args, strict=False)) | kwargs
+        began = time.perf_counter()
+        result = function(*args, **kwargs)
+        seconds = time.perf_counter() - began
+        op = spent.setdefault(f"{name} {given['fmt']}" if "fmt" in given else name, Spent())
+        op.calls += 1
+        op.seconds += seconds
+        op.flops += flops(name, given)
+        return result
+
+    return call

@@ -26,9 +26,8 @@ from ..machine.signals import stop_requests
 from ..options import AUTO, declared, groups_of, kind_of, seconds_of, share_of, takes_auto
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
-from .extras import extra_of
 from .grouped import Deferred, GroupedCommand, GroupedOption, family_flags
-from .names import GROUPS, renamed
+from .names import GROUPS, extra_of, renamed
 from .output import refusal, to_the_end
 
 if TYPE_CHECKING:

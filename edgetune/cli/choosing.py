@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -80,7 +81,6 @@ def _opened(grader: str | None) -> Grader | RewardFunction | None:
     """Raises UsageError for a grader that asks a model or compares answers, of which it sees one at a time."""
     if grader is None:
         return None
-    from .grader import open_grader
     found = open_grader(grader, unsafe_python=False)
     if found.needs_model or found.compares:
         does = "asks a model" if found.needs_model else "compares answers"
@@ -127,3 +127,12 @@ def chosen_answer(choosing: Choosing, served: Any, prompt: str, messages: Sequen
         choosing.grader.check_item(item)
     text = prompt if messages is None else served.render(messages, None, served.active)
     return choosing.answer(served, text, item, **options)
+
+
+def open_grader(named: str, unsafe_python: bool) -> Grader | RewardFunction:
+    """Opens the grader of a file, or of module:function. Raises UsageError."""
+    from ..evaluation.graders.base import load_grader
+    from ..evaluation.graders.reward import NAMED, load_reward
+    if not Path(named).exists() and NAMED.fullmatch(named):
+        return load_reward(named)
+    return load_grader(Path(named), allow_unsafe_python=unsafe_python)

@@ -38,8 +38,8 @@ def compress_command(source: str, folder: Path, resume: bool, key: Path | None, 
     """
     config = CompressConfig(**options).check()
     try:
+        from ..compress import report
         from ..compress.pipeline import compress
-        from ..compress.report import report
     except ImportError as error:
         raise lacking(error) or UsageError(
             f"compress cannot be used with the packages that are installed ({named(error)})",

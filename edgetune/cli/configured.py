@@ -98,7 +98,7 @@ def file_options(path: Path) -> Mapping[str, Any]:
         raise FormatError(f"there is no file {path}", "check the path")
     if "origin" not in found:
         return found
-    from ..training.repeat import options_of
+    from ..training.origin import options_of
     return options_of(found, str(path))
 
 

@@ -17,7 +17,7 @@ from ..errors import EdgetuneError, install_hint, shell_word
 from ..machine.policy import Policy
 from .app import MODEL, F, cli, command, config_options, policy_file_option, policy_of, show
 from .configured import config_option, from_environment
-from .extras import EXTRAS
+from .names import EXTRAS
 
 NICE = 19  # a training uses only the processor time that nobody else wants
 

@@ -1,24 +1,111 @@
-"""Facts in a table: models info, doctor and lab device."""
+"""The commands pull, models and doctor, and facts in a table, live if they change."""
 
 from __future__ import annotations
 
 import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import size_text
-from . import watched
-from .app import ModelPath, command, show
-from .lab import lab
-from .models import models
-from .watched import watch_option
+from ..errors import UsageError, size_text
+from .app import ModelPath, cli, command, out, show, step_progress
+from .grouped import Listing
+
+SECONDS = 1.0  # between two looks
+Facts = dict[str, Any]
+
+watch_option = click.option("--watch", is_flag=True, help="Show it every second until Ctrl-C; with --json a line each.")
+once_option = click.option("--once", is_flag=True, help="Say it once, also at a terminal.")
+
+
+def stays(once: bool, asked: bool, as_json: bool) -> bool:
+    """Returns whether a command stays and shows facts live. asked: by --watch. Raises UsageError for both at once."""
+    if once and asked:
+        raise UsageError("--once and --watch are both given", "leave one of them out")
+    return asked or (sys.stdout.isatty() and not out.is_dumb_terminal and not once and not as_json)
+
+
+def watch_facts(look: Callable[[], Facts], view: Callable[[Facts], RenderableType], as_json: bool) -> None:
+    """Shows facts until Ctrl-C. Raises what `look` raises."""
+    with suppress(KeyboardInterrupt):
+        if as_json:
+            while True:
+                click.echo(json.dumps(look()))
+                time.sleep(SECONDS)
+        with Live(view(look()), console=out, auto_refresh=False) as live:
+            while True:
+                time.sleep(SECONDS)
+                live.update(view(look()), refresh=True)
+
 
 SHORT = 19  # characters of a fingerprint that tell one from another, as errors show them; --json has all
 COUNTED = ("formats", "targets")  # by names that a file has, which stay as they are
+
+
+@command("pull", click.argument("name"))
+def pull_command(name: str, as_json: bool) -> None:
+    """Download the model NAME.
+
+    NAME is one that edgetune models lists, or hf:ORG/REPO:FILE.gguf, a file on the Hugging Face hub. A download that
+    broke off continues. The file is kept once its SHA-256 is the hub's and edgetune can open it. Every command takes
+    NAME as a model then.
+    """
+    from ..console import Copied
+    from ..formats.named import terms_of
+    from ..hub import pull
+    with step_progress(out, as_json) as progress:
+        found = pull(name, progress.step)
+    licence = found.licence or "none named: look at its page"
+    limits = [f"terms, as far as edgetune knows: {terms}"] if (terms := terms_of(found.name)) else []
+    show(as_json, asdict(found), Copied(f"{found.name}: {found.path}"), f"{size_text(found.bytes)}, licence {licence}",
+         *limits, Copied(f"SHA-256 {found.sha256}"), *([] if found.downloaded else ["it was here already"]))
+
+
+@cli.group("models", cls=Listing)
+def models() -> None:
+    """List the models of this device, and describe one.
+
+    Without a command: list them.
+    """
+
+
+@command("list", group=models)
+def models_command(as_json: bool) -> None:
+    """List the models that are on this device.
+
+    It shows their size, licence and path, and names others that edgetune pull knows.
+    """
+    from ..console import Copied
+    here, others = _listed()
+    lines = [Copied(f"{model['name']}  {size_text(model['bytes'])}  {model['licence'] or 'no licence named'}\n"
+                    f"  {model['path']}") for model in here]
+    more = [f"edgetune pull gets: {', '.join(others)}"] if others else []
+    show(as_json, {"models": here, "known": others}, *(lines or [Copied("no models are here")]), *more)
+
+
+def _listed() -> tuple[list[dict[str, Any]], list[str]]:
+    """Models that are on this device, and names of known ones that are not."""
+    from ..errors import NotFoundError
+    from ..formats import named
+    from ..formats.gguf import open_gguf
+    found = dict(named.stored_models())
+    with suppress(NotFoundError):
+        found = {named.PACKAGED: named.packaged_model(), **found}
+    here = []
+    for name, path in found.items():
+        licence = named.read_record(path).get("licence") or open_gguf(path).metadata.get("general.license") or ""
+        here.append({"name": name, "path": str(path), "bytes": path.stat().st_size, "licence": str(licence)})
+    return here, [name for name in (named.PACKAGED, *named.KNOWN) if name not in found]
 
 
 @command("info", click.argument("file", type=ModelPath()), group=models)
@@ -31,23 +118,6 @@ def info_command(file: Path, as_json: bool) -> None:
     from .info import describe
     facts = describe(file)
     show(as_json, facts, Copied(facts["file"]), _facts_table({k: v for k, v in facts.items() if k != "file"}))
-
-
-@command("device", click.option("--root", type=click.Path(path_type=Path), default=Path("/"),
-                                help="Describe the machine whose /proc and /sys are below this folder."), watch_option,
-         group=lab)
-def device_command(root: Path, watch: bool, as_json: bool) -> None:
-    """Show what is known of this device.
-
-    It shows what was detected, the profile with its reason, what overrides it, and the temperature. With --watch:
-    only the sensors.
-    """
-    from .info import describe_device, sensor_reader
-    if watch:
-        watched.watch(sensor_reader(root), _known_facts, as_json)
-        return
-    facts = describe_device(root)
-    show(as_json, facts, _known_facts(facts))
 
 
 @command("doctor")
@@ -67,10 +137,10 @@ def doctor_lines(facts: dict[str, Any]) -> list[Any]:
     """The verdict, then what was found."""
     head, _, rest = facts["verdict"].partition(": ")
     return [Text.assemble((head, "bold green" if facts["ready"] else "bold yellow"), f": {rest}\n"),
-            _known_facts({key: value for key, value in facts.items() if key not in ("ready", "verdict")})]
+            known_facts({key: value for key, value in facts.items() if key not in ("ready", "verdict")})]
 
 
-def _known_facts(facts: dict[str, Any]) -> Table:
+def known_facts(facts: dict[str, Any]) -> Table:
     return _facts_table({key: value for key, value in facts.items() if value not in ("", None)})
 
 

@@ -10,7 +10,6 @@ import click
 
 from ..disk import json_text
 from ..errors import DataError, EdgetuneError, UsageError, printable
-from .answer import NO_PROMPT, Serving, new_file, served_model
 from .app import (
     DATA,
     ModelPath,
@@ -22,10 +21,19 @@ from .app import (
     system_option,
     threads_option,
 )
-from .around import around_options, instruction_of, refuse_around, taken_around
-from .by_encoder import classifier_of
-from .grader import open_grader
-from .prompts import ordered, save_lines
+from .choosing import open_grader
+from .generate import ordered
+from .output import new_file, save_lines
+from .serving import (
+    NO_PROMPT,
+    Serving,
+    around_options,
+    classifier_of,
+    instruction_of,
+    refuse_around,
+    served_model,
+    taken_around,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.graders.base import Grade, Grader
@@ -159,12 +167,11 @@ def _texts(gguf: Gguf, rows: Rows, serving: Serving, *, samples: int, temperatur
     """The texts that a model writes."""
     from ..data.around import instructed, together
     from ..data.question import asked_messages
-    from ..evaluation.graders.answered import answered_sample
-    from ..evaluation.native import engine_within
+    from ..evaluation.native import answered_sample, engine_within
     from ..llamacpp.sampling import Sampling
     from ..llamacpp.tokenizer import Tokenizer
-    from ..serving.call_form import call_form
     from ..serving.rollouts.texts import TokenPrompts, adapter_of, answers
+    from ..serving.tool_calls import call_form
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
     around, serving = taken_around(serving, system)

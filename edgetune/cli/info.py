@@ -27,9 +27,9 @@ from ..models.networks import open_network
 from ..objectives.classify import Classify
 from ..serving.sureness import ANSWERS, KINDS, Sureness, sureness_of
 from ..training.config import LORA, TrainConfig
-from ..training.planned import make_plan
+from ..training.sizing import make_plan
 from ..version import __version__
-from .extras import EXTRAS
+from .names import EXTRAS
 
 SHARES = (0.99, 0.95, 0.9, 0.8)  # of right answers, for which an encoder's answers count as sure
 

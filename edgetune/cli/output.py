@@ -1,16 +1,19 @@
-"""What the system refuses to a command: standard output that takes no more, and files that cannot be written."""
+"""What a command writes, and what the system refuses of it: standard output that takes no more, files."""
 
 from __future__ import annotations
 
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TextIO, cast
 
-from ..disk import FULL
-from ..errors import DiskError, DiskFullError
+import click
+
+from ..disk import FULL, json_text, refuse_existing, replaced
+from ..errors import DiskError, DiskFullError, UsageError
 
 DENIED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -76,3 +79,26 @@ def refusal(error: OSError) -> DiskError | None:
     if "temporary directory" in (error.strerror or ""):  # of the module tempfile, which tried them all
         return DiskFullError("no folder takes temporary files", "make room, or name another in TMPDIR")
     return None
+
+
+def new_file(ctx: click.Context, option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuses a file that exists or has no folder, before anything is measured. Raises UsageError."""
+    if path is not None:
+        refuse_existing(path)
+    return in_a_folder(ctx, option, path)
+
+
+def in_a_folder(_ctx: click.Context, _option: click.Parameter, path: Path | None) -> Path | None:
+    """Refuses a file that has no folder, as `new_file` does."""
+    if path is not None and not path.parent.is_dir():
+        raise UsageError(f"save is {path}, there is no folder {path.parent}", "make it first")
+    return path
+
+
+def save_lines(path: Path, lines: Iterable[dict[str, Any]]) -> int:
+    """The number of lines, all of which are in the file, or none."""
+    text = [json_text(line) + "\n" for line in lines]
+    refuse_existing(path)
+    with replaced(path) as beside:
+        beside.write_text("".join(text), encoding="utf-8")
+    return len(text)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..machine.device import Profile
     from ..models.base import Structure
     from ..objectives.base import Objective
-    from ..training.forecast import Forecast
+    from ..training.cost import Forecast
     from ..training.plan import Plan
 
 
@@ -61,10 +61,10 @@ def plan_command(model: Path, data: Path | None, named: Path | None, held_out: s
     from ..models.networks import open_network
     from ..training.anchored import lengths_with_anchors, rows_per_anchor
     from ..training.batches import Batches
-    from ..training.forecast import forecast
+    from ..training.cost import forecast
     from ..training.length import batch_of
-    from ..training.planned import make_plan
     from ..training.run import disk_writes
+    from ..training.sizing import make_plan
     bundle = open_bundle(model)
     objective = take_objective(options, bundle.gguf)
     config = train_config(options, objective)
@@ -109,7 +109,7 @@ def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config
     has them.
     """
     from ..data import loader
-    from ..training.sized import load_run
+    from ..training.sizing import load_run
     if data is None:
         if held_out:
             raise UsageError("--eval is given without rows to train on", "name them after the model")
@@ -121,7 +121,7 @@ def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config
 def reserved_for_grader(objective: Objective, config: TrainConfig, board: Profile | None) -> int:
     """The memory that is left to processes of the grader, as train leaves it."""
     from ..machine.device import rss
-    from ..objectives.rewarded import Rewarded
+    from ..objectives.drawn import Rewarded
     from ..training.plan import PROCESS
     if not (isinstance(objective, Rewarded) and objective.grader):
         return 0

@@ -1,4 +1,4 @@
-"""The commands jobs and adapters, for a running daemon."""
+"""Commands for a running daemon, and of them jobs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from urllib.parse import quote
 import click
 from rich.text import Text
 
-from ..errors import DataError, NotFoundError, UsageError, shell_word, size_text
-from ..manifest import manifests
+from ..errors import DataError, NotFoundError, UsageError, shell_word
 from .app import DATA, F, cli, column_options, command, explicit, job_options, out, show, train_progress
 from .facts import shown
 from .grouped import GroupedCommand, Listing
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
     from ..objectives.base import Objective
 
 JOBS = "/v1/fine_tuning/jobs"
-ADAPTERS = "/v1/adapters"
 POLL = 1.0  # seconds
-BASE = "the base alone"
 MADE = "fine_tuned_model"  # of a job: an id that is too long for a narrow table
 INDENT = "  "  # of what is below an id
 TIMES = ("_at", "_finish")  # how such fields of a job end
@@ -161,7 +158,7 @@ def jobs_create(client: Any, data: Path, held_out: str | None, model: str, suffi
 def _method(objective: Objective, asked: dict[str, Any]) -> dict[str, Any]:
     """The fields of a job's method: hyperparameters and, where the objective has one, its grader, a file here."""
     from ..evaluation.graders.rewards import rewards_of
-    from ..objectives.rewarded import Rewarded
+    from ..objectives.drawn import Rewarded
     if not isinstance(objective, Rewarded):
         return {"hyperparameters": asked}
     if objective.unsafe_python:
@@ -290,103 +287,3 @@ _add_action("resume", "Continue JOB where it was paused.")
 
 
 # ---- adapters -------------------------------------------------------------------------------------------------------
-
-
-@cli.group("adapters", cls=Listing)
-def adapters() -> None:
-    """List the daemon's adapters, and choose one.
-
-    Without a command: list them.
-    """
-
-
-@request("list", group=adapters)
-def adapters_list(client: Any, as_json: bool) -> None:
-    """List all adapters, and why each is active or not."""
-    found = client.get(ADAPTERS)
-    facts = [fact for manifest in manifests() for fact in manifest.adapter]
-    verdicts = [a.get("verdict") or {} for a in found["data"]]
-    rows = [([a["id"], a["state"], format_time(a["created_at"]), a.get("name") or "",
-              *(f"{a[fact]} {fact}" if a.get(fact) else "" for fact in facts)],
-             "; ".join(filter(None, (verdict.get("reason"), verdict.get("remembered")))))
-            for a, verdict in zip(found["data"], verdicts, strict=True)]
-    show(as_json, found, *(entries(rows) if rows else ["there are no adapters"]), _serving(found))
-
-
-def _serving(found: dict[str, Any]) -> str:
-    return f"active: {found['serving'] or BASE}"
-
-
-@request("promote", click.argument("adapter"), group=adapters)
-def adapters_promote(client: Any, adapter: str, as_json: bool) -> None:
-    """Activate ADAPTER, whatever the gate said of it.
-
-    It answers from the next request on.
-    """
-    _change(client, as_json, url_path(ADAPTERS, adapter, "promote"))
-
-
-@request("rollback", click.argument("adapter", required=False), group=adapters)
-def adapters_rollback(client: Any, adapter: str | None, as_json: bool) -> None:
-    """Activate the adapter that was active before.
-
-    With ADAPTER: only if that one is active now.
-    """
-    _change(client, as_json, url_path(ADAPTERS, "rollback"), {"adapter": adapter})
-
-
-@request("add", click.argument("adapter", type=click.Path(path_type=Path)),
-         click.option("--suffix", default="", help="A word for the adapter's name."), group=adapters)
-def adapters_add(client: Any, adapter: Path, suffix: str, as_json: bool) -> None:
-    """Add ADAPTER, a folder from another place.
-
-    A compiled prompt is one too. It is a candidate, which evaluate or promote activates.
-    """
-    from ..console import Copied
-    found = client.add_adapter(adapter, suffix)
-    show(as_json, found, f"{found['id']} is a candidate",
-         Copied(f"edgetune adapters evaluate {shell_word(found['id'])} --promote"))
-
-
-@request("recover", group=adapters)
-def adapters_recover(client: Any, as_json: bool) -> None:
-    """Take back adapters that a lost database left aside.
-
-    They are candidates then, which promote activates.
-    """
-    found = client.post(url_path(ADAPTERS, "recover"))
-    lines = [f"{adapter} is a candidate again" for adapter in found["recovered"]]
-    lines += [f"{folder} remains: {reason}" for folder, reason in found["refused"].items()]
-    show(as_json, found, "\n".join(lines) or "no adapters are set aside")
-
-
-def _change(client: Any, as_json: bool, path: str, body: dict[str, Any] | None = None) -> None:
-    client.post(path, body)
-    found = client.get(ADAPTERS)
-    show(as_json, found, _serving(found))
-
-
-@request("delete", click.argument("adapter"), group=adapters)
-def adapters_delete(client: Any, adapter: str, as_json: bool) -> None:
-    """Remove ADAPTER for good; not the active one."""
-    found = client.delete(url_path(ADAPTERS, adapter))
-    show(as_json, found, f"{adapter} is removed")
-
-
-@request("rename", click.argument("adapter"), click.argument("name"), group=adapters)
-def adapters_rename(client: Any, adapter: str, name: str, as_json: bool) -> None:
-    """Give ADAPTER a NAME that requests may use; "": none."""
-    found = client.patch(url_path(ADAPTERS, adapter), {"name": name})
-    show(as_json, found, f"{adapter} is called {found['name']}" if found["name"] else f"{adapter} has no other name")
-
-
-@request("download", click.argument("adapter"),
-         click.option("-o", "--out", "target", type=click.Path(path_type=Path), required=True, help="New zip file."),
-         group=adapters)
-def adapters_download(client: Any, adapter: str, target: Path, as_json: bool) -> None:
-    """Write ADAPTER into a zip file.
-
-    It holds adapter.gguf, a model card, and run.json without questions, answers and paths.
-    """
-    client.download(url_path(ADAPTERS, adapter, "download"), target)
-    show(as_json, {"out": str(target), "bytes": target.stat().st_size}, f"{target}: {size_text(target.stat().st_size)}")

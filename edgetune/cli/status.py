@@ -17,10 +17,10 @@ from rich.text import Text
 from ..console import ACTIONS
 from ..errors import size_text
 from ..manifest import manifests
-from . import watched
+from .adapters import ADAPTERS, BASE
 from .app import out, show
-from .remote import ADAPTERS, BASE, request
-from .watched import once_option, stays, watch_option
+from .facts import once_option, stays, watch_facts, watch_option
+from .remote import request
 
 JOB = r"^ftjob-\w+: "  # the start of a cause
 SWITCHES = 3  # of the history, and of the governor's decisions
@@ -34,7 +34,7 @@ def status_command(client: Any, once: bool, watch: bool, as_json: bool) -> None:
     with 1 if not all is right.
     """
     if stays(once, watch, as_json):
-        watched.watch(partial(_facts, client), view, as_json)
+        watch_facts(partial(_facts, client), view, as_json)
         return
     facts = _facts(client)
     show(as_json, facts, view(facts))

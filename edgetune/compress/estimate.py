@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from ..llamacpp.divergence import divergence
 from ..llamacpp.quantizer import encode
-from . import samples
-from .measure import opened
+from .measure import COUNT, LENGTH, opened
 from .options import CompressConfig
-from .quantize import assign, gptq, grid
+from .quantize import assign, grid
 from .shrink import distill, prune
 from .shrink.blockwise import fast
 from .source.floats import Floats
@@ -36,7 +35,7 @@ BACKWARD = 2.0  # of forward, where no weight has a gradient: inputs' gradients,
 TRAINED = 3.0  # of forward: the gradients of inputs and of weights, and the optimizer
 FITTED_PASSES = 5  # over a block while what is left is fitted
 SOLVED = 10  # systems of equations for each matrix that is fitted
-FACTORED = 2.0  # times K^3 is the work of gptq.factor_of
+FACTORED = 2.0  # times K^3 is the work of grid.factor_of
 ONNX_PASSES = 8  # forward passes over each window that is compared, of the source and twice of the export
 ONNX_SECONDS = 0.2  # to export and to round, a million weights
 
@@ -77,12 +76,12 @@ def measure(model: Floats, reference: Path, threads: int) -> Speeds:
     moments = np.eye(rows.shape[1], dtype=np.float32)
     importance = np.ones(rows.shape[1], np.float32)
     tried = rows.size / _seconds(lambda: [grid.fit(rows, format, importance) for format in formats])
-    factor = gptq.factor_of(moments)
+    factor = grid.factor_of(moments)
     more = gate[:ROUNDED_ROWS]
     rounded = tried  # F16 alone, where no format divides the rows
     stored = tried
     if formats != ["F16"]:
-        rounded = more.size / _seconds(lambda: gptq.compensated(more, assign.REFERENCE, factor))
+        rounded = more.size / _seconds(lambda: grid.compensated(more, assign.REFERENCE, factor))
         stored = rows.size / _seconds(lambda: encode(rows, assign.REFERENCE, importance))
     compared, written = _answering(reference, model.shape.n_vocab, threads)
     return Speeds(flops, quick_flops, compared, written, tried, rounded, stored)
@@ -182,7 +181,7 @@ def steps(shape: Shape, speeds: Speeds, calibration: Windows | None, measuring: 
     else:
         found += _storing(shape, speeds, seen)
         found += [(("cost_quantize",), step) for step in cost]
-    return [*found, (("answers",), ("answering", 2 * samples.COUNT * samples.LENGTH / speeds.written))]
+    return [*found, (("answers",), ("answering", 2 * COUNT * LENGTH / speeds.written))]
 
 
 def _choosing(shape: Shape, tokens: int) -> float:

@@ -15,13 +15,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.dataset import Dataset
+from ..data.question import question_text
+from ..data.rows import prompt_of
 from ..errors import DataError, MismatchError
 from ..llamacpp import library as llamacpp
 from ..llamacpp.context import Context
 from ..llamacpp.divergence import divergence
+from ..llamacpp.tokenizer import Tokenizer
+from ..serving.model import ServedModel
 from .progress import Progress, ignore, never, raise_if_stopped
 
 Logprobs = NDArray[np.float32]
+COUNT = 10  # answers
+LENGTH = 48  # tokens of each
+_ASKED = (
+    "What is the capital of France?", "Name three colours.", "What is 7 + 5?", "Write one sentence about the sea.",
+    "What does a thermostat do?", "Give a synonym of quick.", "Which planet is closest to the sun?",
+    "How do I boil an egg?", "Translate 'good morning' into Spanish.", "What is a computer?",
+)
 
 
 @dataclass(frozen=True)
@@ -84,3 +96,28 @@ def opened(path: Path, length: int, threads: int = 0) -> Iterator[Callable[[NDAr
             return out
 
         yield logits
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row whose answers before and after a person can judge without a number. question: what is read; prompt: what
+    the model is given, template included.
+    """
+
+    question: str
+    prompt: str
+
+
+def samples(rows: Dataset | None, tokenizer: Tokenizer) -> list[Sample]:
+    """Questions of the first rows that ask something, else ten questions of our own."""
+    if rows is not None and rows.asking:
+        return [Sample(question_text(row), prompt_of(row, tokenizer)[0]) for row in rows.asking[:COUNT]]
+    if tokenizer.chat_template is None:
+        return [Sample(text, text) for text in _ASKED]
+    return [Sample(text, tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True))
+            for text in _ASKED]
+
+
+def answered(model: ServedModel, asked: Sample) -> str:
+    """The likeliest answer, by whatever serves the model."""
+    return "".join(model.generate(asked.prompt, max_tokens=LENGTH))

@@ -1,8 +1,8 @@
 """The way from a source to a bundle: trim, prune, distill, store, measure, report. Each step is a module.
 
 All work is done in NAME.edge.work next to the bundle (work_folder.py); the bundle appears whole or not at all. What
-takes minutes is kept there as soon as it is made (measured.py), so the same command continues a run that was stopped or
-killed, and ends with the same bytes: for the same source, text, options and seed give the same bytes.
+takes minutes is kept there as soon as it is made, so the same command continues a run that was stopped or killed, and
+ends with the same bytes: for the same source, text, options and seed give the same bytes.
 """
 
 from __future__ import annotations
@@ -27,21 +27,19 @@ from ..machine.device import thread_count
 from ..serving.llama import LlamaModel
 from ..serving.model import ServedModel
 from ..serving.onnx import OnnxModel
-from . import encoder, estimate, fits, memory, samples, texts
+from . import encoder, estimate, measure, memory, report, texts
 from .estimate import Step
 from .measure import compare
-from .measured import Measured, copy_files
 from .options import CompressConfig
 from .progress import Progress, ignore, never, unheard
 from .quantize import assign, sensitivity
 from .quantize import write as quantize
-from .report import report
 from .shrink import distill, prune, trim
 from .source import floats
 from .source import huggingface as hf
 from .source.floats import Floats
 from .source.source import Source, locate, open_source
-from .work_folder import DISTILLATION, MEASURED, place_of, work_folder
+from .work_folder import DISTILLATION, MEASURED, Measured, copy_files, place_of, work_folder
 
 DEFAULT_TYPE = "Q4_K_M"
 WINDOW = 256  # tokens of a window to calibrate and measure on
@@ -245,7 +243,7 @@ class _Work:
         c = self.config
         size = c.target_bytes()
         if c.device and not c.type and not size:
-            size = fits.largest_file(self.model, c.device)
+            size = memory.largest_file(self.model, c.device)
         if size:
             assign.require_size(self.model, size, assign.formats_of(self.model))  # before minutes of work
         folder, made = self.measured.made(
@@ -259,7 +257,7 @@ class _Work:
         gguf = open_gguf(path)
         return self._facts(lambda: LlamaModel(path, threads=self.threads), cost) | {
             "tensors": tensors, "parts": report.parts(gguf),
-            "device": fits.on_device(gguf, c.device) if c.device else None}
+            "device": memory.on_device(gguf, c.device) if c.device else None}
 
     def _stock(self, folder: Path) -> dict[str, Any]:
         """A file of one of llama.cpp's own types."""
@@ -316,16 +314,16 @@ class _Work:
 
     def _answers(self, made: ServedModel) -> list[dict[str, str]]:
         file = self.config.measure or self.config.calibrate
-        asked = samples.samples(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
+        asked = measure.samples(texts.read(file, self.tokenizer) if file else None, self.tokenizer)
         with closing(made), LlamaModel(self.reference, threads=self.threads) as source:
             before, after = (self._answered(model, asked, i) for i, model in enumerate((source, made)))
         return [{"prompt": sample.question, "before": old, "after": new}
                 for sample, old, new in zip(asked, before, after, strict=True)]
 
-    def _answered(self, model: ServedModel, asked: list[samples.Sample], number: int) -> list[str]:
+    def _answered(self, model: ServedModel, asked: list[measure.Sample], number: int) -> list[str]:
         """Answers by the first or the second of two models."""
         answers = []
         for i, sample in enumerate(asked):
             self.callbacks["on_progress"]("answering", number * len(asked) + i, 2 * len(asked))
-            answers.append(samples.answered(model, sample))
+            answers.append(measure.answered(model, sample))
         return answers

@@ -21,7 +21,7 @@ from ..formats.named import find_model
 from ..serving.answering import Answering
 from ..serving.embedding import EncoderFile, TableFile, Vectors, open_vectors
 from .options import DaemonConfig, model_name
-from .places import Places
+from .threads import Places
 
 Text = str | Sequence[int]
 
@@ -82,7 +82,11 @@ class Embeddings:
         service stops.
         """
         name, embedder = self._named(model)
-        tokens = [_tokens(embedder, text, truncate) for text in texts]
+        tokens = [embedder.encode(text) if isinstance(text, str) and text else [*map(int, text)] for text in texts]
+        if truncate:
+            tokens = [*map(embedder.truncate, tokens)]
+        for each in tokens:
+            embedder.check(each)  # a text of marks alone counts as empty
         vectors = np.empty((len(tokens), embedder.width), np.float32)
         with self._turn, closing(embedder.embed(vectors, tokens)) as steps:
             self._made = True
@@ -102,12 +106,3 @@ class Embeddings:
             return self.base[0], self._of_base
         names = " or ".join(dict.fromkeys((self.name, self.base[0])))
         raise NotFoundError(f"{model!r:.200} makes no vectors", f"ask {names}; adapters do not change vectors")
-
-
-def _tokens(embedder: Vectors, text: Text, truncate: bool) -> list[int]:
-    """Returns checked ids; a text of marks alone counts as empty."""
-    tokens = embedder.encode(text) if isinstance(text, str) and text else [*map(int, text)]
-    if truncate:
-        tokens = embedder.truncate(tokens)
-    embedder.check(tokens)
-    return tokens

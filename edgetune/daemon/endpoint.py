@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +82,8 @@ class Endpoint:
                     raise UsageError(f"{self.url} answers {says}", "look at --url, --model and the key")
                 if answer.status_code not in BUSY:
                     raise RefusedByTeacher(says)
-                wait = _asked_wait(answer)
+                with suppress(ValueError):
+                    wait = float(answer.headers.get("retry-after", 0))
             if turn < self.retries:
                 self.sleep(min(max(wait, 2.0 ** turn * random.uniform(0.5, 1)), LONGEST_WAIT))
         raise EdgetuneError(f"{self.url} does not answer: {says}", "look whether it runs, or raise --retries")
@@ -105,11 +107,3 @@ def _message(answer: Any) -> str:
         return str(error["message"] if isinstance(error, dict) else error)[:200]
     except (ValueError, KeyError, TypeError):
         return str(answer.reason_phrase)
-
-
-def _asked_wait(answer: Any) -> float:
-    """Seconds that the server wants to be left alone."""
-    try:
-        return float(answer.headers.get("retry-after", 0))
-    except ValueError:
-        return 0.0

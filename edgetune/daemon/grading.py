@@ -19,7 +19,7 @@ from ..python_child import child
 from ..serving.answering import Answering
 from ..serving.labels import asked_tokens, label_tokens, relative
 from . import grading_child
-from .places import Places
+from .threads import Places
 
 SECONDS = 60.0  # that a grader may take, including the start of its process
 MOST = 8  # that wait for their turn

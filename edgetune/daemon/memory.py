@@ -6,7 +6,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,16 +66,12 @@ def _with_children(process: int) -> Iterator[int]:
         with suppress(psutil.Error):  # it has ended
             yield from (child.pid for child in psutil.Process(process).children(recursive=True))
         return
-    for thread in _entries(Path(f"/proc/{process}/task")):
+    threads: list[Path] = []
+    with suppress(OSError):  # the process has ended
+        threads = [*Path(f"/proc/{process}/task").iterdir()]
+    for thread in threads:
         for child in text(thread / "children").split():
             yield from _with_children(int(child))
-
-
-def _entries(folder: Path) -> Sequence[Path]:
-    try:
-        return [*folder.iterdir()]
-    except OSError:  # the process has ended
-        return []
 
 
 def give_back() -> None:

@@ -10,8 +10,7 @@ from ..formats.gguf import ENCODERS, Gguf
 from ..machine.device import rss
 from ..serving.answering import Answering
 from ..serving.batcher import KEPT, Batcher
-from ..serving.classifying import Classifying
-from ..serving.encoder_model import EncoderModel
+from ..serving.encoder_model import Classifying, EncoderModel
 from ..serving.llama import LlamaModel
 from ..serving.memory import may_repack, memory_needed
 from . import memory

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..errors import UsageError
-from ..evaluation.graders import landlock
+from ..evaluation.graders import confinement
 from ..machine.policy import read_hours
 from ..manifest import PartOptions, manifests
 from ..options import AUTO, check_options, declared, option, share_of
@@ -141,7 +141,7 @@ class DaemonOptions:
         read_hours("learn-hours", self.learn_hours)
         self.limits()
         self.python()
-        if self.allow_python_graders and landlock.version() == 0:
+        if self.allow_python_graders and confinement.landlock_version() == 0:
             raise UsageError("allow-python-graders is given, and this kernel has no Landlock, or has it off: a python "
                              "grader could read the daemon's state",
                              "start a kernel with lsm=landlock among its options, or leave allow-python-graders out")

@@ -62,15 +62,13 @@ from .opening import open_answering
 from .options import DaemonConfig, model_name
 from .probation import Probations
 from .running import Chooser, RunningPart, running_parts
-from .sources import AnswerSource, AskedQuestion, ModelSource, first_answer
+from .sources import EARLIER, AnswerSource, AskedQuestion, ModelSource, continued, first_answer, thinking_of
 from .state.adapters import LATEST, Adapter, Adapters
 from .state.database import Store
 from .state.files import Files
 from .state.holdout import open_holdout
 from .state.shelf import LOST, Shelf, lost_things
-from .thinking import thinking_of
 from .threads import Threaded, health_of
-from .turns import EARLIER, continued
 
 log = logging.getLogger("edgetune.daemon")
 

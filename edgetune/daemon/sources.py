@@ -9,8 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from ..errors import UsageError
+from ..llamacpp.tokenizer import Tokenizer
 from ..serving.answering import Answering
 from ..serving.completion import MODEL, Completion
+from ..serving.question import Question
 from ..serving.served import Served
 from .options import DaemonConfig
 from .state.adapters import Adapters
@@ -95,3 +98,34 @@ def first_answer(sources: Sequence[AnswerSource], asked: AskedQuestion) -> Compl
             completion.source = source.name
             return completion
     raise AssertionError("the last source answers everything")
+
+
+def thinking_of(question: Question, served: Served, name: str, options: dict[str, Any]) -> bool | None:
+    """Adds the budget of thinking to the options, and returns whether the template shall let the model think; None: as
+    it likes. name: the model's. Raises UsageError for a model that does not think.
+    """
+    if question.thinking is None:
+        return None
+    if served.thinks:
+        options["thinking_budget"] = question.thinking
+        return question.thinking != 0
+    if question.thinking:
+        raise UsageError(f"the answer shall be thought about first, and {name} does not support thinking",
+                         "leave reasoning, reasoning_effort, reasoning_budget and think out")
+    return None
+
+
+ANSWER = "the-earlier-answer-ends-here"
+EARLIER = ({"role": "user", "content": "?"}, {"role": "assistant", "content": ANSWER})  # before the turn, to render it
+
+
+def continued(tokens: Sequence[int], rendered: str, served: Served) -> list[int]:
+    """Returns the token ids of a chat: those of its earlier turns, and of what the template writes after an answer.
+
+    rendered: EARLIER and the messages of this turn. Raises UsageError for a model that reads only the last message.
+    """
+    tokenizer = served.tokenizer
+    place = rendered.find(ANSWER)
+    if place < 0 or not isinstance(tokenizer, Tokenizer):
+        raise UsageError("context is given, and the model reads one message only", "leave it out")
+    return [*tokens, *tokenizer.encode(rendered[place + len(ANSWER) :], continues=True)]

@@ -1,17 +1,18 @@
 """Parts of the daemon that work by themselves, each on its thread, and how its health sees them.
 
 A thread belongs to a part, and Service.parts has all parts. So a thread that died, and work that does not continue,
-cannot remain unseen.
+cannot remain unseen. Places are for requests of which few are computed at a time.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
-from ..errors import EdgetuneError, named
+from ..errors import EdgetuneError, TooMuchError, named
 
 log = logging.getLogger("edgetune.daemon")
 RETRY_SECONDS = 60.0  # after an error
@@ -68,3 +69,26 @@ def health_of(parts: Sequence[Threaded]) -> list[str]:
     dead = [f"the thread {thread.name} has died: restart the daemon; its log says why"
             for part in parts for thread in part.threads() if thread.ident and not thread.is_alive()]
     return [*dead, *(reason for part in parts for reason in part.reasons())]
+
+
+class Places:
+    """A number of places, for any number of threads. most: requests that may wait; what: their noun, for an error."""
+
+    def __init__(self, most: int, what: str) -> None:
+        self.waiting = 0  # including those in progress
+        self.most = most
+        self._what = what
+        self._count = threading.Lock()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Holds a place from the beginning of a request to its end. Raises TooMuchError where too many wait."""
+        with self._count:
+            if self.waiting > self.most:
+                raise TooMuchError(f"{self.most} {self._what} wait already", "ask again in a few seconds")
+            self.waiting += 1
+        try:
+            yield
+        finally:
+            with self._count:
+                self.waiting -= 1

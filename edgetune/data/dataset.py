@@ -6,7 +6,9 @@ Batches of examples: `packing`.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +21,63 @@ from . import rows as supervised_rows
 from .around import Instruction
 from .files import Digest, place, read_rows
 from .formats import BY_KEYS, Columns, recognised
-from .holdout import digest_of, held_out_indices
 from .packing import Example, is_supervised
 from .parts import title_of
+from .question import canonical, question_digest
 from .rows import Row, RowParser, common_system, example, shape_of
 
 if TYPE_CHECKING:
     from typing_extensions import Required, Unpack
+
+# Which rows are held out, if no file of held-out rows is given, is a pure function of the digests of questions. It does
+# not depend on the order of rows, and all rows that ask the same are on one side: no held-out question was learned.
+SHARE = 10  # one in ten rows is held out
+LEAST = 4  # rows, where there are enough
+MOST = 256  # rows: measuring more takes long
+FEW = 16  # of fewer rows than this one in four is held out; of fewer than LEAST none
+
+
+def held_out_count(rows: int) -> int:
+    """The number of rows to hold out of this number."""
+    if rows < LEAST:
+        return 0
+    if rows < FEW:
+        return rows // 4
+    return min(max(rows // SHARE, LEAST), MOST)
+
+
+def held_out_indices(rows: Sequence[Row]) -> set[int]:
+    """The indices of the held-out rows: of the questions with the lowest digests, at most `held_out_count(len(rows))`
+    rows. A question that more rows ask than may still be held out is learned. Empty where all rows ask the same.
+    """
+    return indices_by_name([question_digest(row) for row in rows])
+
+
+def indices_by_name(names: Sequence[str]) -> set[int]:
+    """The same of rows whose questions have these names (`question_digest`)."""
+    asking: dict[str, list[int]] = defaultdict(list)
+    for i, name in enumerate(names):
+        asking[name].append(i)
+    left = held_out_count(len(names))
+    chosen: set[int] = set()
+    for name in sorted(asking):
+        if len(asking[name]) <= left:
+            chosen.update(asking[name])
+            left -= len(asking[name])
+    return chosen
+
+
+def divide(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """(rows to learn, rows held out), each in their order. Raises DataError for rows that JSON cannot hold."""
+    chosen = held_out_indices(rows)
+    learned = [row for i, row in enumerate(rows) if i not in chosen]
+    return learned, [rows[i] for i in sorted(chosen)]
+
+
+def digest_of(rows: Sequence[Row]) -> str:
+    """The sha256 of rows in their order, whatever the order of their keys."""
+    written = "\n".join(canonical(row) for row in rows)
+    return f"sha256:{hashlib.sha256(written.encode()).hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +138,7 @@ def load(path: str | os.PathLike[str], tokenizer: AnyTokenizer, **options: Unpac
 
 def load_divided(path: str | os.PathLike[str], tokenizer: AnyTokenizer,
                  **options: Unpack[Reading]) -> tuple[Dataset, Dataset | None]:
-    """(rows to learn, rows held out): the file as `load` reads it, divided as `holdout` says, among the rows of which
+    """(rows to learn, rows held out): the file as `load` reads it, divided as `divide` says, among the rows of which
     something can be learned. Either side's digest is of its rows. (All of the file, None) where none can be held out.
     """
     return _RowReader(tokenizer, **options).read_file(Path(path)).divided()

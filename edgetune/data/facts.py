@@ -18,9 +18,8 @@ from . import rows as supervised_rows
 from .answer_schema import parsed
 from .around import Instruction
 from .calls import CallError
-from .dataset import Dataset, Tokenized, TokenizedRow, fitting, tokenized
+from .dataset import Dataset, Tokenized, TokenizedRow, fitting, indices_by_name, tokenized
 from .formats import BY_KEYS, Columns, recognised
-from .holdout import indices_by_name
 from .packing import Example, is_supervised
 from .preferences import chosen_text, is_pair
 from .question import digest, question_digest

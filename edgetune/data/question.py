@@ -9,9 +9,13 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from . import rows as supervised
+from .files import place, read_rows
+from .formats import BY_KEYS, Columns, recognised
 from .preferences import answers_of, is_pair
 from .rows import Row
 
@@ -120,3 +124,19 @@ def canonical(value: Any) -> str:
 
 def not_json(error: Exception) -> DataError:
     return DataError(f"the rows are not what JSON can hold ({error})", "use str, numbers, lists and dicts")
+
+
+def asking_rows(path: Path, columns: Columns = BY_KEYS) -> list[Row]:
+    """The rows of a file that have a question and an answer. Raises DataError, which names the line."""
+    found = []
+    for line, row in read_rows(path):
+        try:
+            known = recognised(row, (supervised,), columns)
+            is_text = supervised.shape_of(known) == "text"
+        except DataError as error:
+            raise DataError(f"{place(line, path.name)}: {error.what}", error.hint) from None
+        if not is_text:
+            found.append(known)
+    if not found:
+        raise DataError(f"{path} has no row with a question and an answer", "name a file of such rows")
+    return found

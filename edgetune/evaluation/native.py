@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.base import Artifact
 from ..adapters.lora import Lora
@@ -15,10 +16,12 @@ from ..data.trees import micro_batches
 from ..formats.bundle import Bundle
 from ..objectives.sft import Sft
 from ..serving.rollouts.scoring import open_scorer
-from ..serving.rollouts.texts import Engine, TokenPrompts
+from ..serving.rollouts.texts import Engine, TextAnswer, TokenPrompts
 from ..serving.rollouts.texts import answers as answers_of
+from ..serving.tool_calls import CallForm, CallReader, join
 from ..training.config import TrainConfig
 from ..training.passes import measure
+from .graders.sample import Sample
 from .judge import same
 from .served import GradedAnswer, Grades, Scores, exact_share, parsed_share
 
@@ -70,3 +73,15 @@ def engine_within(memory: str = "", **options: object) -> Engine:
     """Our own engine within a budget of this process such as 500M; "": of what is available, as training has it."""
     config = TrainConfig(memory=memory)
     return replace(Engine(config.memory_here(), config.memory_asked), **options)  # type: ignore[arg-type]
+
+
+def answered_sample(answered: TextAnswer, tools: Sequence[Mapping[str, Any]] | None, form: CallForm) -> Sample:
+    """The sample of an answer. tools: those that the row offers. form: the model's form of a call (`call_form`)."""
+    text = answered.text
+    calls: list[dict[str, Any]] = []
+    names = [tool.get("function", {}).get("name") for tool in tools or ()]
+    if names:
+        text, pieces = CallReader(form.begin, form.end, [name for name in names if name]).push(text, last=True)
+        calls = [{"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                 for call in join(pieces)]
+    return Sample(text, calls, answered.finish_reason, answered.rollout.tokens.tolist())

@@ -1,18 +1,21 @@
-"""What the blocks of a decoder may differ by: sizes, whose keys and values a block attends to, and embeddings that
-each has for itself.
+"""What the blocks of a decoder may differ by: sizes, whose keys and values a block attends to, embeddings that each has
+for itself, a mixture of experts in place of the feed-forward part, and the last ones that draft several tokens ahead
+(multi-token prediction), which neither llama.cpp's answers nor training read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, UnsupportedError
+from .gguf import Gguf, check_experts
+from .metadata import refuse_variants
 
 if TYPE_CHECKING:
     from .families import Family
-    from .gguf import Gguf
     from .metadata import MetadataReader
     from .shape import Shape
 
@@ -20,6 +23,8 @@ TABLE = "per_layer_token_embd.weight"  # the embeddings of all blocks, [V, block
 SHARED = "shared attention"  # mixers, as in kinds.py
 VALUELESS = "attention to keys"
 EMBEDDED = ("inp_gate", "proj")  # projections to a block's embeddings and back
+DRAFTING = "nextn_predict_layers"
+SHARED_WIDTH = "expert_shared_feed_forward_length"
 
 
 @dataclass(frozen=True)
@@ -117,3 +122,63 @@ def unused_tensors(s: Shape) -> dict[str, tuple[int, ...]]:
             found |= {f"blk.{i}.attn_k.weight": (own.d_kv, s.d_model), f"blk.{i}.attn_v.weight": (own.d_kv, s.d_model),
                       f"blk.{i}.attn_k_norm.weight": (own.d_head,)}
     return found
+
+
+def drafting_blocks(get: MetadataReader) -> int:
+    """The number of the file's last blocks that draft. Raises FormatError where they are all."""
+    count = get.integer(DRAFTING, 0)
+    if count and count >= get.integer("block_count"):
+        raise FormatError(f"{get.gguf.path} has {get.arch}.{DRAFTING} = {count}, and no more blocks",
+                          "take the file of the whole model")
+    return count
+
+
+def unread_tensors(gguf: Gguf, n_layer: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of blocks from n_layer on, if some draft."""
+    if not gguf.metadata.get(f"{gguf.architecture}.{DRAFTING}", 0):
+        return {}
+    found = ((name, re.match(r"blk\.(\d+)\.", name)) for name in gguf.tensors)
+    return {name: gguf.tensors[name].shape for name, block in found if block and int(block[1]) >= n_layer}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """count: experts. used: those that a token takes. width: of an expert. shared: of the expert that all tokens take
+    besides; 0: there is none.
+    """
+
+    count: int = 0
+    used: int = 0
+    width: int = 0
+    shared: int = 0
+
+
+NO_MIXTURE = Mixture()
+
+
+def read_mixture(get: MetadataReader, family: Family) -> Mixture:
+    """NO_MIXTURE: all blocks are dense. Raises UnsupportedError if others than the family's experts are meant, and
+    FormatError if a token takes more than there are.
+    """
+    experts = get.integer("expert_count", 0)
+    if family.feed != "experts" and not (family.may_have_experts and experts):
+        if experts:
+            raise UnsupportedError(f"{get.gguf.path} is a mixture of experts", f"edgetune trains dense {get.arch}")
+        return NO_MIXTURE
+    gating = 2 if family.gating == "sigmoid" else 1  # as files number them
+    refuse_variants(get, {"expert_weights_scale": 1.0, "expert_weights_norm": family.norms_experts,
+                          "expert_gating_func": gating, "expert_shared_count": 0,
+                          **({} if family.shares_expert else {SHARED_WIDTH: 0})})
+    used = get.integer("expert_used_count")
+    check_experts(get.gguf, experts, [used])
+    whole = get.integer("feed_forward_length")
+    own = get.integer("expert_feed_forward_length", 0)
+    width = own or (whole // used if family.shared_width else whole)
+    return Mixture(experts, used, width, get.integer(SHARED_WIDTH, 0) if family.shares_expert else 0)
+
+
+def feeds_of(get: MetadataReader, n_layer: int, mixture: Mixture, family: Family) -> tuple[str, ...]:
+    """The kind of each block's feed-forward part: the first may be dense where others have experts."""
+    dense = get.integer("leading_dense_block_count", 0) if family.dense_first else 0
+    kind = ("shared experts" if mixture.shared else "experts") if mixture.count else family.feed
+    return tuple("gated" if layer < dense else kind for layer in range(n_layer))

@@ -93,12 +93,14 @@ def read_encoder(gguf: Gguf) -> EncoderShape:
         raise UnsupportedError(f"{gguf.path} has the pooling_type {pooling}", f"edgetune trains encoders of {known}")
     tokens = gguf.tensors.get("token_embd.weight")
     n_layer = get.integer("block_count")
+    ropes = () if arch == ENCODER else tuple(Rope(base=get.number(key, 10000.0))  # that of everywhere, then of windows
+                                             for key in ("rope.freq_base", "rope.freq_base_swa"))
     shape = EncoderShape(architecture=arch, n_layer=n_layer, d_model=d_model,
                          d_ff=get.integer("feed_forward_length"), n_head=n_head,
                          n_vocab=tokens.shape[0] if tokens else 0, context=get.integer("context_length"),
                          norm_eps=get.number("attention.layer_norm_epsilon"), pooling=POOLINGS[pooling],
                          act=_activation(get, arch), is_fused="blk.0.attn_qkv.weight" in gguf.tensors,
-                         ropes=_ropes(get, arch), windows=_windows(get, n_layer) if arch == MODERN else (0,) * n_layer)
+                         ropes=ropes, windows=_windows(get, n_layer) if arch == MODERN else (0,) * n_layer)
     _check_sizes(gguf, shape)
     _check_tensors(gguf, shape)
     return shape
@@ -112,13 +114,6 @@ def _activation(get: MetadataReader, arch: str) -> str:
         raise UnsupportedError(f"{get.gguf.path} has {arch}.hidden_activation = {name:.60}",
                                f"edgetune trains models with one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
-
-
-def _ropes(get: MetadataReader, arch: str) -> tuple[Rope, ...]:
-    if arch == ENCODER:
-        return ()
-    everywhere = Rope(base=get.number("rope.freq_base", 10000.0))
-    return everywhere, Rope(base=get.number("rope.freq_base_swa", 10000.0))
 
 
 def _windows(get: MetadataReader, n_layer: int) -> tuple[int, ...]:

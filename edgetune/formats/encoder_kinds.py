@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UnsupportedError
-from . import byte_pairs, unigram, wordpiece
 from .encoder import ACTIVATIONS
+from .encoder_tokenizers import is_unigram, read_byte_pairs, read_unigrams, read_wordpiece
 from .gguf import ENCODER, MODERN
 
 Sizes = Mapping[str, int]  # by transformers' names
@@ -89,7 +89,7 @@ def _bert_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _bert_tokenizer(folder: Path, rows: int) -> dict[str, Any]:
     """The keys of a BERT's tokenizer: WordPiece, or of the multilingual ones unigrams."""
-    return unigram.read(folder, rows) if unigram.is_unigram(folder) else wordpiece.read(folder, rows)
+    return read_unigrams(folder, rows) if is_unigram(folder) else read_wordpiece(folder, rows)
 
 
 BERT = Kind(
@@ -105,9 +105,9 @@ BERT = Kind(
     epsilon="layer_norm_eps", usual_epsilon=1e-12, tokenizer=_bert_tokenizer, shapes=_bert_shapes, keys=_bert_keys,
     defaults={"max_position_embeddings": 512, "type_vocab_size": 2})
 
-ROBERTA = replace(BERT, prefix="roberta.", offset=True, tokenizer=partial(byte_pairs.read, pre="roberta-bpe"),
+ROBERTA = replace(BERT, prefix="roberta.", offset=True, tokenizer=partial(read_byte_pairs, pre="roberta-bpe"),
                   unused=rf"{BERT.unused}|lm_head\..*")
-XLM_ROBERTA = replace(ROBERTA, tokenizer=unigram.read)
+XLM_ROBERTA = replace(ROBERTA, tokenizer=read_unigrams)
 
 
 def _modern_shapes(sizes: Sizes) -> Shapes:
@@ -151,7 +151,7 @@ MODERN_BERT = Kind(
              "final_norm": "output_norm"},
     unused=r"head\.(dense|norm)\.weight|decoder\.(weight|bias)",
     usual={"norm_bias": False, "attention_bias": False, "mlp_bias": False},
-    epsilon="norm_eps", usual_epsilon=1e-5, tokenizer=partial(byte_pairs.read, pre="modern-bert"),
+    epsilon="norm_eps", usual_epsilon=1e-5, tokenizer=partial(read_byte_pairs, pre="modern-bert"),
     shapes=_modern_shapes, keys=_modern_keys)
 
 KINDS = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": XLM_ROBERTA, "modernbert": MODERN_BERT}

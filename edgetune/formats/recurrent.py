@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import FormatError, UnsupportedError
-from .drafting import drafting_blocks
+from .block_sizes import drafting_blocks
 
 if TYPE_CHECKING:
     from .families import Family

@@ -15,12 +15,10 @@ from functools import cached_property
 
 from ..errors import FormatError, UnsupportedError
 from . import block_sizes, kinds
-from .block_sizes import Sizes
-from .drafting import drafting_blocks, unread_tensors
+from .block_sizes import Sizes, drafting_blocks, feeds_of, read_mixture, unread_tensors
 from .families import FAMILIES, Family
 from .gguf import FORMATS, Gguf, Tensor
 from .metadata import MetadataReader, read_windows, refuse_variants
-from .mixture import feeds_of, read_mixture
 from .recurrent import NONE, Recurrent, check_sections, read_recurrent, recurrent_mixers
 from .rope import Rope, read_rope
 

@@ -78,7 +78,8 @@ class Grammar:
         looked_up = np.inf  # those whose logit is this, or higher
         lowest = -np.inf
         while True:
-            low = max(lowest, _nth(of_them, size))
+            place = len(of_them) - size
+            low = max(lowest, float(np.partition(of_them, place)[place]) if place > 0 else -math.inf)
             part = ids[(of_them >= low) & (of_them < looked_up)]
             found = np.concatenate([found, part[self.allowed(part)]])
             looked_up = low
@@ -156,12 +157,6 @@ class Grammar:
     def _bytes(self, data: bytes) -> list[int]:
         """The tokens of single bytes, -1 for those that the vocabulary lacks."""
         return [int(self._table.alone[byte]) for byte in data]
-
-
-def _nth(logits: NDArray[np.float32], n: int) -> float:
-    """The nth highest; minus infinity if there are no more than n."""
-    place = len(logits) - n
-    return float(np.partition(logits, place)[place]) if place > 0 else -math.inf
 
 
 def _descending(ids: NDArray[np.intp], logits: NDArray[np.float32]) -> NDArray[np.intp]:

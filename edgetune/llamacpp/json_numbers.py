@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import UsageError
-from .json_place import Place
 
 DIGITS = 15  # what a float64 holds without rounding
 INTEGER = f'"-"? ("0" | [1-9] [0-9]{{0,{DIGITS - 1}}})'
@@ -15,6 +15,8 @@ FRACTION = f'("." [0-9]{{1,{DIGITS}}})?'
 NUMBER = f'{INTEGER} {FRACTION} ([eE] [-+]? [0-9]{{1,2}})?'
 POSITIVE = '"." [0-9]{0,5} [1-9]'  # a fraction that is not 0, nor is rounded to 1
 LARGEST = 10**DIGITS - 1
+SHOWN_PARTS = 3  # of a long place, at its beginning and at its end
+SHOWN_CHARACTERS = 40  # of each
 
 
 def integer(schema: Mapping[str, Any], place: Place) -> str:
@@ -90,3 +92,23 @@ def _has_whole(schema: Mapping[str, Any], place: Place) -> bool:
     except UsageError:
         return False
     return True
+
+
+@dataclass(frozen=True)
+class Place:
+    """Keys from the root of a schema; owner: whose schema it is, the name of a function. Put it after "the schema"."""
+
+    owner: str = ""
+    parts: tuple[str, ...] = ()
+
+    def __truediv__(self, part: str | int) -> Place:
+        return replace(self, parts=(*self.parts, str(part)))
+
+    def __str__(self) -> str:
+        of = f" of {self.owner:.{SHOWN_CHARACTERS}}" if self.owner else ""
+        if not self.parts:
+            return of
+        names = [f"{part:.{SHOWN_CHARACTERS}}" for part in self.parts]
+        if len(names) > 2 * SHOWN_PARTS:
+            names[SHOWN_PARTS:-SHOWN_PARTS] = ["..."]
+        return f"{of} at /{'/'.join(names)}"

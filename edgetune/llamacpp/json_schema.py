@@ -13,9 +13,8 @@ from typing import Any
 
 from ..errors import UsageError
 from . import json_numbers, json_pattern
-from .json_formats import FORMATS, without_remark
-from .json_pattern import text
-from .json_place import Place
+from .json_numbers import Place
+from .json_pattern import FORMATS, text, without_remark
 
 Schema = Mapping[str, Any]
 DEEPEST = 48  # schemas within one another

@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from ..errors import DataError, UnsupportedError
 from ..formats.gguf import Gguf
 from ..formats.named import find_model
+from .chat_template import in_order, write_tools
 from .library import load, open_model
 from .markup import ControlTokens, Rendered, StandIns
-from .tool_text import in_order, write_tools
 
 CHATML = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}\
@@ -172,7 +172,7 @@ class Tokenizer:
 
         OpenAI's liberties are taken out first, as llama.cpp's server does. Null fields are dropped, and content given
         as text parts is joined by line breaks. Arguments of tool calls given as JSON text become objects. Tools, calls
-        and results are written into the messages where a template has no place for them (see `tool_text`).
+        and results are written into the messages where a template has no place for them (see `write_tools`).
         Raises UnsupportedError without a template that compiles, DataError for messages that the template refuses.
         """
         template = self.tool_template if tools and self.tool_template else self.chat_template

@@ -115,7 +115,8 @@ class WordPiece:
         for place, character in enumerate(text):
             for normal in self._normalised(character):
                 is_space = normal.isspace()
-                stands_alone = is_space or _is_punctuation(normal)
+                is_sign = normal < "\x7f" and not normal.isalnum() and normal > " "  # ASCII's, such as $ and +
+                stands_alone = is_space or is_sign or unicodedata.category(normal).startswith("P")
                 if stands_alone and word:
                     yield word, at
                     word = ""
@@ -149,7 +150,7 @@ class WordPiece:
             found = "".join(part for part in apart if unicodedata.category(part) != "Mn")
         if self.lowers:
             found = found.lower()
-        return f" {found} " if _is_chinese(ord(character)) else found
+        return f" {found} " if any(low <= ord(character) <= high for low, high in _CHINESE) else found
 
     def _pieces(self, word: str) -> tuple[tuple[int, int, int], ...]:
         """(token, begin, end) in a word."""
@@ -176,13 +177,3 @@ class WordPiece:
             pieces.append((known[word[begin:end]], begin, end))
             begin = end
         return tuple(pieces)
-
-
-def _is_punctuation(character: str) -> bool:
-    """Whether it is punctuation, or one of ASCII's other signs such as $ and +."""
-    is_ascii_sign = character < "\x7f" and not character.isalnum() and character > " "
-    return is_ascii_sign or unicodedata.category(character).startswith("P")
-
-
-def _is_chinese(code: int) -> bool:
-    return any(low <= code <= high for low, high in _CHINESE)

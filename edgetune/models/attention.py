@@ -16,6 +16,10 @@ from .sublayer import Mixer
 if TYPE_CHECKING:
     from ..data.packing import Batch
 
+MADE = ("k_raw", "v_raw", "rstd_k", "rstd_v")  # the activations of who makes keys and values
+QUERY = "attn_q"
+QKV = "attn_qkv"
+
 
 class SelfAttention(Mixer):
     last = "attn_output"
@@ -192,3 +196,149 @@ def _pairs(n: int, window: int) -> int:
     """(t, s) with s <= t < n, and s > t - window where there is a window."""
     w = min(window or n, n)
     return w * (w + 1) // 2 + (n - w) * w
+
+
+class AttentionToKeys(SelfAttention):
+    """The values are the keys as they are projected, before these are normed and rotated."""
+
+    inputs = ("attn_q", "attn_k")
+
+    @classmethod
+    def widths(cls, s: Shape) -> dict[str, int]:
+        return {name: width for name, width in super().widths(s).items() if name != "v_raw"}
+
+    def _keys(self, layer: int, norm: np.ndarray, k: Activations, positions: np.ndarray) -> None:
+        self._project(k["k"], norm, layer, "k", k, positions)
+        self.of.norms.forward(k["v"], k["rstd_v"], k["k_raw"], f"blk.{layer}.attn_v_norm")
+
+    def _keys_backward(self, layer: int, dinp: np.ndarray | None, grads: tuple[np.ndarray, np.ndarray],
+                       norm: np.ndarray, k: Activations, positions: np.ndarray) -> None:
+        dk, dv = grads
+        self.of.norms.backward(dv, dv, k["k_raw"], k["rstd_v"], f"blk.{layer}.attn_v_norm")
+        self._project_backward(dinp, dk, norm, layer, "k", k, positions, raw=dv)
+
+
+class SharedAttention(SelfAttention):
+    """It attends to the keys and values of another block (shared_keys.py)."""
+
+    inputs = ("attn_q",)
+
+    @classmethod
+    def widths(cls, s: Shape) -> dict[str, int]:
+        return {name: width for name, width in super().widths(s).items() if name not in MADE}
+
+    def _keys(self, layer: int, norm: np.ndarray, k: Activations, positions: np.ndarray) -> None:
+        """Leaves them as their owner has made them."""
+
+    def _keys_backward(self, layer: int, dinp: np.ndarray | None, grads: tuple[np.ndarray, np.ndarray],
+                       norm: np.ndarray, k: Activations, positions: np.ndarray) -> None:
+        """Leaves their gradients to their owner."""
+
+
+class GatedAttention(SelfAttention):
+    """The output is gated: out = attention * sigmoid(gate). A head's query and its gate are one projection, the gate
+    after the query. Queries are projected for all tokens, because gates are.
+    """
+
+    inner = "gated"
+    repeats = False
+    on_cpu_alone = True
+    keeps_prefixes = False
+
+    @classmethod
+    def widths(cls, s: Shape) -> dict[str, int]:
+        return {**super().widths(s), "out_gate": s.d_q, "gated": s.d_q}
+
+    @classmethod
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
+        return [*super().buffers(s, run, tokens, prefix),
+                Buffer("query_gate", (tokens, 2 * s.d_q), "block", run.activations)]
+
+    def forward(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
+        super().forward(layer, norm, batch)
+        _, k, _ = self.of.kept_of(layer, batch)
+        self.of.ops.glu_forward(k["gated"], k["out_gate"], k["att"], "sigmoid")
+
+    def backward(self, layer: int, dinp: np.ndarray | None, dinner: np.ndarray, norm: np.ndarray, batch: Batch) -> None:
+        _, k, _ = self.of.kept_of(layer, batch)
+        # out_gate becomes its gradient, dinner that of what is gated; gated stays as it is
+        self.of.ops.glu_backward(k["out_gate"], dinner, k["gated"], dinner, k["out_gate"], k["att"], "sigmoid")
+        super().backward(layer, dinp, dinner, norm, batch)
+
+    def _inputs(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
+        of = self.of
+        _, k, _ = of.kept_of(layer, batch)
+        positions = of.place(batch).positions
+        whole = self._query_gate(len(norm))
+        of.linear.forward(whole.reshape(len(norm), -1), norm, layer, QUERY, k)
+        of.ops.synchronize()
+        query, gate = self._halves(k, ("q_raw", "out_gate"))
+        query[:], gate[:] = whole[:, :, 0], whole[:, :, 1]
+        self._place_heads(k["q"], k["q_raw"], layer, "q", k, positions)
+        for name in "kv":
+            self._project(k[name], norm, layer, name, k, positions)
+
+    def _inputs_backward(self, layer: int, dinp: np.ndarray | None, grads: tuple[np.ndarray, ...], norm: np.ndarray,
+                         batch: Batch) -> None:
+        of = self.of
+        _, k, _ = of.kept_of(layer, batch)
+        dq, dk, dv = grads
+        positions = of.place(batch).positions
+        self._place_heads_backward(dq, layer, "q", k, positions)
+        of.ops.synchronize()
+        whole = self._query_gate(len(norm))
+        gate, = self._halves(k, ("out_gate",))
+        whole[:, :, 0], whole[:, :, 1] = dq, gate
+        of.linear.backward(dinp, whole.reshape(len(norm), -1), layer, QUERY, k)
+        of.linear.finish(norm, layer, QUERY)
+        self._project_backward(dinp, dk, norm, layer, "k", k, positions)
+        self._project_backward(dinp, dv, norm, layer, "v", k, positions)
+
+    def _query_gate(self, t: int) -> np.ndarray:
+        """Work space [T, H, 2, C]: each head's query and gate."""
+        s = self.of.shape
+        return self.of.arena.view("query_gate", t, s.n_head, 2, s.d_head)
+
+    def _halves(self, k: Activations, names: Sequence[str]) -> list[np.ndarray]:
+        """Activations as [T, H, C]."""
+        s = self.of.shape
+        return [k[name].reshape(-1, s.n_head, s.d_head) for name in names]
+
+
+class FusedAttention(SelfAttention):
+    """Queries, keys and values are one projection, so queries are projected for all tokens, as keys and values are."""
+
+    inputs = (QKV,)
+    repeats = False
+
+    @classmethod
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
+        return [*super().buffers(s, run, tokens, prefix),
+                Buffer("qkv", (tokens, s.d_q + 2 * s.d_kv), "block", run.activations)]
+
+    def _inputs(self, layer: int, norm: np.ndarray, batch: Batch) -> None:
+        of = self.of
+        _, k, _ = of.kept_of(layer, batch)
+        s = of.shape.of(layer)
+        whole = of.arena.view("qkv", len(norm), s.d_q + 2 * s.d_kv)
+        of.linear.forward(whole, norm, layer, QKV, k)
+        of.ops.synchronize()
+        positions = of.place(batch).positions
+        for name, part in zip("qkv", np.split(whole, (s.d_q, s.d_q + s.d_kv), axis=1), strict=True):
+            raw = self._raw(name, k)
+            raw[:] = part
+            self._place_heads(k[name], raw, layer, name, k, positions)
+
+    def _inputs_backward(self, layer: int, dinp: np.ndarray | None, grads: tuple[np.ndarray, ...], norm: np.ndarray,
+                         batch: Batch) -> None:
+        of = self.of
+        _, k, _ = of.kept_of(layer, batch)
+        s = of.shape.of(layer)
+        whole = of.arena.view("qkv", len(norm), s.d_q + 2 * s.d_kv)
+        positions = of.place(batch).positions
+        for name, grad in zip("qkv", grads, strict=True):
+            self._place_heads_backward(grad, layer, name, k, positions)
+        of.ops.synchronize()
+        np.concatenate([grad.reshape(len(norm), -1) for grad in grads], axis=1, out=whole)
+        of.linear.backward(dinp, whole, layer, QKV, k)
+        of.linear.finish(norm, layer, QKV)

@@ -20,10 +20,9 @@ from ..backends.arena import Arena, Buffer
 from ..formats.block_sizes import EMBEDDED, TABLE
 from ..formats.gguf import Gguf
 from ..formats.shape import Shape
+from .batch_arrays import Needed
 from .linear import Activations, RunShape, forward_precision
-from .needed import Needed
-from .residual import Residual
-from .sublayer import Part, Sublayer
+from .sublayer import Part, Residual, Sublayer
 
 if TYPE_CHECKING:
     from .common import Common

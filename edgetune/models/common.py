@@ -9,23 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..backends.arena import Arena
-from ..backends.base import Backend
+from ..backends.base import Array, Backend, bf16, floats
 from ..formats.shape import Shape
+from .batch_arrays import Needed, Placed
 from .kept import Kept
-from .lent_keys import LENT, LentKeys
 from .linear import Activations, Projections, RunShape
-from .needed import Needed
 from .norms import Norms
-from .placed import Placed
-from .prefix import Prefix
+from .shared_keys import LENT, LentKeys, Prefix
 from .states import States
 from .stream import Stream
 from .structure import kept_widths, lent
-from .virtual import Virtual
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
-
 
 @dataclass(frozen=True)
 class Cached:
@@ -103,3 +99,48 @@ class Common:
     def _is_late(self, layer: int) -> bool:
         # random numbers go by a token's place in T
         return layer >= self.shape.last_maker and self.linear.adapter.repeats
+
+
+class Virtual:
+    """Gives the virtual tokens of a batch what the adapter has for them: embeddings, or keys and values in every block.
+    Calls do nothing for a batch without any.
+
+    They are -1, -2, ... (`Batch.after`): the first P of its tokens in training, anywhere in a forest of prompts.
+    """
+
+    def __init__(self, ops: Backend, linear: Projections) -> None:
+        self._ops = ops
+        self._linear = linear
+
+    def embed(self, x: Array, batch: Batch) -> None:
+        """Sets their embeddings in x [T, D]."""
+        at = np.flatnonzero(batch.tokens < 0)
+        if at.size and self._linear.adapts("input"):
+            self._ops.synchronize()
+            x[at] = self._linear.adapter.virtual_forward()[-1 - batch.tokens[at]]
+
+    def embed_backward(self, dx: Array, batch: Batch) -> None:
+        """Gives the adapter their part of the gradient of the first block's input."""
+        at = np.flatnonzero(batch.tokens < 0)
+        if at.size and self._linear.adapts("input"):
+            self._ops.synchronize()
+            self._linear.adapter.virtual_backward(dx[at])
+
+    def keys(self, layer: int, k: Array, v: Array, batch: Batch) -> None:
+        """Sets their keys and values in k and v [T, G * C]."""
+        at = np.flatnonzero(batch.tokens < 0)
+        if at.size and self._linear.adapts(f"blk.{layer}.keys"):
+            self._ops.synchronize()
+            rows = -1 - batch.tokens[at]
+            for whole, own in zip((k, v), self._linear.adapter.keys_forward(f"blk.{layer}.keys"), strict=True):
+                whole[at] = own[rows] if whole.dtype == own.dtype else bf16(own[rows])
+
+    def keys_backward(self, layer: int, dk: Array, dv: Array, batch: Batch) -> None:
+        """Gives the adapter their part of dk and dv [T, G, C], which goes no further."""
+        at = np.flatnonzero(batch.tokens < 0)
+        if at.size and self._linear.adapts(f"blk.{layer}.keys"):
+            self._ops.synchronize()
+            own = [floats(grad[at]).reshape(at.size, -1) for grad in (dk, dv)]
+            self._linear.adapter.keys_backward(f"blk.{layer}.keys", *own)
+            dk[at] = 0
+            dv[at] = 0

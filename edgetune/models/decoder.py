@@ -4,7 +4,7 @@ Conventions of this file: `x` [T, D] is the residual stream, `dx` its gradient, 
 to its input. Activations are overwritten, the adapter's gradients accumulate until the optimizer's update. T is the
 number of tokens in this micro-batch, a forest of documents; the buffers hold `max_tokens`. S is the number of
 supervised positions. `k` holds the activations of a block that its backward reads (kept.py); N is the number of
-tokens whose output is needed (needed.py), T but in the last blocks, and `own` holds the activations of these.
+tokens whose output is needed (batch_arrays.py), T but in the last blocks, and `own` holds the activations of these.
 """
 
 from __future__ import annotations
@@ -29,19 +29,17 @@ from .common import Cached, Common
 from .head import Head, cap_logits
 from .linear import Activations, Projections, RunShape
 from .norms import Norms
+from .recorded import Repeated, Taped
 from .recurrent import STATE_CONV
-from .repeated import Repeated
-from .residual import Residual
 from .short_conv import CONV
 from .stream import EMBEDDING, Stream
 from .structure import DecoderStructure, deepest_group, feed_of, feeds_of, groups, mixer_of, mixers_of
-from .sublayer import FEED_FORWARD, MIXER
-from .taped import Taped
+from .sublayer import FEED_FORWARD, MIXER, Residual
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
     from .kept import Kept
-    from .prefix import Prefix
+    from .shared_keys import Prefix
 
 
 WIDEST_ON_GPU = 256  # heads, as in native/et.h

@@ -3,7 +3,7 @@
     q, k, v = SiLU(conv(attn_qkv x)), o = delta rule(q, k, v, ssm_beta x, ssm_alpha x)
     out = ssm_out(norm(o) * SiLU(attn_gate x))
 
-States are kept at the ends of pieces of tokens alone (data/pieces.py), so that what training takes is small; backward
+States are kept at the ends of pieces of tokens alone (data/packing.py), so that what training takes is small; backward
 makes those between them again. H heads of values, G of queries and keys, C their width.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..backends.arena import Buffer
-from ..data.pieces import COLUMNS, PIECE
+from ..data.packing import COLUMNS, PIECE
 from ..formats.kinds import delta_channels
 from ..formats.shape import Shape
 from .linear import Activations, RunShape

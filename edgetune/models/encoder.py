@@ -22,8 +22,8 @@ from .base import Network, Passes, register
 from .encoder_head import EncoderHead
 from .encoder_structure import BACKWARD_GROUPS, EncoderStructure, kept_widths
 from .kept import Kept
-from .layer_norms import LayerNorms
 from .linear import Activations, Projections, RunShape, forward_precision
+from .norms import LayerNorms
 from .stream import EMBEDDING, Stream
 from .structure import deepest_group
 

@@ -11,8 +11,8 @@ from ..backends.arena import Buffer
 from ..errors import UsageError
 from ..formats.encoder import EncoderShape
 from .base import Flops, Structure
-from .layer_norms import layer_norm_buffers
 from .linear import RunShape
+from .norms import layer_norm_buffers
 from .structure import deepest_group
 
 BACKWARD_GROUPS = (("ffn_down",), ("ffn_gate", "ffn_up"), ("attn_output",),

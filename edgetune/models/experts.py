@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +25,12 @@ from ..backends.arena import Buffer
 from ..backends.base import Array, floats
 from ..formats.gguf import Tensor
 from ..formats.shape import Shape
+from .gated import Gated
 from .linear import Activations, RunShape
 from .sublayer import FeedForward
+
+if TYPE_CHECKING:
+    from .common import Common
 
 ROWS = 256  # that numpy changes at a time, so that its copies are small
 GATE = "ffn_gate_exps"
@@ -308,3 +312,60 @@ def _probabilities(logits: NDArray[np.float32], gating: str) -> NDArray[np.float
 
 def _parts(n: int) -> Iterator[slice]:
     return (slice(begin, min(begin + ROWS, n)) for begin in range(0, n, ROWS))
+
+
+class SharedExpert(Gated):
+    """Granite's expert that all tokens take: its output is added unweighed, and its gradient to that of the others."""
+
+    last = "ffn_down_shexp"
+    inputs = ("ffn_gate_shexp", "ffn_up_shexp")
+    kept = ("shared_gate", "shared_up")
+    work = ("shared_act", "dshared_act")
+    adds = True
+
+    @classmethod
+    def width(cls, s: Shape) -> int:
+        return s.d_shared
+
+
+class SharedExperts(Experts):
+    """Both outputs are added. inner is that of the experts that the router chooses; the other's is in the arena."""
+
+    also_last = (SharedExpert.last,)
+    inputs = (*Experts.inputs, *SharedExpert.inputs)
+
+    def __init__(self, of: Common) -> None:
+        super().__init__(of)
+        self._shared = SharedExpert(of)
+
+    @classmethod
+    def widths(cls, s: Shape) -> dict[str, int]:
+        return super().widths(s) | SharedExpert.widths(s)
+
+    @classmethod
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
+        return [*super().buffers(s, run, tokens, prefix), *SharedExpert.buffers(s, run, tokens, prefix)]
+
+    def forward(self, layer: int, norm: np.ndarray, k: Activations) -> np.ndarray:
+        self._shared.forward(layer, norm, k)
+        return super().forward(layer, norm, k)
+
+    def _output(self, n: int, inner: np.ndarray, layer: int, k: Activations) -> np.ndarray:
+        total = super()._output(n, inner, layer, k)
+        self._shared.project(total, self._shared_act(k), layer, k, accumulate=True)
+        return total
+
+    def keep(self, inner: np.ndarray, layer: int, k: Activations) -> None:
+        super().keep(inner, layer, k)
+        self._shared.keep(self._shared_act(k), layer, k)
+
+    def backward(self, layer: int, dinp: np.ndarray | None, dout: np.ndarray, norm: np.ndarray, k: Activations,
+                 deepest: int) -> None:
+        super().backward(layer, dinp, dout, norm, k, deepest)
+        self._shared.backward(layer, dinp, dout, norm, k, deepest)
+
+    def _shared_act(self, k: Activations) -> np.ndarray:
+        """What `forward` set, [N, F]."""
+        act, _ = SharedExpert.work
+        gate, _ = SharedExpert.kept
+        return self.of.arena.view(act, *k[gate].shape)

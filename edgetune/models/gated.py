@@ -11,6 +11,8 @@ from ..formats.shape import Shape
 from .linear import Activations, RunShape
 from .sublayer import FeedForward
 
+GATE_UP = "ffn_up"  # phi3's name for the fused matrix of gate and up
+
 
 class Gated(FeedForward):
     """kept: names of gate and up in `k`; work: of their product and its gradient, in the arena. adds: whether backward
@@ -80,3 +82,29 @@ class Gated(FeedForward):
         linear.finish(norm, layer, gate)
         linear.backward(dinp, dup, layer, up, k, accumulate=True)
         linear.finish(norm, layer, up)
+
+
+class FusedGated(Gated):
+    inputs = (GATE_UP,)
+    repeats = False
+
+    @classmethod
+    def buffers(cls, s: Shape, run: RunShape, tokens: int, prefix: int) -> list[Buffer]:
+        return [*super().buffers(s, run, tokens, prefix),
+                Buffer("gate_up", (tokens, 2 * s.d_ff), "block", run.activations)]
+
+    def _inputs(self, layer: int, norm: np.ndarray, k: Activations) -> None:
+        of = self.of
+        whole = of.arena.view("gate_up", len(norm), 2 * of.shape.of(layer).d_ff)
+        of.linear.forward(whole, norm, layer, GATE_UP, k)
+        of.ops.synchronize()
+        k["gate"][:], k["up"][:] = np.split(whole, 2, axis=1)
+
+    def _inputs_backward(self, layer: int, dinp: np.ndarray | None, dgate: np.ndarray, dup: np.ndarray,
+                         norm: np.ndarray, k: Activations) -> None:
+        of = self.of
+        whole = of.arena.view("gate_up", len(norm), 2 * of.shape.of(layer).d_ff)
+        of.ops.synchronize()
+        np.concatenate((dgate, dup), axis=1, out=whole)
+        of.linear.backward(dinp, whole, layer, GATE_UP, k)
+        of.linear.finish(norm, layer, GATE_UP)

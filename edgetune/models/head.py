@@ -13,18 +13,16 @@ import numpy as np
 
 from ..adapters.heads import VALUE
 from ..backends.arena import Arena
-from ..backends.base import HEAD_STATE, Backend
+from ..backends.base import HEAD_STATE, Array, Backend
 from ..formats.shape import Shape
 from .choices import Blocks, Choices, Likeliest, Tempered, both
 from .linear import RunShape
 from .norms import Norms
 from .stream import HEAD_TOKENS, Stream
 from .structure import head_block
-from .value import ValueHead
 
 if TYPE_CHECKING:
     from ..data.packing import Batch
-
 
 class Head:
     """The head in an arena with a decoder's buffers.
@@ -230,6 +228,29 @@ class Head:
         block = head_block(self.shape, min(self.run.max_tokens, HEAD_TOKENS))
         view = self.arena.view
         return view("logits", n, block), view("exps", n, block), view("head_state", n, HEAD_STATE)
+
+
+class ValueHead:
+    """A value head, which estimates the rewards that are to come: value [S] = h [S, D] . weight + bias, where h is the
+    normed hidden state. Its parameters are the last of an arena.
+    """
+
+    def __init__(self, arena: Arena, width: int) -> None:
+        self._value = arena.flat("lora")[-width - 1:]
+        self._gradient = arena.flat("dlora")[-width - 1:]
+
+    def forward(self, h: Array) -> Array:
+        found: Array = h @ self._value[:-1] + self._value[-1]
+        return found
+
+    def backward(self, h: Array, dvalue: Array) -> None:
+        """Accumulates the gradient of the head."""
+        self._gradient[:-1] += dvalue @ h
+        self._gradient[-1] += dvalue.sum()
+
+    def add_to(self, dh: Array, dvalue: Array) -> None:
+        """dh [S, D] += dvalue [S] times the weight."""
+        dh += np.outer(dvalue, self._value[:-1])
 
 
 def cap_logits(z: np.ndarray, cap: float) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from ..backends.arena import Arena
 from ..backends.base import Backend
-from .input_file import InputFile
+from ..disk import cache_folder, cannot_write
+from ..errors import DiskError
 from .linear import Activations, RunShape
 
 # of a block, the names of activations that it does not have for itself, and their buffers
@@ -115,3 +120,45 @@ def _buffers_of(widths: Sequence[Mapping[str, int]]) -> list[dict[str, str]]:
     found = {key: {name: name if width == widest[name] else f"{name}/{width}" for name, width in names.items()}
              for key, names in distinct.items()}
     return [found[id(names)] for names in widths]
+
+
+class InputFile:
+    """Room for the inputs of `count` blocks, arrays of up to `nbytes` bytes, if rows are too long for memory to hold
+    them. Backward reads from the last to the first; one at a time is in memory. The file has no name, so nothing is
+    left of it. Raises DiskError if the disk has no room.
+    """
+
+    def __init__(self, count: int, nbytes: int) -> None:
+        self._nbytes = nbytes
+        folder = cache_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file, name = tempfile.mkstemp(dir=folder)
+            weakref.finalize(self, os.close, self._file)
+            Path(name).unlink()
+            os.posix_fallocate(self._file, 0, count * nbytes)
+        except OSError as error:
+            raise cannot_write(folder / "inputs", error) from None
+
+    def write(self, place: int, array: np.ndarray) -> None:
+        """Raises DiskError."""
+        self._move(os.pwrite, place, array)
+
+    def read(self, place: int, array: np.ndarray) -> None:
+        """Sets an array to what was written of one of its size; those before it are read ahead. Raises DiskError."""
+        self._move(lambda file, part, at: os.preadv(file, [part], at), place, array)
+        if place:
+            os.posix_fadvise(self._file, (place - 1) * self._nbytes, array.nbytes, os.POSIX_FADV_WILLNEED)
+
+    def _move(self, move: Callable[[int, memoryview, int], int], place: int, array: np.ndarray) -> None:
+        left = array.reshape(-1).data.cast("B")
+        at = place * self._nbytes
+        while left:
+            try:
+                done = move(self._file, left, at)
+            except OSError as error:
+                raise cannot_write(cache_folder() / "inputs", error) from None
+            if not done:
+                raise DiskError("the file of the inputs of blocks has ended", "train with --recompute block")
+            left = left[done:]
+            at += done

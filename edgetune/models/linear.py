@@ -18,8 +18,8 @@ from ..adapters.heads import VOCABULARY, HeadKind
 from ..adapters.lora import stack_of
 from ..backends.base import Backend, floats
 from ..errors import UsageError
+from ..formats.families import OF_EXPERTS, OF_SHARED, OTHER_TARGETS, TARGETS
 from ..formats.gguf import Tensor
-from ..formats.targets import OF_EXPERTS, OF_SHARED, OTHER_TARGETS, TARGETS
 
 Activations = dict[str, np.ndarray]  # a block's activations by name
 # A few values dominate the gradient of the residual stream. Rounding it to 8 bits alone causes the error that

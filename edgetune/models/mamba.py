@@ -3,7 +3,7 @@
     z, xBC, dt = ssm_in x;  x, B, C = SiLU(conv(xBC));  y = scan(x, B, C, dt)
     out = ssm_out norm(y * SiLU(z))
 
-No state is kept for backward, which makes those at the ends of pieces of tokens again (data/pieces.py). H heads have I
+No state is kept for backward, which makes those at the ends of pieces of tokens again (data/packing.py). H heads have I
 values a token together, and G groups of heads share B and C of N values each.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..backends.arena import Buffer
-from ..data.pieces import COLUMNS, PIECE, kept_states
+from ..data.packing import COLUMNS, PIECE, kept_states
 from ..formats.kinds import mamba_channels, mamba_rows
 from ..formats.shape import Shape
 from .linear import Activations, RunShape

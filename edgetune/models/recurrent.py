@@ -12,7 +12,7 @@ from abc import abstractmethod
 import numpy as np
 
 from ..backends.arena import Buffer
-from ..data.pieces import COLUMNS
+from ..data.packing import COLUMNS
 from ..formats.shape import Shape
 from .linear import RunShape
 from .states import States

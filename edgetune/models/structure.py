@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pkgutil import resolve_name
+from typing import Any
 
 from ..adapters.base import BIASES, INPUT, KEYS, NORMS, SUBLAYERS, Group, Shapes
 from ..adapters.heads import VALUE, HeadKind
@@ -14,29 +17,35 @@ from ..formats import block_sizes
 from ..formats.block_sizes import EMBEDDED
 from ..formats.shape import Shape
 from .base import Flops, Structure
+from .batch_arrays import placed_buffers
 from .block_embedding import BlockEmbedding
 from .cache import Cache
 from .kept import Lent, copies_of
-from .kinds import feed_named, mixer_named
-from .lent_keys import LENT, lent_buffers
 from .linear import RunShape
-from .placed import placed_buffers
-from .prefix import prefix_buffers
+from .shared_keys import LENT, lent_buffers, prefix_buffers
 from .stream import HEAD_TOKENS
 from .sublayer import FeedForward, Mixer
-from .value import value_group
 
 HEAD_BYTES = 2 << 20  # logits held at a time: the size of a core's cache
 FLOATS = ("lse", "rstd", "states", "u_", "p_")  # names of activations that are float32 begin so
 Groups = tuple[tuple[str, ...], ...]
+MIXERS = {"attention": "attention:SelfAttention", "fused attention": "attention:FusedAttention",
+          "attention to keys": "attention:AttentionToKeys", "shared attention": "attention:SharedAttention",
+          "short convolution": "short_conv:ShortConv", "gated attention": "attention:GatedAttention",
+          "delta net": "delta_net:DeltaNet", "mamba": "mamba:Mamba"}
+FEEDS = {"gated": "gated:Gated", "fused gated": "gated:FusedGated", "experts": "experts:Experts",
+         "shared experts": "experts:SharedExperts"}
+"""The module of this package and the class of each kind in a Shape. A model imports those that its blocks have."""
 
 
 def mixer_of(s: Shape, layer: int) -> type[Mixer]:
-    return mixer_named(s.mixer(layer))
+    found: type[Mixer] = _resolved(MIXERS[s.mixer(layer)])
+    return found
 
 
 def feed_of(s: Shape, layer: int) -> type[FeedForward]:
-    return feed_named(s.feed(layer))
+    found: type[FeedForward] = _resolved(FEEDS[s.feed(layer)])
+    return found
 
 
 def groups(s: Shape, layer: int) -> Groups:
@@ -98,7 +107,7 @@ class DecoderStructure(Structure):
 
     def head_groups(self, heads: Sequence[HeadKind]) -> list[Group]:
         super().head_groups([head for head in heads if head != VALUE])
-        return [value_group(self.shape.d_model)] if VALUE in heads else []
+        return [Group("value", self.shape.d_model + 1, decay=False, exported=False)] if VALUE in heads else []
 
     @property
     def keeps_prefixes(self) -> bool:
@@ -266,3 +275,8 @@ def sublayer_buffers(s: Shape, run: RunShape, tokens: int, prefix: int) -> list[
 def head_block(s: Shape, tokens: int) -> int:
     """Entries of the vocabulary whose logits are held at a time."""
     return min(s.n_vocab, max(256, HEAD_BYTES // (4 * tokens) // 256 * 256))
+
+
+@cache
+def _resolved(name: str) -> Any:
+    return resolve_name(f"{__package__}.{name}")

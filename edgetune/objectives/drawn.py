@@ -8,17 +8,19 @@ says another, its meaning. Letters: P prompts, G answers to each, in all turns t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data import prompts
 from ..data.around import Instruction
 from ..data.lengths import VALUE, Lengths, Unit
 from ..data.packing import Example
-from ..errors import DataError
+from ..data.rows import RowParser
+from ..errors import DataError, UsageError
 from ..options import option
 from .base import Objective
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 AT_ONCE = 8  # prompts whose answers the teacher has read, in a step by default
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int32]
+T = TypeVar("T", bound="Rewarded")
 
 
 class Again(Protocol):
@@ -130,3 +133,36 @@ class Drawn(Objective):
         rows = g * sum(ends)
         return Unit(max(ends), rows, n + g * sum(end - n for end in ends) if share else rows, n if share else 0,
                     g * c * self.turns)
+
+
+@dataclass(frozen=True)
+class Rewarded(Drawn):
+    """The common base of objectives that learn from rewards: the rewards of the answers to a prompt become the worth of
+    each (`worth`), which is the answer's `Example.reward` from then on. grader and reward name what rewards an answer;
+    who trains makes a function of it.
+    """
+
+    rows: ClassVar[RowParser] = prompts
+    defaults: ClassVar[Mapping[str, Any]] = {"lr": 1e-4, "schedule": "constant"}
+
+    grader: str = option("", "What rewards an answer: a file with a grader as JSON, or the JSON itself.")
+    reward: str = option("", "A Python function that rewards answers, as module:function, with TRL's signature.")
+    unsafe_python: bool = option(False, "Run python graders also where the kernel cannot confine them.")
+    overlong_tokens: int = option(0, "Lower the reward of answers that come this close to their most tokens, down by 1 "
+                                  "for one that is cut (DAPO's soft penalty); 0: never.", low=0)
+
+    def penalized(self, rewards: Floats, tokens: NDArray[np.int64]) -> Floats:
+        """Rewards less the penalty for long answers (Yu et al. 2025, equation 13), of any shape."""
+        if not self.overlong_tokens:
+            return rewards
+        begin = self.max_completion_length - self.overlong_tokens
+        return np.asarray(rewards - np.clip((tokens - begin) / self.overlong_tokens, 0.0, 1.0), np.float32)
+
+    def check(self: T) -> T:
+        super().check()
+        if self.grader and self.reward:
+            raise UsageError("grader and reward are both given", "leave one of them out")
+        if self.overlong_tokens > self.max_completion_length:
+            raise UsageError(f"overlong-tokens is {self.overlong_tokens}, and an answer has at most "
+                             f"{self.max_completion_length}", "lower it")
+        return self

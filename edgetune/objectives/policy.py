@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from ..data.packing import Batch, Example
 from ..options import option
 from .base import Signal
-from .drawn import Floats
-from .rewarded import Rewarded
+from .drawn import Floats, Rewarded
 
 Doubles = NDArray[np.float64]
 LEAST_STD = 1e-4  # is added to a standard deviation before it divides

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from ..data.packing import Batch, Example
 from ..options import option
 from .base import Signal, register
-from .drawn import Floats
-from .rewarded import Rewarded
+from .drawn import Floats, Rewarded
 
 
 @register

@@ -13,8 +13,7 @@ from ..adapters.heads import TAGS, HeadKind, heads_of_fields
 from ..data import labelled
 from ..data.labelled import Read
 from ..data.packing import Example
-from ..data.slots import Form, form_of
-from ..data.tags import best_tags
+from ..data.slots import Form, best_tags, form_of
 from .base import register
 from .labelling import TINY, Classified, Floats, Labelling
 

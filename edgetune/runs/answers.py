@@ -16,7 +16,7 @@ from ..data.dataset import load_rows
 from ..data.rows import Row
 from ..errors import BudgetError, DataError, Interrupted, size_text
 from ..evaluation.acceptance import ALPHA, Paired
-from ..evaluation.labels import grade_labels
+from ..evaluation.encoders import grade_labels
 from ..evaluation.served import GradedAnswer, exact_match, exact_share, parsed_share
 from ..formats.gguf import ENCODERS, Gguf
 from ..machine import device

@@ -11,9 +11,24 @@ from typing import Any
 from ..console import duration
 from ..errors import UsageError, size_text
 from ..version import __version__
-from .chart import STYLES, Chart, Line, Points, figure, swatch
+from .chart import (
+    NOTHING,
+    STYLES,
+    Chart,
+    Content,
+    Html,
+    Line,
+    Points,
+    element,
+    figure,
+    join,
+    number,
+    section,
+    swatch,
+    table,
+    write_page,
+)
 from .history import History
-from .page import NOTHING, Content, Html, element, join, number, section, table, write_page
 from .report import DOTS, from_zero, in_columns, loss_axis, shown, shown_name
 
 DRAWN = 6000  # points of a chart, of all runs together

@@ -16,7 +16,7 @@ from ..disk import read_object
 from ..errors import FormatError
 from ..persisted import from_json
 from ..training.metrics import NAME as METRICS
-from .events import Decision, Measurement, Resumption, Step, read_events
+from .tables import Decision, Measurement, Resumption, Step, read_events
 
 SHOWN = 600  # steps, and measurements, that are kept at most
 DECISIONS = 100  # of the governor, and resumptions, that are kept at most: the last

@@ -12,9 +12,25 @@ from ..errors import shell_word, size_text
 from ..training.config import defaults_of
 from ..training.metrics import REPORT
 from ..version import __version__
-from .chart import Chart, Line, Mark, Style, figure
+from .chart import (
+    NOTHING,
+    Chart,
+    Content,
+    Html,
+    Line,
+    Mark,
+    Style,
+    details,
+    element,
+    figure,
+    join,
+    number,
+    section,
+    table,
+    tiles,
+    write_page,
+)
 from .history import Answers, History, read_history
-from .page import NOTHING, Content, Html, details, element, join, number, section, table, tiles, write_page
 from .tables import write_metrics
 
 DOTS = 100  # measurements that are drawn as dots at most

@@ -21,7 +21,7 @@ from ..formats.bundle import Bundle, open_bundle
 from ..serving.llama import LlamaModel
 from ..training.config import FILE_OPTIONS, READING, TrainConfig
 from ..training.length import reading_limit
-from ..training.sized import context_of
+from ..training.sizing import context_of
 
 Floats = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]

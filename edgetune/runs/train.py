@@ -30,7 +30,7 @@ from ..training.callbacks import Event, RunCallbacks
 from ..training.config import TrainConfig, TrainOptions
 from ..training.origin import TENTH, RunOrigin, read_origin
 from ..training.run import run
-from ..training.sized import as_begun, load_run, objective_for
+from ..training.sizing import as_begun, load_run, objective_for
 from .reported import is_reported, reported
 from .result import Result, was_given
 
@@ -155,7 +155,7 @@ def _rewarded(objective: Objective, reward: Callable[..., Any] | None,
     """
     if objective.source == "answers":
         from ..evaluation.graders.rewards import rewards_of  # each takes memory of trainings that need none of it
-        from ..objectives.rewarded import Rewarded
+        from ..objectives.drawn import Rewarded
         if isinstance(objective, Rewarded):
             objective, rewards = rewards_of(objective, reward)
             rewards.reserve(config.memory_here() - device.rss())

@@ -1,6 +1,6 @@
 """Requests that wait, and one thread that answers them with a model which nobody else uses meanwhile.
 
-What is computed together is decided by a subclass: batcher.py for a model that writes text, classifying.py for an
+What is computed together is decided by a subclass: batcher.py for a model that writes text, encoder_model.py for an
 encoder. `submit`, adapters that come and go, and completions are for any thread.
 """
 

@@ -15,6 +15,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ..adapters import store
 from ..adapters.base import Artifact
 from ..adapters.heads import VECTOR, HeadKind
 from ..adapters.store import read_artifact
@@ -22,17 +23,18 @@ from ..backends.opening import open_backend
 from ..data import labelled
 from ..data.labelled import Read
 from ..data.packing import Example, collate
-from ..errors import BudgetError, UsageError, size_text
+from ..errors import BudgetError, FormatError, NotFoundError, UsageError, size_text
 from ..formats.bundle import open_bundle
 from ..formats.gguf import Gguf
+from ..formats.named import stored_models
 from ..llamacpp.tokenizers import open_encoder_tokenizer
 from ..machine import device
 from ..machine.device import thread_count
 from ..models.encoder import EncoderPasses
 from ..models.networks import open_network
 from ..models.stream import sizes
+from ..objectives.base import read_objective
 from ..objectives.labelling import Classified, Floats, Labelling
-from .learned import learned
 from .likeness import Likeness, likeness_of
 from .rollouts.forward import open_passes
 from .sureness import KINDS, Sureness, sureness_of
@@ -228,3 +230,38 @@ def vectors(model: str | Path, texts: Sequence[str], adapter: str | Path | None 
     """
     encoder = Encoder(open_bundle(model).gguf, threads)
     return encoder.vectors([encoder.read(text).encoded.ids for text in texts], adapter)
+
+
+def learned(found: Artifact, source: str) -> Labelling:
+    """The objective of an adapter. Raises FormatError for one without labels, or without a head that they need. source:
+    names it.
+    """
+    if not found.objective:
+        raise FormatError(f"{source} has no labels", "name an adapter that was trained on labels or JSON")
+    try:
+        objective = read_objective(found.objective)
+    except (UsageError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{source} is damaged: its labels are not readable ({error})",
+                          "take an earlier adapter") from None
+    if not isinstance(objective, Labelling) or not objective.is_fitted:
+        raise FormatError(f"{source} has no labels", "name an adapter that was trained on labels or JSON")
+    for head in objective.heads:
+        values = found.tensors.get(f"head.{head.parameters}")
+        if values is None or not np.isfinite(values).all():
+            raise FormatError(f"{source} has no head for {head.size} {head.parameters}", "take an earlier adapter")
+    return objective
+
+
+def encoder_of(adapter: Path) -> Path:
+    """The file of the encoder that an adapter was trained on: where it was then, or among pulled models. Raises
+    FormatError for an adapter without labels, and NotFoundError.
+    """
+    file, found = store.read_any(adapter)
+    learned(found, str(adapter))
+    name = store.base_of(file)[0]
+    recorded = Path(store.read_run(file.path.parent).get("base", {}).get("path") or name)
+    for path in (recorded, *(path for _, path in stored_models() if path.name == name)):
+        if path.exists():
+            return path
+    raise NotFoundError(f"{adapter} was trained on {recorded}, which does not exist",
+                        "put the encoder there, or get it with edgetune pull")

@@ -35,13 +35,12 @@ from ..llamacpp.json_schema import grammar_of
 from ..llamacpp.kv_state import KeyValues, Prefix, saved_keys
 from ..llamacpp.sampling import Sampler, Sampling, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
-from . import constraint
-from .call_form import CallForm, call_form
+from . import tool_calls
 from .memory import busy_bytes, bytes_to_read
 from .model import ServedModel
 from .prompt_file import OpenPrompt, prompt_of
 from .question import Question
-from .tool_calls import CallReader
+from .tool_calls import CallForm, CallReader, call_form
 
 if TYPE_CHECKING:
     from .own_engine import OwnEngine
@@ -160,7 +159,7 @@ class LlamaModel(ServedModel):
         return call_form(self.tokenizer)
 
     def form_of(self, question: Question) -> str:
-        return constraint.grammar_of(question, self.call_form)
+        return tool_calls.grammar_of(question, self.call_form)
 
     def call_reader(self, names: set[str]) -> CallReader:
         return CallReader(self.call_form.begin, self.call_form.end, names)

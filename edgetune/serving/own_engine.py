@@ -35,8 +35,7 @@ from ..models.states import BEGIN, END, ZEROS, States
 from ..models.structure import DecoderStructure
 from .rollouts.forward import forward_run, network_buffers, open_passes
 from .rollouts.kv_blocks import forward_batch
-from .shared_blocks import SharedBlocks, blocks_of
-from .shared_states import SharedStates, slots_of
+from .shared_blocks import SharedBlocks, SharedStates, blocks_of, slots_of
 
 PASS = 64  # tokens of a pass at most: a daemon's batches have no more
 PRECISION = "fast"  # as of edgetune generate --engine native

@@ -20,25 +20,85 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..adapters.store import PROMPT
 from ..data.around import Instruction, Message, is_row, last_question, unlearned
-from ..data.asking import asking_rows
-from ..data.hub_rows import is_name
-from ..data.parts import STDIN, names_of
-from ..data.question import content_text, question_text
+from ..data.parts import STDIN, is_name, names_of
+from ..data.question import asking_rows, content_text, question_text
 from ..data.rows import Row, answered_messages, check_row
 from ..data.yaml_text import read_yaml
-from ..disk import json_lines, json_text, read_small, refuse_existing, replaced
+from ..disk import cache, cache_folder, json_lines, json_text, read_small, refuse_existing, replaced
 from ..errors import DataError, EdgetuneError, FormatError, install_hint
-from ..formats.named import find_model
+from ..formats.gguf import fingerprint
+from ..formats.named import CONVERTED, find_model
 from ..options import check_options, make_options, option
-from .nearest import ENCODER, NearestRows
+from .embedding import EncoderFile, TableFile, open_vectors
+from .neighbours import Neighbours
+
+# The vectors of rows are made once, and kept in the cache under the digest of their texts and of the model for vectors.
+ENCODER = CONVERTED
+FOLDER = "vectors"
+REMEMBERED = 512  # vectors of questions
+KEPT = 32  # files of vectors in the cache
+
+
+class NearestRows:
+    """Rows by the nearness of their questions, for any number of threads. encoder: a GGUF or a name, as open_vectors
+    opens it, whose errors it raises. threads: 0 for one a physical core.
+    """
+
+    def __init__(self, rows: Sequence[Row], encoder: str = ENCODER, threads: int = 0) -> None:
+        self.rows = rows
+        self._opened: EncoderFile | TableFile = open_vectors(find_model(encoder), threads)
+        self._turn = threading.Lock()
+        self._vector = lru_cache(REMEMBERED)(lambda question: self.embed([question])[0])
+        self._known = Neighbours(self._kept([question_text(row) for row in rows]))
+
+    def close(self) -> None:
+        """Frees the model for vectors."""
+        self._opened.close()
+
+    def order(self, question: str) -> NDArray[np.intp]:
+        """The indices of all rows [n], the nearest first; of equally near ones the earlier first."""
+        if not question.strip():
+            return np.arange(len(self.rows))
+        return self._known.nearest(self._vector(question))[0]
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """The vectors [n, D] of texts, each of length 1; of a text that is too long the beginning counts."""
+        embedder = self._opened.embedder
+        tokens = [embedder.truncate(embedder.encode(text)) for text in texts]
+        found = np.empty((len(texts), embedder.width), np.float32)
+        with self._turn:
+            for _ in embedder.embed(found, tokens):
+                pass
+        return found
+
+    def _kept(self, texts: list[str]) -> NDArray[np.float32]:
+        """The vectors of the rows, from the cache where it has them."""
+        digest = hashlib.sha256("\0".join([fingerprint(self._opened.gguf), *texts]).encode("utf-8", "surrogatepass"))
+        path = cache_folder() / FOLDER / f"{digest.hexdigest()[:32]}.npy"
+        with suppress(OSError, ValueError):
+            found: NDArray[np.float32] = np.load(path, allow_pickle=False)
+            if found.shape == (len(texts), self._opened.embedder.width) and found.dtype == np.float32:
+                return found
+        made = self.embed(texts)
+        cache(path, lambda: _write(path, made), KEPT)
+        return made
+
+
+def _write(path: Path, vectors: NDArray[np.float32]) -> None:
+    with replaced(path) as beside, beside.open("wb") as file:
+        np.save(file, vectors)
+
 
 YAML = (".yaml", ".yml")
 LIMIT = 4 << 20  # bytes of a file

@@ -9,11 +9,72 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..errors import EdgetuneError, UsageError
+from ..llamacpp.json_numbers import Place
+from ..llamacpp.json_pattern import text
+from ..llamacpp.json_schema import Rules
 from ..llamacpp.sampling import overlap
+from ..llamacpp.tokenizer import Tokenizer
+from .question import Question, Tool
+
+NAME = "lamp_on"
+ARGUMENTS = {"room": "hall"}
+ID = "call00000"  # Mistral's templates ask for 9 characters
+WRITTEN = re.compile(r'\{\s*"room"\s*:\s*"hall"\s*\}')
+KEY_OF_NAME = re.compile(r'[\[{]\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*$')
+KEY_OF_ARGUMENTS = re.compile(r'\s*,\s*"(arguments|parameters)"\s*:\s*')
+MARK = re.compile(r"\S+$")
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """A call is before + the name as JSON + between + the arguments as JSON + after."""
+
+    before: str = '<tool_call>\n{"name": '
+    between: str = ', "arguments": '
+    after: str = "}\n</tool_call>"
+
+    @property
+    def begin(self) -> str:
+        """The tag that a call begins with, "" for none."""
+        found = MARK.search(re.split(r"[\[{]\s*[{\"]", self.before)[0].rstrip())
+        return found[0] if found else ""
+
+    @property
+    def end(self) -> str:
+        """The tag that it ends with, "" for none."""
+        return self.after.lstrip(" \r\n\t}]").rstrip()
+
+
+def call_form(tokenizer: Tokenizer) -> CallForm:
+    """The form of calls in the model's template; the most common one if the template has none in JSON."""
+    function = {"name": NAME, "arguments": ARGUMENTS}
+    tool = {"type": "function", "function": {"name": NAME, "description": "", "parameters": {
+        "type": "object", "properties": {"room": {"type": "string"}}}}}
+    asked = [{"role": "user", "content": "on"}]
+    said = {"role": "assistant", "content": "", "tool_calls": [{"id": ID, "type": "function", "function": function}]}
+    try:
+        start = tokenizer.render(asked, [tool], add_generation_prompt=True)
+        whole = tokenizer.render([*asked, said], [tool])
+    except EdgetuneError:  # it has no place for them, or other wishes
+        return CallForm()
+    return _read(str(whole)[len(start) :], tokenizer) if str(whole).startswith(start) else CallForm()
+
+
+def _read(written: str, tokenizer: Tokenizer) -> CallForm:
+    """The form of a call in the text that the template writes after the prompt."""
+    before, _, rest = written.partition(f'"{NAME}"')
+    arguments = WRITTEN.search(rest)
+    if not arguments or not KEY_OF_NAME.search(before) or not KEY_OF_ARGUMENTS.fullmatch(rest[: arguments.start()]):
+        return CallForm()
+    after = rest[arguments.end() :]
+    end = min((place for mark in tokenizer.control.ids if (place := after.find(mark)) >= 0), default=len(after))
+    return CallForm(before, rest[: arguments.start()], after[:end].rstrip())
+
 
 HEAD = re.compile(r'\s*[\[,]?\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*'
                   r'"(?:arguments|parameters)"\s*:\s*(?=\{)')
@@ -190,3 +251,58 @@ def _is_call(value: Any, names: Collection[str]) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or value["name"] not in names:
         return False
     return isinstance(value.get("arguments", value.get("parameters")), dict)
+
+
+NO_ARGUMENTS = {"type": "object", "properties": {}, "additionalProperties": False}
+Schema = Mapping[str, Any]
+
+
+def grammar_of(question: Question, form: CallForm) -> str:
+    """The GBNF that the answers to a question obey; "" if the model is free.
+
+    form: of its calls. Raises UsageError for a form that none can obey.
+    """
+    called = question.function is not None or question.tool_choice == "required"
+    if question.grammar and (called or question.schema is not None):
+        raise UsageError("a grammar is given, and another form that the answer is to have", "leave one of them out")
+    if called:
+        return _calls(_callable(question), form)
+    if question.schema is None:
+        return question.grammar
+    tools = question.shown_tools
+    return _calls(tools, form, Rules(question.schema)) if tools else Rules(question.schema).grammar()
+
+
+def grammar_of_lines(schemas: Sequence[Schema], most: int) -> str:
+    """The GBNF of one to `most` lines, each of them JSON of one of the schemas."""
+    rules = Rules(True)
+    line = rules.named(" | ".join(rules.rule_of_other(schema, Place()) for schema in schemas))
+    return rules.whole(f'{line} ("\\n" {line}){{0,{most - 1}}}')
+
+
+def _callable(question: Question) -> list[Tool]:
+    tools = [tool for tool in question.shown_tools or ()
+             if question.function is None or tool["function"]["name"] == question.function]
+    if not tools:
+        named = f"the function {question.function!r:.100}" if question.function else "a function"
+        raise UsageError(f"tool_choice asks for {named}, and tools has none such", "add it to tools")
+    return tools
+
+
+def _calls(tools: Sequence[Tool], form: CallForm, other: Rules | None = None) -> str:
+    """One call of one of the tools, or an answer by other rules."""
+    rules = other or Rules(True)
+    roots = [rules.rule(rules.root, Place())] if other else []
+    for tool in tools:
+        function = tool["function"]
+        schema = function.get("parameters") or {}
+        if schema.get("type", "object") != "object":
+            raise UsageError(f"the parameters of the function {function['name']!r:.100} are no object",
+                             "let their type be object")
+        # a bare object may have any properties; but LangChain, for one, sends it for a function without arguments
+        bare = not any(value for key, value in schema.items() if key not in ("type", "title", "description", "$schema"))
+        taken = NO_ARGUMENTS if bare else {"type": "object", **schema}
+        arguments = rules.rule_of_other(taken, Place(function["name"]))
+        start = text(f"{form.before}{json.dumps(function['name'], ensure_ascii=False)}{form.between}")
+        roots.append(f"{start} {arguments} {text(form.after)}")
+    return rules.whole(" | ".join(roots))

@@ -12,13 +12,12 @@ from ..data.packing import Batch, Example
 from ..errors import UsageError
 from ..models.base import Structure
 from ..objectives.base import Objective
-from ..objectives.drawn import Drawn
-from ..objectives.rewarded import Rewarded
+from ..objectives.drawn import Drawn, Rewarded
 from . import length
-from .answered import Expectation
 from .batches import Batches
 from .config import TrainConfig
 from .passes import LossMeasurement
+from .rewards import Expectation
 from .rollouts import Known, Roller, answer_plan, keep
 from .source import ExampleSource, Learned, SourceParts, SourceRoom
 

@@ -20,15 +20,15 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..options import AUTO
 from ..persisted import from_json
-from . import anchored, checkpoint, metrics, reference, repeat
-from .answered import Rewards, needs_judge, reserved
+from . import anchored, checkpoint, metrics, reference
 from .callbacks import Event, RunCallbacks
+from .checkpoint import RunState, next_leg
 from .config import LORA, TrainConfig
 from .length import anchors_learned, units_of
-from .origin import RunOrigin
-from .planned import make_plan
+from .origin import TOML, RunOrigin
 from .resume import Identity, differences, fingerprint_run
-from .state import RunState, next_leg
+from .rewards import Rewards, needs_judge, reserved
+from .sizing import make_plan
 from .throttle import Courtesy
 from .tradeoffs import Tradeoffs
 from .trainer import Trainer
@@ -84,7 +84,7 @@ def resumed(task: RunTask) -> Begun:
     """Continues from the folder: from the newest undamaged checkpoint; from the start, after a kill before the first
     one; or from the finished adapter, if epochs are added.
     """
-    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.BESIDE, store.RUN, repeat.NAME, metrics.CSV, metrics.REPORT,
+    whole = (f"{checkpoint.PREFIX}*", store.FILE, store.BESIDE, store.RUN, TOML, metrics.CSV, metrics.REPORT,
              reference.FILE, anchored.FILE, *store.PROMPT)
     for stale in (path for name in whole for path in task.out.glob(f"{name}.tmp")):
         with suppress(OSError):
@@ -185,7 +185,7 @@ def _again(task: RunTask, record: Mapping[str, Any]) -> Begun:
     names = {path.name for path in task.out.iterdir()}
     is_begun = record.get("status", "running") == "running" and not record.get("begun_at")
     written = {metrics.NAME, metrics.CSV, metrics.REPORT, reference.FILE, anchored.FILE, store.FILE, store.BESIDE,
-               store.RUN, repeat.NAME, *store.PROMPT}
+               store.RUN, TOML, *store.PROMPT}
     if not (is_begun and names <= written):
         raise FormatError(f"{task.out} holds no checkpoint to continue from: its run has failed, or it is no run",
                           "start in another folder")
@@ -282,7 +282,10 @@ def _next_leg(task: RunTask, record: Mapping[str, Any]) -> Begun:
     begun.state = s
     _keep_start(begun)
     t.load(task.out)
-    _load_beside(t, task.out)
+    kept = store.read_beside(task.out)
+    for name, array in t.unexported.items():  # such as a value head, which an earlier version did not store
+        if name in kept:
+            np.copyto(array, kept[name])
     t.keep_best()
     t.best_known = s.best is not None
     t.steps_done = s.begun_at
@@ -293,13 +296,3 @@ def _next_leg(task: RunTask, record: Mapping[str, Any]) -> Begun:
     s.written = max(record["disk"]["written_bytes"] - begun.position, 0)
     begun.event |= {"step": s.begun_at, "more": task.more}
     return begun
-
-
-def _load_beside(trainer: Trainer, folder: Path) -> None:
-    """Loads what was trained with the adapter, such as a value head; if an earlier version did not store it, it is
-    trained from scratch.
-    """
-    kept = store.read_beside(folder)
-    for name, array in trainer.unexported.items():
-        if name in kept:
-            np.copyto(array, kept[name])

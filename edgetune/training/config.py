@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from ..data.around import Instruction
 from ..errors import FormatError, UsageError
-from ..formats.targets import OTHER_TARGETS, TARGETS
+from ..formats.families import OTHER_TARGETS, TARGETS
 from ..machine.device import is_removable, read_device, rss
 from ..options import AUTO, check_options, declared, option, seconds_of, unknown_option
 from ..persisted import checked_fields, from_json

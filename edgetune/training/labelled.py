@@ -114,18 +114,14 @@ class Labelled(RowExamples):
             vectors = self.vectors(learned)
             others = self.vectors(held) if len(held) >= sureness.LEAST_ROWS else vectors[:0]
         targets = self.objective.targets(learned)
-        if self.objective.has_tags or not self._is_base:
+        found = self.parts.decoder.adapter.artifact()
+        is_base = not found.tensors and not any(pair.a.any() and pair.b.any() for pair in found.pairs.values())
+        if self.objective.has_tags or not is_base:
             known = self._held_out(held)
         else:
             known = {sureness.ANSWERS: self._out_of_fold(vectors, targets)}
         facts = {name: found.to_json() for name, found in known.items() if found}
         return {**facts, likeness.NAME: Likeness.of(vectors, targets, others).to_json()} if facts else {}
-
-    @property
-    def _is_base(self) -> bool:
-        """Whether the vectors are those of the encoder without an adapter."""
-        found = self.parts.decoder.adapter.artifact()
-        return not found.tensors and not any(pair.a.any() and pair.b.any() for pair in found.pairs.values())
 
     def _out_of_fold(self, vectors: np.ndarray, targets: Sequence[np.ndarray]) -> Sureness | None:
         probability = np.ones(len(vectors))

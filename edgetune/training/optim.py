@@ -75,18 +75,14 @@ def adamw(ops: Ops, param: np.ndarray, grad: np.ndarray, moments: Sequence[np.nd
             ops.adamw(param[part], grad[part], moments[0][part], moments[1][part], *numbers)
         else:
             packed = moments[0][block * MOMENT_BYTES:end * MOMENT_BYTES]
-            ops.adamw8(param[part], grad[part], packed, *numbers, _rounding(config.seed, step, start))
+            rounding = seed_of(config.seed, step, start, 8)  # four numbers: so it differs from dropout's, of three
+            ops.adamw8(param[part], grad[part], packed, *numbers, rounding)
         start = part.stop
         block = end
 
 
 def _blocks(n: int) -> int:
     return -(-n // MOMENTS)
-
-
-def _rounding(seed: int, step: int, start: int) -> int:
-    """The seed of adamw8's rounding: made of four numbers, so that it differs from dropout's, made of three."""
-    return seed_of(seed, step, start, 8)
 
 
 def seed_of(*words: int) -> int:

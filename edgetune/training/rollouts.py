@@ -27,14 +27,12 @@ from ..errors import DataError, EdgetuneError, UsageError
 from ..llamacpp.sampling import SEED_LIMIT, Sampling
 from ..models.base import Passes
 from ..models.decoder import Decoder
-from ..objectives.drawn import Drawn
-from ..objectives.rewarded import Rewarded
+from ..objectives.drawn import Drawn, Rewarded
 from ..serving.rollouts.draws import candidates_of
 from ..serving.rollouts.engine import Rollout, Rollouts, Wanted
 from ..serving.rollouts.plan import AnswerPlan
-from .answered import PASS, Expectation, JudgedRewards, Reward, RewardedAnswer, RewardedGroups, Rewards
-from .judge import EngineJudge
 from .passes import LossMeasurement, scores
+from .rewards import PASS, EngineJudge, Expectation, JudgedRewards, Reward, RewardedAnswer, RewardedGroups, Rewards
 
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer

@@ -23,21 +23,21 @@ from ..machine import device
 from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..options import AUTO
-from . import anchored, begin, checkpoint, length, metrics, reference, referred, repeat
+from . import anchored, begin, checkpoint, length, metrics, reference, referred
 from .begin import RunTask
 from .callbacks import Event, RunCallbacks
 from .config import TrainConfig
 from .optim import is_state
-from .origin import RunOrigin
+from .origin import TOML, RunOrigin, write_toml
 from .origin import read_origin as read_origin
 from .plan import Plan
-from .sized import as_begun, sized_by
+from .sizing import as_begun, sized_by
 from .throttle import MemoryPressure, Throttle, be_nice
 from .trainer import StepResult
 from .verdict import Course, Verdict, diverged, judge
 
 if TYPE_CHECKING:
-    from .answered import Rewards
+    from .rewards import Rewards
 
 MOST_EPOCHS = 1e6  # that may be added at once
 
@@ -184,7 +184,7 @@ class _Run:
             self.save_state()  # before run.json says so: the leg's first adapter may be overwritten or lost
         record = self._record("running")
         store.save_record(self.out, record)
-        repeat.write(self.out, record)
+        write_toml(self.out, record)
         if t.anchors and not (self.out / anchored.FILE).exists():
             anchored.save(self.out / anchored.FILE, t.anchors)
         referred.prepare(t, [data, self.held_out], self.out, self.state.start, self.should_stop)
@@ -337,7 +337,7 @@ class _Run:
                 (self.out / reference.FILE).unlink(missing_ok=True)
                 (self.out / anchored.FILE).unlink(missing_ok=True)
                 (self.out / store.BESIDE).unlink(missing_ok=True)
-                (self.out / repeat.NAME).unlink(missing_ok=True)
+                (self.out / TOML).unlink(missing_ok=True)
                 self.out.rmdir()
 
 

@@ -29,10 +29,10 @@ from .reference import Reference
 if TYPE_CHECKING:
     from ..llamacpp.tokenizer import Tokenizer
     from ..serving.rollouts.plan import AnswerPlan
-    from .answered import Expectation, Rewards
+    from .rewards import Expectation, Rewards
 
-KINDS = {"rows": "source:RowExamples", "answers": "answers:AnswerExamples", "on-policy": "on_policy:OnPolicy",
-         "taught": "taught:Taught", "labelled": "labelled:Labelled"}
+KINDS = {"rows": "source:RowExamples", "answers": "answers:AnswerExamples", "on-policy": "teachers:OnPolicy",
+         "taught": "teachers:Taught", "labelled": "labelled:Labelled"}
 """The module of this package and the class of each, by `Objective.source`."""
 
 

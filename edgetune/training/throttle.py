@@ -64,15 +64,12 @@ class Courtesy:
 
     def __call__(self) -> bool:
         self._priority(self._should_stop)
-        while self._is_paused() and not self._should_stop():
+        while self._governor:
+            self._governor.look()
+            if self._governor.state.action != "pause" or self._should_stop():
+                break
             time.sleep(POLL_SECONDS)
         return self._should_stop()
-
-    def _is_paused(self) -> bool:
-        if self._governor is None:
-            return False
-        self._governor.look()
-        return self._governor.state.action == "pause"
 
 
 class Throttle:

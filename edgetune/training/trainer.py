@@ -35,13 +35,12 @@ from ..objectives.base import Objective
 from ..objectives.sft import Sft
 from ..version import __version__
 from . import length, optim
-from .answered import Expectation, Rewards
 from .batches import Batches, Micros
 from .config import RUN_OPTIONS, TrainConfig, TrainOptions
-from .gradient import Gradient
-from .passes import LossMeasurement, Totals
-from .planned import make_plan
+from .passes import Gradient, LossMeasurement, Totals
 from .reference import Reference
+from .rewards import Expectation, Rewards
+from .sizing import make_plan
 from .source import ExampleSource, SourceParts, source_of
 from .tradeoffs import Tradeoffs
 

@@ -14,8 +14,8 @@ from edgetune.adapters.lora import Pair, init_pairs, scale_of
 from edgetune.adapters.store import open_adapter, save_adapter, save_gguf, save_run
 from edgetune.cli.info import describe
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, NumericsError, UnsupportedError, UsageError
+from edgetune.formats.families import TARGETS
 from edgetune.formats.gguf import fingerprint, open_gguf
-from edgetune.formats.targets import TARGETS
 
 pytestmark = pytest.mark.smoke
 

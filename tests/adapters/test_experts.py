@@ -21,8 +21,8 @@ from edgetune.adapters.store import open_adapter, save_gguf
 from edgetune.data.packing import collate
 from edgetune.errors import EdgetuneError, FormatError, Interrupted, MismatchError, UnsupportedError, UsageError
 from edgetune.formats.bundle import open_bundle
+from edgetune.formats.families import OF_EXPERTS
 from edgetune.formats.gguf import open_gguf
-from edgetune.formats.targets import OF_EXPERTS
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig

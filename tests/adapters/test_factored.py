@@ -18,16 +18,7 @@ import peft
 import pytest
 import torch
 from commands import run as command
-from decoder_cases import (
-    LIMIT,
-    Case,
-    distance,
-    hf_projection,
-    logp_with_updates,
-    make_case,
-    make_decoder,
-    train_once,
-)
+from decoder_cases import LIMIT, Case, distance, hf_projection, logp_with_updates, make_case, make_decoder, train_once
 from families import make_family, row_order
 from kills import killed
 from small_families import OPTIONS, data, small, trained
@@ -37,13 +28,14 @@ from edgetune.adapters.base import Family, families
 from edgetune.adapters.store import open_adapter, read_run, save_schema
 from edgetune.data.packing import collate
 from edgetune.errors import UnsupportedError, UsageError
-from edgetune.formats.targets import TARGETS
+from edgetune.formats.families import TARGETS
 from edgetune.runs.train import train
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.config import TrainConfig
 from edgetune.training.trainer import Trainer
 
 Leaves = Mapping[str, torch.Tensor]
+
 
 # ---- gradients ----
 
@@ -365,3 +357,23 @@ def test_adalora_learns_by_default_as_much_as_lora(tmp_path):
 def test_adaloras_options_fit_together(value):
     with pytest.raises(UsageError, match="the most is"):
         TrainConfig(family="adalora", rank=8, **{"target_rank": 4, **value}).check()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_forward_and_gradient_are_those_of_the_formula(architecture, tmp_path):
+    case = make_case(architecture, tmp_path, num_hidden_layers=2)
+    shape = replace(case.decoder.run, family=replace(small("fusion", 6), sources=3))
+    model = case.decoder.model
+    decoder = make_decoder(model, shape, shape.family.state(model.structure.trained_shapes(shape)))
+    carved = decoder.adapter
+    carved.weights[:] = (0.5, -0.3, 0.8)
+    weights = torch.tensor(carved.weights.copy(), requires_grad=True)
+
+    def update(name, x):
+        a, b = (torch.from_numpy(carved.fused[name][part].copy()) for part in "ab")
+        return sum(weights[i] * (x @ a[2 * i:2 * i + 2].T @ b[:, 2 * i:2 * i + 2].T) for i in range(3))
+
+    logp = logp_with_updates(case, carved.shapes, update)
+    assert distance(train_once(replace(case, decoder=decoder)), logp) < LIMIT
+    assert np.linalg.norm(weights.grad) > 1e-3
+    assert distance(carved.dweights, weights.grad.numpy()) < LIMIT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,15 +10,15 @@ import pytest
 from decoder_cases import distance
 from encoders import WORDS, tiny_bert, write_encoder
 from families import logits_of
-from small_families import OPTIONS, data, trained
+from small_families import OPTIONS, data, small, trained
 from tiny import write_tiny
 
 from edgetune.adapters.full import Full
 from edgetune.adapters.merge import merge
-from edgetune.adapters.store import read_artifact
+from edgetune.adapters.store import read_artifact, save_artifact
 from edgetune.data.packing import collate
-from edgetune.errors import UsageError
-from edgetune.formats.gguf import open_gguf
+from edgetune.errors import FormatError, MismatchError, NumericsError, UsageError
+from edgetune.formats.gguf import Tensor, open_gguf, write_gguf
 from edgetune.objectives.classify import Classify
 from edgetune.serving.rollouts.forward import open_decoder
 from edgetune.training.config import TrainConfig
@@ -101,3 +102,35 @@ def test_what_it_cannot_train_is_refused(tmp_path):
     encoder = write_encoder(tmp_path / "encoder.gguf", tiny_bert(), WORDS)
     with pytest.raises(UsageError, match="no norms to adapt"):
         Trainer(encoder, TrainConfig(family=Full(), max_length=16), objective=Classify(("on", "off")))
+
+
+def vector(name: str, values: np.ndarray) -> Tensor:
+    return Tensor(name, values.shape, "F32", values.astype(np.float32).view(np.uint8))
+
+
+def test_weights_that_do_not_fit_or_are_no_numbers_are_refused(bundle, tmp_path):
+    path = tmp_path / "adapter.gguf"
+    made = trained(bundle, small("bitfit")).artifact()
+    name = "blk.0.attn_norm.weight"
+    for wrong, says in ((vector(name, np.ones(9)), r"changes blk\.0\.attn_norm of shape \[9\], .* has \[64\]"),
+                        (vector("blk.9.x", np.ones(9)), r"changes blk\.9\.x .* has no such tensor")):
+        found = replace(made, weights={**made.weights, wrong.name: wrong})
+        save_artifact(path, found, bundle.gguf)
+        for use in (lambda: read_artifact(path, bundle.gguf),
+                    lambda found=found: merge(bundle.gguf, {}, tmp_path / "m.gguf", "keep", weights=found.weights)):
+            with pytest.raises(MismatchError, match=says):
+                use()
+    with pytest.raises(NumericsError, match=r"attn_norm.* not finite"):
+        save_artifact(path, replace(made, weights={name: vector(name, np.full(64, np.nan))}), bundle.gguf)
+    with pytest.raises(MismatchError, match="--blocks"):
+        Trainer(bundle, family=small("bitfit"), blocks="last:1", **OPTIONS).decoder.adapter.load(made, "it")
+
+
+def test_a_damaged_file_is_refused(bundle, tmp_path):
+    path = tmp_path / "adapter.gguf"
+    metadata = {"general.type": "adapter", "adapter.type": "edgetune", "edgetune.family": "bitfit",
+                "edgetune.served_by": "llama.cpp", "edgetune.replaces": True,
+                "edgetune.setting": '{"options": {}, "targets": [], "blocks": [0, 1], "seed": 0}'}
+    write_gguf(path, bundle.gguf.architecture, metadata, {"output_norm.weight": np.full(64, np.inf, np.float32)})
+    with pytest.raises(FormatError, match=r"output_norm\.weight has values that are not finite"):
+        read_artifact(path, bundle.gguf)

@@ -10,8 +10,7 @@ from tiny import write_tiny
 
 from edgetune.backends import _native
 from edgetune.backends.cpu import Cpu
-from edgetune.bench.ops import clocked
-from edgetune.bench.train import random_rows
+from edgetune.bench.train import clocked, random_rows
 from edgetune.training.trainer import Trainer
 
 MOST = 16  # tokens

@@ -7,11 +7,11 @@ import pytest
 from commands import run
 
 from edgetune.backends import cpu, native
-from edgetune.bench import generate, kernels, ops, train
+from edgetune.bench import generate, kernels, train
 from edgetune.formats.gguf import open_gguf
 from edgetune.models.decoder import Model
 from edgetune.training.config import TrainConfig
-from edgetune.training.planned import make_plan
+from edgetune.training.sizing import make_plan
 from edgetune.training.trainer import Trainer
 
 pytestmark = pytest.mark.smoke
@@ -64,7 +64,7 @@ def test_the_clock_counts_what_the_shapes_say(model):
     """Two ways to the same number: calls of ops as they happen, and the model's shape. No block is computed twice."""
     trainer = Trainer(model, rank=4, batch_size=2, max_length=20, steps=1, threads=1, recompute="none")
     trainer.add_examples(train.random_rows(416, 2, 20, seed=0))
-    with ops.clocked(trainer.ops) as spent:
+    with train.clocked(trainer.ops) as spent:
         trainer.step()
     done = {name: op.flops for name, op in spent.items()}
     flops = trainer.model.structure.flops(trainer.plan.run, [20, 20])
@@ -77,7 +77,7 @@ def test_clocked_puts_the_ops_back():
     x = np.ones(8, np.float32)
     opened = cpu.Cpu(1)
     before = opened.add
-    with ops.clocked(opened) as spent:
+    with train.clocked(opened) as spent:
         assert opened.add != before
         opened.add(x, x)
         opened.add(x, y=x)
@@ -86,7 +86,7 @@ def test_clocked_puts_the_ops_back():
     assert opened.add == before
     assert spent["add"].calls == 2
     assert (x == 4).all()
-    with pytest.raises(KeyError), ops.clocked(opened):
+    with pytest.raises(KeyError), train.clocked(opened):
         raise KeyError
     assert opened.add == before
 

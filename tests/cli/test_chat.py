@@ -12,7 +12,7 @@ from screens import screen
 from tiny import write_tiny
 
 from edgetune.cli import cli
-from edgetune.cli.judged import feedback_file
+from edgetune.cli.slash import feedback_file
 
 HEAD = "/help lists commands"
 PROMPT = "\n>"

@@ -15,15 +15,14 @@ from boards import Board
 from click.testing import CliRunner
 from commands import all_commands, run
 from encoders import WORDS, tiny_bert, write_encoder
-from screens import screen
+from screens import in_terminal, screen
 from services import until
 from sometimes import mostly_slow
-from terminals import in_terminal
 from tiny import write_place, write_tiny
 
 import edgetune.__main__
 from edgetune.cli import cli
-from edgetune.cli.extras import EXTRAS
+from edgetune.cli.names import EXTRAS
 from edgetune.errors import install_hint
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.serving.llama import LlamaModel
@@ -348,6 +347,6 @@ def test_no_command_is_named_that_asks_an_index_for_edgetune():
 
 
 def test_doctor_names_what_each_missing_extra_is_for(monkeypatch):
-    monkeypatch.setattr("edgetune.cli.extras.Extra.missing", lambda extra: list(extra.modules))
+    monkeypatch.setattr("edgetune.cli.names.Extra.missing", lambda extra: list(extra.modules))
     assert run_json("doctor")["missing"] == [f"for {extra.needed_by}: {install_hint(extra.name)}"
                                              for extra in EXTRAS]

@@ -132,8 +132,8 @@ def test_what_cannot_be_graded(written, rows, flags, code, says, tmp_path):
 
 
 def test_a_python_grader_that_cannot_be_confined(tmp_path, monkeypatch):
-    from edgetune.evaluation.graders import seccomp
-    monkeypatch.setattr(seccomp, "lacks", lambda: "the kernel has no seccomp")
+    from edgetune.evaluation.graders import confinement
+    monkeypatch.setattr(confinement, "lacks", lambda: "the kernel has no seccomp")
     asked = (grader(tmp_path, {"type": "python", "source": "def grade(s, i): return 1"}), lines(tmp_path, ROWS))
     assert "and the kernel has no seccomp; run it without one with --unsafe-python" in run("grade", *asked, code=2)
     assert json.loads(run("grade", *asked, "--unsafe-python", "--json"))["mean"] == 1

@@ -71,7 +71,7 @@ from edgetune.cli import cli
 cli.get_command(None, "train")
 print(json.dumps([name for name in sys.modules if name.startswith("edgetune.cli.")]))
 """
-    own = {"app", "names", "configured", "extras", "grouped", "learn", "objective", "output", "prose", "sweep"}
+    own = {"app", "names", "configured", "grouped", "learn", "objective", "output"}
     assert {name.rsplit(".", 1)[1] for name in printed(code)} <= own
 
 
@@ -111,15 +111,15 @@ print(json.dumps([*sys.modules]))
 """
 NEEDED = {
     "adapters": "base heads lora low_rank stacks store",
-    "cli": "names app configured extras grouped learn objective output sweep",
-    "data": "anchors around calls dataset files forest formats holdout hub_rows lengths loader packing parts "
-            "pieces preferences prompted question rows thoughts trees",
+    "cli": "names app configured grouped learn objective output",
+    "data": "anchors around calls dataset files forest formats lengths loader packing parts "
+            "preferences prompted question rows thoughts trees",
     "llamacpp": "kv_state library markup pieces thinking tokenizer tokenizers tool_text wordpiece",
     "models": "attention base block_embedding cache choices common decoder gated head input_file kept kinds lent_keys "
               "linear needed networks norms placed prefix recurrent repeated residual short_conv states stream "
               "structure sublayer taped value virtual",
     "objectives": "base sft",
-    "runs": "reported result train chart events history page report tables",  # the report is written after training
+    "runs": "reported result train chart history report tables",  # the report is written after training
     "training": "anchored answered batches begin callbacks checkpoint config cost gradient length metrics optim origin "
                 "passes plan planned reference referred repeat resume run sized source state throttle "
                 "tradeoffs trainer verdict",

@@ -28,9 +28,9 @@ from edgetune.models.networks import open_network
 from edgetune.objectives.sft import Sft
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
-from edgetune.training.forecast import forecast
-from edgetune.training.planned import make_plan
+from edgetune.training.cost import forecast
 from edgetune.training.run import run as train
+from edgetune.training.sizing import make_plan
 from edgetune.training.trainer import Trainer
 
 SMALL = ["--rank", "4", "--max-length", "64", "--threads", "1"]

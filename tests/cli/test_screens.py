@@ -14,9 +14,8 @@ from tiny import write_tiny
 
 from edgetune.cli.app import show
 from edgetune.cli.compare import compared_lines
-from edgetune.cli.demo import demo_lines
 from edgetune.cli.facts import doctor_lines
-from edgetune.cli.learn import result_lines, try_lines
+from edgetune.cli.learn import demo_lines, result_lines, try_lines
 from edgetune.cli.remote import _method_in_short
 from edgetune.cli.status import short_names, view
 from edgetune.evaluation.compare import compare

@@ -9,7 +9,7 @@ import pytest
 from tiny import write_tiny
 
 from edgetune.backends.cpu import Cpu
-from edgetune.compress import fits
+from edgetune.compress import memory
 from edgetune.compress.source.floats import read
 from edgetune.errors import UsageError
 from edgetune.formats.gguf import open_gguf
@@ -35,7 +35,7 @@ def planned(model, *options: str):
 
 
 def test_the_prediction_is_what_plan_says_where_nothing_is_traded(tiny):
-    said = fits.on_device(open_gguf(tiny), "pi 5")
+    said = memory.on_device(open_gguf(tiny), "pi 5")
     there = planned(tiny, "--device", "pi 5")
     assert said["traded"] == there["traded"] == []
     assert said["budget_bytes"] == there["budget_bytes"]
@@ -47,18 +47,18 @@ def test_the_prediction_is_what_plan_says_where_nothing_is_traded(tiny):
 
 
 def test_a_model_that_does_not_fit_whole_is_planned_with_trades(smollm2):
-    said = fits.on_device(open_gguf(smollm2), ZERO)
+    said = memory.on_device(open_gguf(smollm2), ZERO)
     there = planned(smollm2, "--device", ZERO)
     assert (said["name"], said["memory_bytes"]) == ("Raspberry Pi Zero 2 W", 512 << 20)
     assert said["predicted_peak_bytes"] <= said["budget_bytes"] == there["budget_bytes"]
     assert len(said["traded"]) == len(there["traded"]) == 3
     assert said["predicted_tokens_per_second"] == there["predicted"]["tokens_per_s"]
-    assert said == fits.on_device(open_gguf(smollm2), ZERO)
+    assert said == memory.on_device(open_gguf(smollm2), ZERO)
 
 
 def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny):
     model = read(open_gguf(tiny))
-    most = fits.largest_file(model, ZERO)
+    most = memory.largest_file(model, ZERO)
     board = profile_named(ZERO)
     budget = TrainConfig().memory_bytes(board.available)
 
@@ -69,20 +69,20 @@ def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny):
                          limits=plan.MemoryLimits(plan.PROCESS, budget=budget))
 
     assert trained_with(most).peak_bytes <= budget
-    trained_with(most + fits.RESERVE * budget)
+    trained_with(most + memory.RESERVE * budget)
     with pytest.raises(UsageError):
-        trained_with(most + fits.RESERVE * budget + 2 * fits.STEP)
-    assert fits.largest_file(model, "pi 4 2gb") > fits.largest_file(model, "pi 4") > most
+        trained_with(most + memory.RESERVE * budget + 2 * memory.STEP)
+    assert memory.largest_file(model, "pi 4 2gb") > memory.largest_file(model, "pi 4") > most
 
 
 def test_refused(tiny, monkeypatch):
     gguf = open_gguf(tiny)
-    for call, model in ((fits.on_device, gguf), (fits.largest_file, read(gguf))):
+    for call, model in ((memory.on_device, gguf), (memory.largest_file, read(gguf))):
         with pytest.raises(UsageError, match=r"'abacus' is not known; choose from .*Raspberry Pi Zero 2 W"):
             call(model, "abacus")
         with pytest.raises(UsageError, match="memory of the device 'generic arm64' is not known"):
             call(model, "generic arm64")
     small = replace(profile_named(ZERO), memory_mib=(150,))
-    monkeypatch.setattr(fits, "board_named", lambda _: small)
+    monkeypatch.setattr(memory, "board_named", lambda _: small)
     with pytest.raises(UsageError, match=r"has 48 MiB for training, which .* drop blocks, make it narrower"):
-        fits.largest_file(read(gguf), ZERO)
+        memory.largest_file(read(gguf), ZERO)

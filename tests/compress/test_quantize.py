@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 import torch
 from families import logits_of, make_family
 
-from edgetune.compress.quantize import gptq as rounding
 from edgetune.compress.quantize import grid
+from edgetune.compress.quantize import grid as rounding
 from edgetune.compress.quantize import sensitivity as importance
 from edgetune.compress.quantize import write as quantize
 from edgetune.compress.source import floats

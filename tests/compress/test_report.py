@@ -12,7 +12,7 @@ from rich.console import Console
 from sometimes import mostly_slow
 from tiny import write_tiny
 
-from edgetune.compress.report import report
+from edgetune.compress import report
 from edgetune.formats.gguf import open_gguf
 
 EVIL = '<script>alert("x")</script>&amp;'

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from edgetune.backends import _native, cuda_kernels
+from edgetune.backends import _native, cuda_driver
 from edgetune.backends.native import FORMATS
 from edgetune.errors import DeviceError
 
@@ -45,7 +45,7 @@ def by_nvcc(nvcc: Path, unit: str, arch: str, fmt: str) -> tuple[bool, str]:
     """(whether it was compiled, what the compiler said); fmt: the only weight format, or "" """
     with tempfile.TemporaryDirectory() as folder:
         command = [str(nvcc), "-std=c++17", f"-arch={arch}", "-cubin", "-o", f"{folder}/unit.cubin",
-                   str(cuda_kernels.sources() / "cuda" / f"{unit}.cu"), "-Xptxas", "-v",
+                   str(cuda_driver.sources() / "cuda" / f"{unit}.cu"), "-Xptxas", "-v",
                    *([f"-DET_ONLY={fmt}"] if fmt else [])]
         done = subprocess.run(command, capture_output=True, text=True)
     return done.returncode == 0, done.stdout + done.stderr
@@ -54,7 +54,7 @@ def by_nvcc(nvcc: Path, unit: str, arch: str, fmt: str) -> tuple[bool, str]:
 def by_nvrtc(unit: str, arch: str, fmt: str) -> tuple[bool, str]:
     """The same, as edgetune does it on a card."""
     try:
-        return True, cuda_kernels.compile_unit(unit, fmt, arch, ptxas_options="-v")[1]
+        return True, cuda_driver.compile_unit(unit, fmt, arch, ptxas_options="-v")[1]
     except DeviceError as error:
         return False, str(error)
 
@@ -100,7 +100,7 @@ def nvcc_path() -> Path | None:
 
 def has_nvrtc() -> bool:
     try:
-        return bool(cuda_kernels.find_nvrtc())
+        return bool(cuda_driver.find_nvrtc())
     except DeviceError:
         return False
 

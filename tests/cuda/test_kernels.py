@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from sometimes import mostly_slow
 
-from edgetune.backends import _native, cuda_kernels
-from edgetune.backends.cuda_kernels import SHARED, Compiler, compile_unit, find_nvrtc
+from edgetune.backends import _native, cuda_driver
+from edgetune.backends.cuda_driver import SHARED, Compiler, compile_unit, find_nvrtc
 from edgetune.errors import DeviceError
 
 
@@ -43,10 +43,10 @@ def installed(monkeypatch, tmp_path):
     assert {path.name for path in root.iterdir()} == set(SHARED)
     of_cuda = shutil.ignore_patterns("*.c", "*.cc")
     shutil.copytree(NATIVE / "cuda", root / "cuda", ignore=of_cuda)
-    monkeypatch.setattr(cuda_kernels, "INSTALLED", root)
-    cuda_kernels.sources.cache_clear()
+    monkeypatch.setattr(cuda_driver, "INSTALLED", root)
+    cuda_driver.sources.cache_clear()
     yield root
-    cuda_kernels.sources.cache_clear()
+    cuda_driver.sources.cache_clear()
 
 
 @needs_nvrtc
@@ -56,7 +56,7 @@ def test_nvrtc_compiles_what_is_installed_without_a_warning(unit, fmt, architect
     binary, said = compile_unit(unit, fmt, architecture)
     assert binary.startswith(b"\x7fELF")
     assert said.strip() == ""
-    assert cuda_kernels.sources() == installed
+    assert cuda_driver.sources() == installed
     names = [name + (f"_{fmt}" if fmt else "") for of, name, for_weights in _native.KERNELS
              if of == unit and for_weights == bool(fmt)]
     assert all(name.encode() + b"\0" in binary for name in names)
@@ -66,7 +66,7 @@ def test_nvrtc_compiles_what_is_installed_without_a_warning(unit, fmt, architect
 def test_what_cannot_be_compiled_is_a_sentence(monkeypatch, tmp_path):
     (tmp_path / "cuda").mkdir()
     (tmp_path / "cuda" / "plain.cu").write_text("not C")
-    monkeypatch.setattr(cuda_kernels, "sources", lambda: tmp_path)
+    monkeypatch.setattr(cuda_driver, "sources", lambda: tmp_path)
     with pytest.raises(DeviceError, match=r"the kernels of plain\.cu cannot be compiled for sm_87: .*error"):
         compile_unit("plain", "", "sm_87")
     assert re.fullmatch(r"1[23]\.\d+", find_nvrtc())
@@ -85,7 +85,7 @@ def test_the_cache_gives_what_was_made_for_the_same_text_card_and_compiler(monke
         made.append(of)
         return f"{len(made)}".encode(), ""
 
-    monkeypatch.setattr(cuda_kernels, "compile_unit", compiled)
+    monkeypatch.setattr(cuda_driver, "compile_unit", compiled)
     said: list[str] = []
     first = Compiler("sm_87", "12.6", said.append)
     assert first.binary("weight", "Q4_1") == b"1"
@@ -95,16 +95,16 @@ def test_the_cache_gives_what_was_made_for_the_same_text_card_and_compiler(monke
     assert len(said) == 1
     assert Compiler("sm_90", "12.6", said.append).binary("weight", "Q4_1") == b"3"
     assert Compiler("sm_87", "12.9", said.append).binary("weight", "Q4_1") == b"4"
-    monkeypatch.setattr(cuda_kernels, "sources_digest", lambda: "another text")
+    monkeypatch.setattr(cuda_driver, "sources_digest", lambda: "another text")
     assert first.binary("weight", "Q4_1") == b"5"
     assert len(list(cache.iterdir())) == 5
-    monkeypatch.setattr(cuda_kernels, "CACHED", 2)
+    monkeypatch.setattr(cuda_driver, "CACHED", 2)
     assert first.binary("weight", "Q5_K") == b"6"
     assert len(list(cache.iterdir())) == 2
 
 
 def test_without_a_cache_it_compiles_each_time(monkeypatch, cache):
-    monkeypatch.setattr(cuda_kernels, "compile_unit", lambda *_: (b"made", ""))
+    monkeypatch.setattr(cuda_driver, "compile_unit", lambda *_: (b"made", ""))
     cache.parent.mkdir(parents=True)
     cache.write_text("a file is where the folder would be")
     assert Compiler("sm_87", "12.6", lambda _: None).binary("plain", "") == b"made"

@@ -10,8 +10,8 @@ from edgetune.bench.train import random_rows
 from edgetune.errors import DeviceError, Interrupted
 from edgetune.llamacpp.sampling import Sampling
 from edgetune.llamacpp.tokenizer import Tokenizer
-from edgetune.models import repeated
-from edgetune.models.repeated import Repeated
+from edgetune.models import recorded as repeated
+from edgetune.models.recorded import Repeated
 from edgetune.serving.rollouts.texts import Engine, TokenPrompts, answers
 from edgetune.training.trainer import Trainer
 

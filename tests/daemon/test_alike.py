@@ -1,10 +1,10 @@
-"""edgetune.daemon.learning.alike: which questions are the same in other words, by vectors made here."""
+"""edgetune.daemon.learning.like: which questions are the same in other words, by vectors made here."""
 
 import numpy as np
 import pytest
 
-from edgetune.daemon.learning import alike
-from edgetune.daemon.learning.alike import MARGIN, MOST, Alike, KnownQuestion, base_of, has_values, is_swapped
+from edgetune.daemon.learning import like
+from edgetune.daemon.learning.like import MARGIN, MOST, Alike, KnownQuestion, base_of, has_values, is_swapped
 from edgetune.serving.neighbours import LEAST
 
 WIDTH = 16
@@ -57,7 +57,7 @@ def test_a_newer_answer_replaces_the_earlier_one_and_what_is_forgotten_is_gone()
 
 
 def test_the_oldest_leave(monkeypatch):
-    monkeypatch.setattr(alike, "MOST", 3)
+    monkeypatch.setattr(like, "MOST", 3)
     questions = known("a", "b", "c", "d", "e")
     assert len(questions) == 3
     assert questions.repeated("else", vector(0.9)) is None

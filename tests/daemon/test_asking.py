@@ -10,8 +10,7 @@ from services import open_service, until
 from starlette.requests import ClientDisconnect, Request
 
 from edgetune.daemon.api.app import app
-from edgetune.daemon.api.asking import AnswerStream, Asked
-from edgetune.daemon.api.recent import AnsweredRequest, RecentAnswers
+from edgetune.daemon.api.asking import AnsweredRequest, AnswerStream, Asked, RecentAnswers
 from edgetune.errors import NotFoundError
 from edgetune.serving.question import Question
 

@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 from commands import run
 
-from edgetune.cli import checked, cli
+from edgetune.cli import cli
+from edgetune.cli import feedback as checked
 from edgetune.daemon.client import Client
 from edgetune.errors import NotFoundError, UsageError
 from edgetune.serving.question import Question

@@ -6,8 +6,7 @@ import pytest
 from services import as_version_5
 
 from edgetune.daemon.learning.feedback import Feedback
-from edgetune.daemon.learning.items import SHOWN
-from edgetune.daemon.learning.rows import LARGEST
+from edgetune.daemon.learning.items import LARGEST, SHOWN
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.state.database import Store
 from edgetune.daemon.state.holdout import open_holdout

@@ -9,8 +9,7 @@ import pytest
 pytest.importorskip("edgetune.parts.documents")
 
 from full_disks import full_disk
-from marks import mark_of, marks_below
-from rigs import Rig, template
+from rigs import Rig, mark_of, marks_below, template
 
 from edgetune.daemon.state import database
 from edgetune.errors import DiskError

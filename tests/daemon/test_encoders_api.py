@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 
 import pytest
@@ -14,9 +13,7 @@ import httpx
 import numpy as np
 from daemons import CHAT, PATIENCE, daemon, openai_client
 from encoder_daemon import OPTIONS, forms, labelled, write_adapter, write_tiny_encoder
-from encoders import vectors
 from json_lines import read_lines
-from labelled import LLAMA_CPP
 from thread_workers import ThreadWorker
 from tiny import write_tiny
 
@@ -131,12 +128,6 @@ def test_a_form_that_is_not_learned_is_refused(client, fields):
     assert "enc is an encoder" in said.json()["error"]["message"]
 
 
-def test_vectors(client, model):
-    texts = ["turn on the light", "kitchen"]
-    said = client.post("/v1/embeddings", json={"input": texts}).json()["data"]
-    assert np.abs(np.array([one["embedding"] for one in said]) - vectors(model, texts)).max() <= LLAMA_CPP
-
-
 def test_a_correction_is_learned_over_http(client, running):
     """As a person's app does it: answers are corrected by their ids, and a job is begun, here of the head alone."""
     for row in labelled(40, first=80):
@@ -183,22 +174,6 @@ def test_graders_that_ask_a_model_have_none(client):
     assert said.status_code == 400, said.text
     assert said.json()["error"]["message"] == ("enc is an encoder, which scores no answers; use a grader without a "
                                                "model")
-
-
-def test_many_clients_are_answered_at_once(running, expected):
-    found: list[str] = []
-
-    def ask():
-        with httpx.Client(base_url=running.url, timeout=PATIENCE) as mine:
-            for _ in range(4):
-                found.append(mine.post(CHAT, json=asked(model="lamps")).json()["choices"][0]["message"]["content"])
-
-    clients = [threading.Thread(target=ask) for _ in range(32)]
-    for each in clients:
-        each.start()
-    for each in clients:
-        each.join()
-    assert found == [expected.label] * 128
 
 
 def test_an_encoders_tokens_stand_between_its_marks(client, running):

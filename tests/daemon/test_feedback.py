@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgetune.daemon.learning.feedback import Feedback
-from edgetune.daemon.learning.rows import LARGEST
+from edgetune.daemon.learning.items import LARGEST
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.state.database import NAME, Store
 from edgetune.daemon.state.holdout import MOST, open_holdout

@@ -70,7 +70,6 @@ def test_unrelated_text_is_compared_with_the_base(served):
     assert alone.canary["rise"] > 0.0
     assert (alone.passed, alone.waits) == (False, True)
     assert ask(served, GateExam(ROWS, text), "wrong", "right", limits=Limits(rise=10.0)).passed
-    text = "the river begins as a spring under a flat grey stone"
     found = ask(served, GateExam(ROWS, text), "wrong", "right", limits=Limits(kl=0.0)).canary
     tokens = served.tokenizer.encode(text, bos=True)
     of = {}

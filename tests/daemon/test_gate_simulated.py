@@ -4,12 +4,25 @@ import math
 
 import numpy as np
 import pytest
-from nights import A_THIRD, CHECKING, CONTRADICTING, EVERYBODY, ONLY_CORRECTIONS, SHAPES, passes, publications, share
-from people import CORRECTED, Pair, Sample, as_world, counts
+from nights import (
+    A_THIRD,
+    CHECKING,
+    CONTRADICTING,
+    CORRECTED,
+    EVERYBODY,
+    ONLY_CORRECTIONS,
+    SHAPES,
+    Pair,
+    Sample,
+    as_world,
+    counts,
+    passes,
+    publications,
+    share,
+)
 from sometimes import mostly_slow
 
-from edgetune.daemon.jobs.exam import AskedAdapter, GateExam, RowScore
-from edgetune.daemon.jobs.examiner import Examiner
+from edgetune.daemon.jobs.exam import AskedAdapter, Examiner, GateExam, RowScore
 from edgetune.daemon.jobs.gate import evaluate
 from edgetune.evaluation.acceptance import ALPHA
 from edgetune.evaluation.judge import same

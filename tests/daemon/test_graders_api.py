@@ -11,7 +11,7 @@ from edgetune.daemon import grading
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service
 from edgetune.errors import UsageError
-from edgetune.evaluation.graders import landlock
+from edgetune.evaluation.graders import confinement
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.evaluation.graders.llama_judge import LlamaJudge
 from edgetune.evaluation.graders.sample import Sample
@@ -121,7 +121,7 @@ def test_python_runs_only_where_the_daemon_was_told_and_it_cannot_read_the_state
                 graders.validate(grader=wrong)
             with pytest.raises(openai.BadRequestError, match="not allowed here"):
                 graders.run(grader=wrong, model_sample="on")
-    monkeypatch.setattr(landlock, "version", lambda: 0)
+    monkeypatch.setattr(confinement, "landlock_version", lambda: 0)
     with pytest.raises(UsageError, match=r"allow-python-graders.*Landlock"):
         Service(model, DaemonConfig(state=str(tmp_path), allow_python_graders=True))
 

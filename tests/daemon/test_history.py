@@ -62,12 +62,12 @@ def test_verdicts_of_an_earlier_edgetune_are_found_in_its_events(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_in_earnest(tmp_path):
-    """See lab/mounted_state.py."""
+    """See lab/mounted.py."""
     apart = ["unshare", "-rm"]
     if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("needs unshare and user namespaces")
-    script = Path(__file__).parents[1] / "lab" / "mounted_state.py"
-    done = subprocess.run([*apart, sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    script = Path(__file__).parents[1] / "lab" / "mounted.py"
+    done = subprocess.run([*apart, sys.executable, script, "state", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -25,8 +25,7 @@ from hypothesis import seed as seeded
 from hypothesis import strategies as st
 from hypothesis.errors import FlakyStrategyDefinition
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
-from marks import marks_below
-from rigs import Rig
+from rigs import Rig, marks_below
 from steps import NAMES, PROBATION, Steps
 
 from edgetune.adapters import store as lora

@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from daemons import PATIENCE, daemon
+from daemons import daemon
 from tiny import write_tiny
 
 from edgetune.formats.named import KNOWN, place_of
@@ -24,23 +24,17 @@ def running(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [NAME, FILE])
-def test_openais_client(running, name):
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", timeout=PATIENCE) as client:
-        for model in (name, f"{name}:latest"):
-            said = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "a"}],
-                                                  max_tokens=1)
-            assert said.model == FILE
-            assert client.embeddings.create(model=model, input="a").model == FILE
-            assert client.models.retrieve(model).id == f"{FILE}{model.removeprefix(name)}"
-        assert client.models.list().data[0].id == FILE
-        with pytest.raises(openai.NotFoundError, match="there is no model"):
-            client.chat.completions.create(model=f"{name}2", messages=[{"role": "user", "content": "a"}])
-
-
-def test_a_job(running):
-    with openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", timeout=PATIENCE) as client:
-        rows = "\n".join(json.dumps({"prompt": prompt, "completion": "b"}) for prompt in "acde")
-        file = client.files.create(file=("rows.jsonl", rows.encode()), purpose="fine-tune")
-        job = client.fine_tuning.jobs.create(model=NAME, training_file=file.id)
-        client.fine_tuning.jobs.cancel(job.id)
+def test_openais_client(client, name):
+    ask = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    for model in (name, f"{name}:latest"):
+        assert client.chat.completions.create(model=model, **ask).model == FILE
+        assert client.embeddings.create(model=model, input="a").model == FILE
+        assert client.models.retrieve(model).id == f"{FILE}{model.removeprefix(name)}"
+    assert client.models.list().data[0].id == FILE
+    with pytest.raises(openai.NotFoundError, match="there is no model"):
+        client.chat.completions.create(model=f"{name}2", **ask)
+    rows = "\n".join(json.dumps({"prompt": prompt, "completion": "b"}) for prompt in "acde")
+    file = client.files.create(file=("rows.jsonl", rows.encode()), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model=name, training_file=file.id)
+    client.fine_tuning.jobs.cancel(job.id)
     assert job.model == FILE

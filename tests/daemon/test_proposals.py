@@ -49,11 +49,6 @@ def test_a_correction_in_a_chat_is_proposed_and_not_learned(http):
     assert http.get("/v1/feedback").json()["data"] == []
 
 
-def test_a_stream_too(http):
-    assert ask(http, STATED, stream=True).read()
-    assert [each["correction"] for each in proposed(http)] == ["Canberra"]
-
-
 @pytest.mark.parametrize("messages", [
     turns("turn on the lamp"), turns("turn on the lamp", "The lamp is on.", "Thanks!"),
     turns("Do we need milk?", "Shall I buy some?", "No, bread."), STATED[1:], turns("a", "", "That is wrong.")])
@@ -62,10 +57,10 @@ def test_other_chats_propose_nothing(http, messages):
     assert proposed(http) == []
 
 
-def test_the_same_remark_is_proposed_once(http):
-    for _ in range(2):
-        ask(http, STATED)
-    assert len(proposed(http)) == 1
+def test_the_same_remark_is_proposed_once_also_in_a_stream(http):
+    ask(http, STATED)
+    assert ask(http, STATED, stream=True).read()
+    assert [each["correction"] for each in proposed(http)] == ["Canberra"]
 
 
 def test_an_answer_that_is_corrected_again_is_no_longer_proposed(http):
@@ -127,26 +122,19 @@ def test_json_is_proposed_where_the_answer_was_json(running):
     assert json.loads(proposal.correction)
 
 
-def test_a_damaged_one_is_named_and_deleted(tmp_path):
+@pytest.mark.parametrize("is_cleared", [True, False])
+def test_a_damaged_one_is_named_and_deleted_or_replaced_by_the_same_remark(tmp_path, is_cleared):
     with open_service(tmp_path) as service:
-        service.proposals.stores = True
-        assert service.proposals.see(Question(messages=STATED), "x")
-        with service.store.write() as db:
-            db.execute("UPDATE proposals SET row = '{}'")
-        assert service.proposals.list() == []
-        assert any("a row of proposals" in reason for reason in service.health()["reasons"])
-        service.proposals.clear()
-        assert service.health()["status"] == "ok"
-
-
-def test_a_damaged_one_is_replaced_by_the_same_remark(tmp_path):
-    with open_service(tmp_path) as service:
-        service.proposals.stores = True
+        proposals = service.proposals
+        proposals.stores = True
         question = Question(messages=STATED)
-        assert service.proposals.see(question, "x")
+        assert proposals.see(question, "x")
         with service.store.write() as db:
             db.execute("UPDATE proposals SET row = '{}'")
-        assert service.proposals.list() == []
-        made = service.proposals.see(question, "x")
-        assert [each.id for each in service.proposals.list()] == [made.id]
+        assert proposals.list() == []
+        assert any("a row of proposals" in reason for reason in service.health()["reasons"])
+        made = [] if is_cleared else [proposals.see(question, "x")]
+        if is_cleared:
+            proposals.clear()
+        assert proposals.list() == made
         assert service.health()["status"] == "ok"

@@ -96,6 +96,10 @@ def test_only_the_latest_word_counts(service):
     last = service.feedback.add(messages=asked(), correction=RIGHT)
     service.feedback.set_aside(last.id)
     assert said(service) is None
+    feedback.add(messages=asked("two"), answer="a bulb", rating="up")
+    feedback.add(messages=asked("two"), answer=RIGHT, rejected="a bulb")
+    assert said(service, asked("two")) == RIGHT
+    assert [item.state for item in feedback.list()[:2]] == ["new", "withdrawn"]
 
 
 def test_it_can_be_switched_off(tmp_path):
@@ -180,21 +184,3 @@ def test_clients_are_told(http):
     text = http.post("/v1/completions", json={"prompt": "light", "max_tokens": 32}).json()
     assert text["choices"][0]["text"] == RIGHT
     assert text["edgetune"]["recalled"].startswith("fb-")
-
-
-def test_what_was_replaced_does_not_answer_again(service):
-    """Whether the newest word is deleted or a thumb down takes it back; nor does the worse of two answers."""
-    feedback = service.feedback
-    for taken_back in ("deleted", "thumb down"):
-        feedback.add(messages=asked(taken_back), answer="no", correction="a bulb")
-        newest = feedback.add(messages=asked(taken_back), answer="no", correction=RIGHT)
-        assert said(service, asked(taken_back)) == RIGHT
-        if taken_back == "deleted":
-            feedback.delete(newest.id)
-        else:
-            feedback.add(messages=asked(taken_back), answer=RIGHT, rating="down")
-        assert said(service, asked(taken_back)) is None
-    feedback.add(messages=asked(), answer="a bulb", rating="up")
-    feedback.add(messages=asked(), answer=RIGHT, rejected="a bulb")
-    assert said(service) == RIGHT
-    assert [item.state for item in feedback.list()[:2]] == ["new", "withdrawn"]

@@ -74,7 +74,6 @@ def test_a_key_counts_and_ends_at_once_and_a_file_that_others_may_write_lets_nob
         finally:
             keys.with_name("away").rename(keys)
         assert http.get("/v1/models", headers=bearer(key)).status_code == 200
-    running, keys, key = keyed
     keys.chmod(0o666)
     with caplog.at_level(logging.WARNING):
         for _ in range(5):

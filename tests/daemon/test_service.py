@@ -95,12 +95,8 @@ def test_what_it_says_of_itself_and_of_the_memory_of_two_processes(tmp_path):
         others, counted = memory.in_use(mapped)
         assert counted == size
         assert everything - others == pytest.approx(size, abs=1 << 20)
-        assert others == pytest.approx(sum(each.rss for each in mappings_but(mapped)), abs=2 << 20)
-
-
-def mappings_but(file):
-    """By smaps, which counts each page."""
-    return [each for each in psutil.Process().memory_maps(grouped=False) if each.path != str(file)]
+        by_page = [each for each in psutil.Process().memory_maps(grouped=False) if each.path != str(mapped)]  # of smaps
+        assert others == pytest.approx(sum(each.rss for each in by_page), abs=2 << 20)
 
 
 def pss(process):

@@ -38,14 +38,13 @@ def asked(tiny_q8, tmp_path):
 def test_one_question_in_five_is_drawn_before_anybody_judges_it(asked):
     """By the key alone. Feedback on a drawn one is held out, on another one learned, though one in five would be."""
     rank = asked.holdout.rank
-    names = {number: question_digest({"messages": [*message(number), {"role": "assistant", "content": ""}]}, True)
-             for number in range(ASKED)}
-    expected = {f"turn the light {number}" for number, name in names.items() if rank(name) < f"{2**256 // 5:064x}"}
+    texts = [f"turn the light {number}" for number in range(ASKED)]
+    expected = {text for text in texts if rank(name_of(text)) < f"{2**256 // 5:064x}"}
     assert drawn(asked) == expected
     assert ASKED / 10 < len(expected) < ASKED / 3
     for number in range(ASKED):
         item = asked.feedback.add(messages=message(number), correction="on")
-        assert item.held == (f"turn the light {number}" in expected)
+        assert item.held == (texts[number] in expected)
     assert not asked.traffic.unrated()
     rows = asked.traffic.rows(asked.method.kind)
     assert {row["messages"][0]["content"] for row in rows.rated} == expected

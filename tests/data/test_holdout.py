@@ -11,8 +11,7 @@ import pytest
 from json_lines import write_lines
 
 from edgetune.data import dataset, loader
-from edgetune.data.holdout import divide, held_out_count, held_out_indices
-from edgetune.errors import DataError
+from edgetune.data.dataset import divide, held_out_count, held_out_indices
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.training.config import TrainConfig
 
@@ -71,11 +70,6 @@ def test_rows_that_ask_nothing_are_divided_by_what_they_say_and_those_that_ask_t
     assert len(divide([{"prompt": "", "completion": f"verse {i}"} for i in range(40)])[1]) == 4
     assert len(divide([{"text": f"verse {i}"} for i in range(40)])[1]) == 4
     assert divide([{"prompt": "say it", "completion": f"{i}"} for i in range(40)])[1] == []
-
-
-def test_rows_that_json_cannot_hold_are_refused():
-    with pytest.raises(DataError, match="the rows are not what JSON can hold"):
-        divide([{"prompt": {1, 2}, "completion": "a"}, *({"prompt": {1}, "completion": "b"} for _ in range(9))])
 
 
 # ---- through the loader ----------------------------------------------------------------------------------------------

@@ -178,7 +178,6 @@ def test_rows_from_standard_input(tiny_llama, rows):
 @pytest.mark.parametrize(("name", "sentence"), [
     ("zero", r"zero cannot be read .it is a device, not a regular file.; name a file .*\.jsonl.*, or -"),
     ("fifo", "it is a pipe, not a regular file"),
-    ("folder", "has no files of rows"),
     ("sparse.jsonl", r"line 1 of sparse\.jsonl has more than 64 MiB, the limit is 1 MiB"),
     ("sparse.txt", r"sparse\.txt has 6 GiB, the limit is 256 MiB"),
 ])
@@ -188,8 +187,6 @@ def test_files_without_end_are_refused_at_once(tiny_llama, tmp_path, name, sente
         path.symlink_to("/dev/zero")
     elif name == "fifo":
         os.mkfifo(path)
-    elif name == "folder":
-        path.mkdir()
     else:
         path.touch()
         os.truncate(path, 6 << 30)

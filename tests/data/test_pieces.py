@@ -4,8 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.data.packing import Example, collate
-from edgetune.data.pieces import PIECE, kept_states, pieces_of
+from edgetune.data.packing import PIECE, Example, collate, kept_states, pieces_of
 
 
 @st.composite

@@ -10,8 +10,7 @@ from encoders import WORDS, tiny_bert, write_encoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetune.data.slots import ABSENT, AS_IT_IS, LOWER, Form, form_of
-from edgetune.data.tags import best_tags, words_of
+from edgetune.data.slots import ABSENT, AS_IT_IS, LOWER, Form, best_tags, form_of, words_of
 from edgetune.errors import DataError
 from edgetune.llamacpp.wordpiece import WordPiece
 

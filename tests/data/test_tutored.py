@@ -77,7 +77,7 @@ def test_parts_of_a_message_and_a_model_without_a_template(tokenizer, tiny_llama
     assert documents(made)[0].tokens.tolist() == served(plain, f"{note}\n\nset the light")
 
 
-@pytest.mark.parametrize(("row", "says"), [
+REFUSED = [
     (3, "the row is a JSON number, not an object; expected is prompt with completion and reference"),
     ({"prompt": "a", "completion": "b"}, r"the row is no answer with a reference \(its keys: prompt, completion\)"),
     ({"completion": "b", "reference": "c"}, r"the row asks nothing \(its keys: completion, reference\)"),
@@ -91,10 +91,7 @@ def test_parts_of_a_message_and_a_model_without_a_template(tokenizer, tiny_llama
     ({**ROW, "judgment": True}, "judgment is a JSON boolean; write text"),
     ({**ROW, "score": "good"}, "score is 'good'; write a finite number"),
     ({**ROW, "score": float("inf")}, "score is inf"),
-])
-def test_what_cannot_be_learned_is_refused(row, says):
-    with pytest.raises(DataError, match=says):
-        tutored.check_learnable(row)
+]
 
 
 # ---- what a teacher knows beside the question ------------------------------------------------------------------------
@@ -114,7 +111,7 @@ def test_a_teacher_sees_the_context(tokenizer):
     assert (known.aside, known.known) == (made.longest, 8 * 2 * 16 * made.supervised)
 
 
-@pytest.mark.parametrize(("row", "says"), [
+REFUSED_WITH_CONTEXT = [
     ({"prompt": "a", "completion": "b"}, r"the row has no answer with a privileged_context \(its keys: prompt, comp"),
     ({"prompt": "a", "privileged_context": "b"}, "the row has no answer with a privileged_context"),
     ({**KNOWN, "completion": ""}, "the completion is empty; write an answer, such as the model's own"),
@@ -122,10 +119,14 @@ def test_a_teacher_sees_the_context(tokenizer):
     ({**KNOWN, "privileged_context": ["b"]}, "privileged_context is a JSON list; write text"),
     ({**KNOWN, "messages": [USER]}, "the row asks in two ways"),
     ("text", "the row is plain text; expected is prompt with completion and privileged_context"),
-])
-def test_what_teaches_nothing_is_refused(row, says):
+]
+
+
+@pytest.mark.parametrize(("parser", "row", "says"), [
+    *((tutored, *one) for one in REFUSED), *((privileged, *one) for one in REFUSED_WITH_CONTEXT)])
+def test_what_cannot_be_learned_is_refused(parser, row, says):
     with pytest.raises(DataError, match=says):
-        privileged.check_learnable(row)
+        parser.check_learnable(row)
 
 
 # ---- files and limits ------------------------------------------------------------------------------------------------

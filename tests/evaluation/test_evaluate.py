@@ -10,8 +10,7 @@ from edgetune.data.dataset import load_rows
 from edgetune.data.packing import Example
 from edgetune.data.rows import as_messages
 from edgetune.errors import DataError
-from edgetune.evaluation.asked import asked_match
-from edgetune.evaluation.served import Scores, exact_match, grade, served_loss
+from edgetune.evaluation.served import Scores, asked_match, exact_match, grade, served_loss
 from edgetune.serving.llama import LlamaModel
 
 QUESTIONS = ["turn the light on", "set the light to 10", "turn off the light", "system off", "tool to set"]

@@ -116,10 +116,10 @@ def test_without_a_model_it_is_read_but_does_not_grade():
 
 
 def test_answers_of_the_engine_with_calls_of_tools():
-    from edgetune.evaluation.graders.answered import answered_sample
-    from edgetune.serving.call_form import CallForm
+    from edgetune.evaluation.native import answered_sample
     from edgetune.serving.rollouts.engine import Rollout
     from edgetune.serving.rollouts.texts import TextAnswer
+    from edgetune.serving.tool_calls import CallForm
     tokens = np.array([5, 7], np.int32)
     text = 'So:<tool_call>\n{"name": "lamp", "arguments": {"on": true}}\n</tool_call>'
     made = TextAnswer(text, Rollout(0, 0, tokens, np.zeros(2, np.float32), np.zeros(2, np.float32), ended=False))

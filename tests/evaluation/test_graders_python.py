@@ -6,11 +6,11 @@ import time
 import pytest
 
 from edgetune.errors import UsageError
-from edgetune.evaluation.graders import sandbox, seccomp
+from edgetune.evaluation.graders import confinement, sandbox
 from edgetune.evaluation.graders.base import Grade, read_grader
 from edgetune.evaluation.graders.sample import Sample
 
-pytestmark = pytest.mark.skipif(bool(seccomp.lacks()), reason="the kernel has no seccomp")
+pytestmark = pytest.mark.skipif(bool(confinement.lacks()), reason="the kernel has no seccomp")
 
 SECRET = "a user's file"
 
@@ -205,7 +205,7 @@ def test_it_is_refused_where_it_is_not_allowed_or_not_confined(monkeypatch):
     assert "python_grader_runtime_error" in read_grader(written).grade([Sample("a")], [{}])[0].errors
     with pytest.raises(UsageError, match="a python grader is not allowed here"):
         read_grader(written, allow_python=False)
-    monkeypatch.setattr(seccomp, "lacks", lambda: "the kernel has no seccomp")
+    monkeypatch.setattr(confinement, "lacks", lambda: "the kernel has no seccomp")
     with pytest.raises(UsageError, match=r"needs a sandbox, and the kernel has no seccomp; .*--unsafe-python"):
         read_grader({"type": "multi", "graders": {"a": written}, "calculate_output": "a"})
     found, = read_grader(written, allow_unsafe_python=True).grade([Sample("a")], [{}])
@@ -217,13 +217,13 @@ def test_the_filter_of_the_other_architecture_has_its_numbers():
     generic = {"openat": 56, "read": 63, "write": 64, "mmap": 222, "futex": 98, "exit_group": 94, "getrandom": 278}
     for name, number in generic.items():
         if name != "openat":
-            assert seccomp._ALLOWED[name][1] == number
+            assert confinement._ALLOWED[name][1] == number
     for which in (0, 1):
-        numbers = [pair[which] for pair in seccomp._ALLOWED.values() if pair[which] is not None]
+        numbers = [pair[which] for pair in confinement._ALLOWED.values() if pair[which] is not None]
         assert len(set(numbers)) == len(numbers)
     refused = {"socket": (41, 198), "connect": (42, 203), "clone": (56, 220), "execve": (59, 221), "kill": (62, 129),
                "ptrace": (101, 117), "unlinkat": (263, 35), "io_uring_setup": (425, 425), "setrlimit": (160, 164)}
     for which, machine in enumerate(("x86_64", "aarch64")):
-        allowed = {pair[which] for pair in seccomp._ALLOWED.values()}
+        allowed = {pair[which] for pair in confinement._ALLOWED.values()}
         assert not {pair[which] for pair in refused.values()} & allowed
-        assert all(len(step) == 8 for step in seccomp._filter(machine))
+        assert all(len(step) == 8 for step in confinement._filter(machine))

@@ -5,9 +5,8 @@ import time
 import pytest
 
 from edgetune.errors import EdgetuneError
-from edgetune.evaluation.graders.base import read_grader
+from edgetune.evaluation.graders.base import MAX_LATE, read_grader, set_time_limit
 from edgetune.evaluation.graders.sample import Sample
-from edgetune.evaluation.graders.time_limit import MAX_LATE, set_time_limit
 
 BACKTRACKS = {"type": "regex", "name": "slow", "pattern": "(a+)+$"}
 HANGS = Sample("a" * 40 + "b")

@@ -228,20 +228,17 @@ def fuzz_states(folder: Path, count: int, seed: int) -> Wrong:
 def hurt(victim: Path, damage: str, rng: random.Random) -> None:
     raw = bytearray(victim.read_bytes())
     victim.unlink()
-    if damage == "a folder":
+    if damage == "flipped":
+        for _ in range(min(len(raw), 8)):
+            raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+    bytes_of = {"empty": b"", "cut": raw[: rng.randrange(len(raw) + 1)], "longer": raw + rng.randbytes(100),
+                "flipped": raw}
+    if damage in bytes_of:
+        victim.write_bytes(bytes_of[damage])
+    elif damage == "a folder":
         victim.mkdir()
     elif damage == "a link to nothing":
         victim.symlink_to(victim.with_name("nowhere"))
-    elif damage == "empty":
-        victim.touch()
-    elif damage == "cut":
-        victim.write_bytes(raw[: rng.randrange(len(raw) + 1)])
-    elif damage == "longer":
-        victim.write_bytes(raw + rng.randbytes(100))
-    elif damage == "flipped":
-        for _ in range(min(len(raw), 8)):
-            raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
-        victim.write_bytes(raw)
 
 
 def inventory(service: Any) -> dict[str, set[str]]:

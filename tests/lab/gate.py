@@ -14,8 +14,7 @@ import tempfile
 from itertools import cycle
 
 from lab.common import SHARED, add, snips
-from nights import A_THIRD, EVERYBODY, ONLY_CORRECTIONS, SHAPES, share
-from people import Pair, People
+from nights import A_THIRD, EVERYBODY, ONLY_CORRECTIONS, SHAPES, Pair, People, share
 
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.service import Service

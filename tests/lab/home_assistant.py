@@ -29,9 +29,8 @@ from typing import Any
 import ollama
 import yaml
 from daemons import process
-from hass import HOUSE, HomeAssistant, home_assistant, make_root, missing
+from hass import HOUSE, HomeAssistant, home_assistant, make_root, missing, overheard
 from lab.common import ROOT, add
-from overheard import overheard
 
 from edgetune.daemon.client import Client
 from edgetune.parts.home.entities import read_home

@@ -148,6 +148,12 @@ def train(model: Path, folder: Path, name: str, *options: str) -> dict[str, Any]
             "tokens_per_s": sum(s["tokens"] for s in steps) / sum(s["seconds"] for s in steps)}
 
 
+def least_budget(model: Path, folder: Path, *options: str) -> int:
+    """MiB, by the sentence that refuses less."""
+    refused = train(model, folder, "none", *options, "--memory", "1M")
+    return int(re.search(r"--memory (\d+)M", refused["hint"])[1])  # type: ignore[index]
+
+
 def show(name: str, run: dict[str, Any], holds: bool) -> None:
     losses = " ".join(f"{x:.4f}" for x in run["losses"])
     print(f"{name:9} peak {run['peak']:.1f} (planned {run['plan']['peak_mib']:.1f}, tokenising {run['children']:.1f})  "
@@ -171,8 +177,7 @@ def budgets(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]
 
 def smallest(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], bool]:
     common = ["--max-length", "128", "--batch-size", "1", "--steps", "4"]
-    refused = train(args.model, folder, "none", *common, "--memory", "1M")
-    least = int(re.search(r"--memory (\d+)M", refused["hint"])[1])  # type: ignore[index]
+    least = least_budget(args.model, folder, *common)
     run = train(args.model, folder, "least", *common, "--memory", f"{least}M")
     holds = max(run["peak"], run["children"]) <= least
     show(f"{least}M", run, holds)
@@ -206,10 +211,8 @@ def lengths(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]
     for name, theirs in PAPER.items():
         model = args.shapes / f"{name}.gguf" if args.shapes else big.write(folder / f"{name}.gguf", name)
         for length in theirs:
-            asked = ["--max-length", str(length), "--batch-size", "1", "--steps", "1", "--anchors", "0", "--recompute",
-                     "disk"]
-            refused = train(model, folder, "none", *asked, "--memory", "1M")
-            least = int(re.search(r"--memory (\d+)M", refused["hint"])[1])  # type: ignore[index]
+            least = least_budget(model, folder, "--max-length", str(length), "--batch-size", "1", "--steps", "1",
+                                 "--anchors", "0", "--recompute", "disk")
             in_memory = {"recompute": "block", "weights": "resident"}
             for share, how in ((SHARE, {"recompute": "disk", "memory": f"{least}M"}),
                                (1.0, {"recompute": "disk", "memory": f"{least}M"}), (SHARE, in_memory)):

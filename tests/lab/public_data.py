@@ -68,10 +68,6 @@ def snips(sources: Sequence[bytes]) -> Files:
     return {"snips_train.jsonl": jsonl(rows[:-SNIPS_HELD_OUT]), "snips_dev.jsonl": jsonl(rows[-SNIPS_HELD_OUT:])}
 
 
-def wikitext2(sources: Sequence[bytes]) -> Files:
-    return {"wikitext2_valid.txt": sources[0]}
-
-
 def clinc150(sources: Sequence[bytes]) -> Files:
     data = json.loads(sources[0])
     return of_intents("clinc150", data["train"], data["test"])
@@ -139,7 +135,7 @@ SETS = {
             "word_language_model/data/wikitext-2/valid.txt":
                 "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8",
         },
-        wikitext2, ["wikitext2_valid.txt"],
+        lambda sources: {"wikitext2_valid.txt": sources[0]}, ["wikitext2_valid.txt"],
         "f0737ed31fc1329026e95cb8b98e19c2a182c39c240ab909dc31abf2f8af58e8"),
     "clinc150": DataSet(
         "clinc/oos-eval", "828f8093932c8fe6ca7936c3d2e52903b1c523de", "CC BY 3.0",

@@ -92,7 +92,7 @@ def run_peft(args: argparse.Namespace) -> dict[str, Any]:
     from torch.nn.functional import cross_entropy
     from transformers import AutoModelForCausalLM
 
-    from edgetune.formats.targets import TARGETS
+    from edgetune.formats.families import TARGETS
     from edgetune.training.optim import learning_rate
     config, train, dev = load(args)
     torch.set_num_threads(args.threads or torch.get_num_threads())

@@ -21,7 +21,7 @@ from edgetune.adapters.store import read_run
 from edgetune.data.question import question_key
 from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.judge import same
-from edgetune.parts.tutor.rounds.files import Round
+from edgetune.parts.tutor.rounds.folder import Round
 from edgetune.parts.tutor.rounds.results import Chosen, Published
 
 

@@ -1,5 +1,10 @@
 """Tokens against HF tokenizers and llama-cpp-python, chat templates against transformers."""
 
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import gguf
 import numpy as np
@@ -253,3 +258,19 @@ def test_prompt_tokens_are_what_llama_cpp_python_feeds(smol, smollm2):
     ids = smol.encode(smol.render(TALK[:2], add_generation_prompt=True), bos=True)
     assert np.array_equal(ids, truth)
     model.close()
+
+
+def test_a_library_for_another_system_is_refused_in_a_sentence(tmp_path):
+    """As llama-cpp-python refuses one that needs a newer C library than there is."""
+    model = write_tiny(tmp_path / "tiny.gguf")
+    package = tmp_path / "packages" / "llama_cpp"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "llama_cpp.py").write_text("raise RuntimeError('version GLIBC_9.9 not found')")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package.parent), os.environ["PYTHONPATH"]])}
+    done = subprocess.run([sys.executable, "-m", "edgetune", "generate", str(model), "hello"], env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "GLIBC_9.9" in done.stderr
+    assert "pip install --force-reinstall" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -14,8 +14,7 @@ from torch.nn import functional
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.backends.cpu import Cpu
 from edgetune.bench.train import random_rows
-from edgetune.data.packing import Example, collate
-from edgetune.data.pieces import kept_states, pieces_of
+from edgetune.data.packing import Example, collate, kept_states, pieces_of
 from edgetune.errors import EdgetuneError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import check_model, open_gguf

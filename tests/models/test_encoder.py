@@ -36,7 +36,7 @@ from edgetune.objectives.base import Objective, Signal
 from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.ppo import Ppo
 from edgetune.training.config import TrainConfig
-from edgetune.training.planned import make_plan
+from edgetune.training.sizing import make_plan
 from edgetune.training.trainer import Trainer
 
 N_BLOCKS = 2

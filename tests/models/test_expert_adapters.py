@@ -11,9 +11,9 @@ from gguf_names import gguf_name
 
 from edgetune.adapters.lora import stack_of
 from edgetune.data.trees import micro_batches
-from edgetune.formats.targets import OF_EXPERTS
+from edgetune.formats.families import OF_EXPERTS
 from edgetune.objectives.sft import Sft
-from edgetune.training.gradient import Gradient
+from edgetune.training.passes import Gradient
 
 EXPERTS = tuple(OF_EXPERTS)
 MIXTURES = ("qwen3moe", "olmoe", "granitemoe", "granitemoeshared")

@@ -28,7 +28,7 @@ from edgetune.models.decoder import Model
 from edgetune.models.linear import RunShape
 from edgetune.objectives.sft import Sft
 from edgetune.serving.llama import LlamaModel
-from edgetune.training.gradient import Gradient
+from edgetune.training.passes import Gradient
 
 STEP = 1e-2
 FORMS = {"E2B": {}, "31B": {"keyed": True, "shared": 0, "d_block": 0}}

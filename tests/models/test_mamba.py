@@ -12,8 +12,7 @@ from torch.nn import functional
 from edgetune.adapters.store import save_gguf
 from edgetune.backends.cpu import Cpu
 from edgetune.bench.train import random_rows
-from edgetune.data.packing import Example, collate
-from edgetune.data.pieces import kept_states, pieces_of
+from edgetune.data.packing import Example, collate, kept_states, pieces_of
 from edgetune.errors import EdgetuneError
 from edgetune.formats.gguf import open_gguf
 from edgetune.formats.shape import read_shape

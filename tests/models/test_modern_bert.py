@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from encoder_checkpoints import N_VOCAB, gguf_name, tiny_modern, write_modern
 from encoders import vectors
 from labelled import LLAMA_CPP, TEXTS, at_first, classes, close, open_trainer, our_gradient, set_random
-from modern_berts import N_VOCAB, gguf_name, tiny_modern, write_modern
 
 from edgetune.adapters.heads import VECTOR
-from edgetune.bench.ops import clocked
+from edgetune.bench.train import clocked
 from edgetune.data.packing import collate
 from edgetune.errors import FormatError, UnsupportedError, UsageError
 from edgetune.formats.gguf import open_gguf

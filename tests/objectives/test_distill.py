@@ -26,7 +26,7 @@ from edgetune.objectives.distill import Distill
 from edgetune.runs.teaching import expected, likeliest
 from edgetune.serving.llama import LlamaModel
 from edgetune.training.callbacks import RunCallbacks
-from edgetune.training.taught import Records
+from edgetune.training.teachers import Records
 
 K = 5
 KINDS = [{}, {"divergence": "reverse"}, {"divergence": "jsd"}, {"divergence": "jsd", "distillation_alpha": 0.2},

@@ -23,7 +23,7 @@ from edgetune.objectives.gkd import Gkd
 from edgetune.serving.llama import LlamaModel
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
-from edgetune.training.on_policy import OnPolicy
+from edgetune.training.teachers import OnPolicy
 from edgetune.training.trainer import Trainer
 
 K = 6

@@ -33,8 +33,7 @@ from edgetune.objectives.sft import Sft
 from edgetune.options import option
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig, train_options
-from edgetune.training.gradient import Gradient
-from edgetune.training.passes import measure
+from edgetune.training.passes import Gradient, measure
 from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer

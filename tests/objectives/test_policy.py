@@ -22,19 +22,19 @@ from edgetune.data.packing import Example, collate
 from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import DataError, EdgetuneError, Interrupted, MismatchError, UsageError
 from edgetune.objectives.agreement import Agreement
+from edgetune.objectives.drawn import Rewarded
 from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.p3o import P3o
 from edgetune.objectives.policy import Policy
 from edgetune.objectives.ppo import Ppo
 from edgetune.objectives.reft import Reft
 from edgetune.objectives.rest import Rest
-from edgetune.objectives.rewarded import Rewarded
 from edgetune.objectives.rloo import Rloo
 from edgetune.objectives.sft import Sft
-from edgetune.training.answered import Reward
 from edgetune.training.answers import AnswerExamples
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
+from edgetune.training.rewards import Reward
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 

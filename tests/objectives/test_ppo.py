@@ -19,7 +19,7 @@ from edgetune.data.trees import Tree, micro_batches
 from edgetune.errors import Interrupted
 from edgetune.objectives.ppo import Ppo, whitened
 from edgetune.training import checkpoint
-from edgetune.training.answered import Reward
+from edgetune.training.rewards import Reward
 
 PPO = Ppo(kl_coef=0.1, beta=0.02, vf_coef=0.3, gamma=0.97, lam=0.9)
 PLAIN = replace(PPO, whiten_advantages=False)

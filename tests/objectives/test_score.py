@@ -21,10 +21,10 @@ from edgetune.data.trees import micro_batches
 from edgetune.errors import UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.objectives.score import Score
-from edgetune.training.answered import Reward
 from edgetune.training.answers import AnswerExamples
 from edgetune.training.config import TrainConfig
 from edgetune.training.reference import Reference
+from edgetune.training.rewards import Reward
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 from durable import metrics
-from report_pages import assert_drawn, figures, parsed
-from run_folders import measured, step, write
+from report_pages import assert_drawn, figures, measured, parsed, step, write
 
 from edgetune.errors import UsageError
 from edgetune.runs import comparison

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from durable import go, metrics, stop_after
-from run_folders import measured, step, write
+from report_pages import measured, step, write
 
 from edgetune.errors import EdgetuneError, FormatError
 from edgetune.runs import tables
-from edgetune.runs.events import LONGEST, Decision
 from edgetune.runs.history import DECISIONS, SHOWN, read_history
-from edgetune.runs.tables import COLUMNS, OPENAI_COLUMNS, write_metrics, write_step_metrics
+from edgetune.runs.tables import COLUMNS, LONGEST, OPENAI_COLUMNS, Decision, write_metrics, write_step_metrics
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "states-0.1.0.tar.xz"
 

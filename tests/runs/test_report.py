@@ -15,13 +15,12 @@ from examples import examples
 from hypothesis import given
 from hypothesis import strategies as st
 from json_lines import write_lines
-from report_pages import assert_drawn, figures, parsed
-from run_folders import measured, step, write
+from report_pages import assert_drawn, figures, measured, parsed, step, write
 
 from edgetune.adapters.low_rank import LoraFamily
 from edgetune.cli import cli
 from edgetune.errors import FormatError, Interrupted, NumericsError, UsageError, size_text
-from edgetune.runs.page import element
+from edgetune.runs.chart import element
 from edgetune.runs.report import write_report
 from edgetune.runs.reported import reported
 from edgetune.runs.train import resume, train
@@ -218,7 +217,7 @@ def test_a_report_is_replaced_whole_or_not_at_all(out, monkeypatch):
     write_report(out)
     before = (out / "report.html").read_bytes()
     change(out, status="failed", verdict=None)
-    monkeypatch.setattr("edgetune.runs.page.page", lambda *_: "\ud800")
+    monkeypatch.setattr("edgetune.runs.chart.page", lambda *_: "\ud800")
     with pytest.raises(UnicodeEncodeError):
         write_report(out)
     assert (out / "report.html").read_bytes() == before

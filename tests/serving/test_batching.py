@@ -15,7 +15,7 @@ from tiny import write_tiny
 
 from edgetune.errors import EdgetuneError, MismatchError, TooMuchError, UsageError
 from edgetune.llamacpp.json_schema import grammar_of
-from edgetune.serving import answer
+from edgetune.serving import batcher as batching
 from edgetune.serving.batcher import Batcher
 from edgetune.serving.completion import Completion
 from edgetune.serving.llama import LlamaModel
@@ -29,7 +29,7 @@ def test_together_with_three_adapters_as_one_by_one(each_known, context, monkeyp
     put_back: list[int] = []
     really = Batcher._put_back
     monkeypatch.setattr(Batcher, "_put_back", lambda self, answer: put_back.append(1) or really(self, answer))
-    monkeypatch.setattr(answer, "GROWTH", 1)  # begin as many as there is any room for
+    monkeypatch.setattr(batching, "GROWTH", 1)  # begin as many as there is any room for
     rows = each_known.rows
     with opened(each_known.model, each_known.files, context) as served, started(served) as batcher:
         for _ in range(3):  # the second time from what the first left in the cache

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from edgetune.errors import EdgetuneError
 from edgetune.models.states import ZEROS
-from edgetune.serving.shared_states import LEAST, SharedStates, slots_of
+from edgetune.serving.shared_blocks import LEAST, SharedStates, slots_of
 
 SEQUENCES = 4
 

@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from tiny import write_tiny
 
 from edgetune.llamacpp.tokenizer import Tokenizer
-from edgetune.serving.call_form import CallForm, call_form
-from edgetune.serving.constraint import grammar_of
 from edgetune.serving.question import Question
-from edgetune.serving.tool_calls import CallReader, join
+from edgetune.serving.tool_calls import CallForm, CallReader, call_form, grammar_of, join
 
 TAGGED = ("<tool_call>", "</tool_call>")
 LAMP = '{"name": "lamp", "arguments": {"room": "a}\\"{", "n": [1, {}]}}'

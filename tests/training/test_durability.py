@@ -302,7 +302,7 @@ def test_a_disk_that_is_full_or_read_only_in_earnest(tmp_path):
     if shutil.which("unshare") is None or subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("needs unshare and user namespaces")
     script = Path(__file__).parents[1] / "lab" / "mounted.py"
-    done = subprocess.run([*apart, sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    done = subprocess.run([*apart, sys.executable, script, "run", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     full, read_only = done.stdout.splitlines()
     assert "No space left on device" in full

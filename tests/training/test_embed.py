@@ -13,7 +13,7 @@ from labelled import LLAMA_CPP, close, set_random
 import edgetune
 from edgetune.data.packing import collate
 from edgetune.errors import DataError, FormatError, Interrupted, UsageError
-from edgetune.evaluation.retrieval import grade_vectors
+from edgetune.evaluation.encoders import grade_vectors
 from edgetune.formats.gguf import open_gguf
 from edgetune.objectives.embed import Embed
 from edgetune.runs.train import train

@@ -20,7 +20,7 @@ from edgetune.adapters.store import read_artifact, save_artifact
 from edgetune.data.labelled import question_and_answer
 from edgetune.data.packing import collate
 from edgetune.errors import DataError, FormatError, Interrupted, MismatchError, UsageError
-from edgetune.evaluation.labels import LEAST, grade_labels
+from edgetune.evaluation.encoders import LEAST, grade_labels
 from edgetune.formats.gguf import open_gguf
 from edgetune.objectives.classify import Classify
 from edgetune.objectives.multilabel import Multilabel

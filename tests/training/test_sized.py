@@ -16,7 +16,7 @@ from edgetune.objectives.sft import Sft
 from edgetune.training.config import TrainConfig
 from edgetune.training.length import reading_limit, sized
 from edgetune.training.run import run
-from edgetune.training.sized import load_run, sized_by
+from edgetune.training.sizing import load_run, sized_by
 
 LONG = {"prompt": "turn the light off", "completion": "on the " * 400}
 SHORT = {"prompt": "turn the light off", "completion": "on"}
@@ -57,7 +57,7 @@ def test_rows_are_cut_where_memory_has_no_room(model, tmp_path, monkeypatch, roo
         if config.row_limit > room:
             raise UsageError("this does not fit")
 
-    monkeypatch.setattr("edgetune.training.sized.make_plan", plan)
+    monkeypatch.setattr("edgetune.training.sizing.make_plan", plan)
     config, _, rows, _ = load_run(open_bundle(model), data, "none", TrainConfig(), Sft())
     assert config.row_limit == found
     assert max(example.tokens.size for example in rows.examples) <= config.row_limit

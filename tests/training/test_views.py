@@ -21,9 +21,9 @@ from edgetune.models.networks import open_network
 from edgetune.objectives.nlft import Nlft
 from edgetune.objectives.self_distill import SelfDistill
 from edgetune.training.config import TrainConfig
-from edgetune.training.planned import make_plan
 from edgetune.training.reference import FILE, Reference
 from edgetune.training.run import run
+from edgetune.training.sizing import make_plan
 from edgetune.training.trainer import Trainer
 
 ROWS = [{"prompt": f"set the light {i}", "completion": f"the turn {i}" if i % 2 else f"light on {i}",

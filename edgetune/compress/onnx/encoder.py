@@ -26,7 +26,7 @@ from ...formats.encoder import EncoderShape, read_encoder
 from ...formats.encoder_kinds import KINDS
 from ...formats.gguf import Gguf
 from ...llamacpp.wordpiece import MARK, WordPiece
-from ...serving.learned import learned
+from ...serving.encoder import learned
 from . import int8
 from .export import silent
 

@@ -21,8 +21,7 @@ from ...formats.gguf import open_gguf, write_gguf
 from ...formats.gguf.read import BY_NAME, Tensor
 from ..progress import Progress, ignore, in_parallel, never
 from ..source.floats import Floats, is_matrix
-from .gptq import compensated, factor_of
-from .grid import fit
+from .grid import compensated, factor_of, fit
 from .sensitivity import Curvature
 from .write import keys_of
 

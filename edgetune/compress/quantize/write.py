@@ -17,8 +17,7 @@ from ...formats.gguf import Tensor, open_gguf, write_gguf
 from ...llamacpp.quantizer import Importance, encode, quantize_file, type_named
 from ..progress import Progress, ignore, in_parallel, never
 from ..source.floats import Floats, is_matrix
-from .gptq import compensated, factor_of
-from .grid import FIELDS
+from .grid import FIELDS, compensated, factor_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def write(path: str | os.PathLike[str], model: Floats, types: Mapping[str, str],
     """types: of every matrix, a name in FORMATS whose block divides its rows.
 
     importance: mean squares [K] of inputs by a matrix's name. moments: their second moments [K, K]; a matrix that has
-    them is rounded so that errors make up for each other (gptq.py). Threads change no byte.
+    them is rounded so that errors make up for each other (grid.py). Threads change no byte.
     """
     def work(name: str) -> Tensor | NDArray[np.float32]:
         array = model.tensors[name]

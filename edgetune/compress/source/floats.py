@@ -81,10 +81,5 @@ def write_exactly(path: str | os.PathLike[str], model: Floats) -> None:
 def _half(array: NDArray[np.float32]) -> Deferred:
     if array.max() <= _F16_MAX and array.min() >= -_F16_MAX:
         return Deferred(array.shape, "F16", lambda: array.astype(np.float16))
-    return Deferred(array.shape, "BF16", lambda: _bf16(array))
-
-
-def _bf16(array: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Its bits, rounded to nearest and even."""
-    bits = array.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    bits = array.view(np.uint32)  # rounded to nearest and even
+    return Deferred(array.shape, "BF16", lambda: ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16))

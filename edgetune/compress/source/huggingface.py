@@ -6,6 +6,7 @@ the rows of q and k in another order. gemma3's norms are 1 + w in transformers a
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,12 +24,13 @@ from ...errors import UnsupportedError, named
 from ...formats.rope import Rope
 from ...formats.shape import Shape
 from .floats import Floats
-from .model_types import TYPES, ModelType
-from .settings import OF_ARCHITECTURE, base_of
-from .states import is_state, state_to_gguf
+from .model_types import TYPES, ModelType, is_state, state_to_gguf
 
 # transformers has no code for an internlm2, which is a llama under other names
 _TYPE_OF: dict[str, ModelType] = {"internlm2": replace(TYPES["llama"], architecture="internlm2")}
+Settings = tuple[str, dict[str, Any]]
+
+
 for _kind in TYPES.values():
     _TYPE_OF.setdefault(_kind.architecture, _kind)
 
@@ -192,3 +194,95 @@ def config_of(model: Floats) -> PretrainedConfig:
     except Exception as error:  # its checks grow with its versions
         raise UnsupportedError(f"transformers {transformers.__version__} refuses a {kind} of this shape "
                                f"({named(error)})", "choose another --width, or install transformers 4.57") from None
+
+
+def base_of(model: Floats) -> dict[str, Any]:
+    """What all configurations have."""
+    s = model.shape
+    keys = model.metadata
+    settings: dict[str, Any] = {
+        "vocab_size": s.n_vocab, "hidden_size": s.d_model, "intermediate_size": s.d_ff,
+        "num_hidden_layers": s.n_layer, "num_attention_heads": s.n_head, "num_key_value_heads": s.n_kv,
+        "head_dim": s.d_head, "max_position_embeddings": s.context,
+        "rms_norm_eps": keys[f"{s.architecture}.attention.layer_norm_rms_epsilon"],
+        "rope_theta": s.ropes[0].base, "rope_scaling": _rope_scaling(s.ropes[0]),
+        "tie_word_embeddings": "output.weight" not in model.tensors,
+    }
+    for ours, theirs in (("bos", "bos_token_id"), ("eos", "eos_token_id"), ("padding", "pad_token_id")):
+        settings[theirs] = keys.get(f"tokenizer.ggml.{ours}_token_id")
+    return settings
+
+
+def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
+    if rope.kind == "linear" and rope.factor != 1.0:
+        return {"rope_type": "linear", "factor": rope.factor}
+    if rope.kind != "yarn":
+        return None
+    found = {"rope_type": "yarn", "factor": rope.factor, "original_max_position_embeddings": rope.original_context,
+             "beta_fast": rope.fast, "beta_slow": rope.slow}
+    stretched = 0.1 * math.log(rope.factor)
+    if rope.attn_factor != 1.0 or rope.log_multiplier:
+        found["attention_factor"] = rope.attn_factor * (1 + stretched) / (1 + rope.log_multiplier * stretched)
+    return found
+
+
+def _biases(model: Floats) -> dict[str, Any]:
+    return {"attention_bias": "blk.0.attn_q.bias" in model.tensors, "mlp_bias": "blk.0.ffn_up.bias" in model.tensors}
+
+
+def _windows(model: Floats) -> list[str]:
+    return ["sliding_attention" if window else "full_attention" for window in model.shape.windows]
+
+
+def _gemma3(model: Floats) -> Settings:
+    s = model.shape
+    return "gemma3_text", {
+        "query_pre_attn_scalar": round(s.attn_scale**-2), "rope_local_base_freq": s.ropes[1].base,
+        "sliding_window": max(s.windows) or s.context, "hidden_activation": "gelu_pytorch_tanh",
+        "layer_types": _windows(model)}
+
+
+def _granite(model: Floats) -> Settings:
+    s = model.shape
+    if s.unrotated:
+        raise UnsupportedError("transformers' granite rotates all blocks, this model none",
+                               "leave out --calibrate and --distill, and measure with --measure")
+    residual = model.metadata.get("granite.residual_scale") or 1.0
+    return "granite", _biases(model) | {
+        "embedding_multiplier": s.embed_scale * residual, "residual_multiplier": residual,
+        "attention_multiplier": s.attn_scale, "logits_scaling": s.logit_scale}
+
+
+def _olmo2(model: Floats) -> Settings:
+    windows = model.shape.windows
+    if not any(windows):
+        return "olmo2", {"attention_bias": False}
+    return "olmo3", {"attention_bias": False, "sliding_window": max(windows), "layer_types": _windows(model)}
+
+
+def _lfm2(model: Floats) -> Settings:
+    s = model.shape
+    kinds = ["full_attention" if mixer == "attention" else "conv" for mixer in s.mixers]
+    return "lfm2", {"layer_types": kinds, "conv_L_cache": s.conv, "conv_bias": False,
+                    "block_auto_adjust_ff_dim": False,
+                    "norm_eps": model.metadata["lfm2.attention.layer_norm_rms_epsilon"]}
+
+
+OF_ARCHITECTURE: dict[str, Callable[[Floats], Settings]] = {
+    "llama": lambda model: ("llama", _biases(model)),
+    "internlm2": lambda model: ("llama", _biases(model)),
+    "qwen2": lambda _: ("qwen2", {}), "qwen3": lambda _: ("qwen3", {}),
+    "gemma3": _gemma3, "smollm3": lambda model: ("smollm3", _biases(model) | {
+        "no_rope_layers": [int(i not in model.shape.unrotated) for i in range(model.shape.n_layer)]}),
+    "granite": _granite,
+    "ernie4_5": lambda _: ("ernie4_5", {"use_bias": False}), "olmo2": _olmo2,
+    "phi3": lambda model: ("phi3", {"partial_rotary_factor": model.shape.n_rot / model.shape.d_head,
+                                    "original_max_position_embeddings": model.shape.context,
+                                    "sliding_window": None}),
+    "lfm2": _lfm2,
+    "exaone4": lambda model: ("exaone4", {"sliding_window": None,
+                                          "layer_types": ["full_attention"] * model.shape.n_layer}),
+    "mistral3": lambda _: ("mistral", {"sliding_window": None}),
+    "glm4": lambda model: ("glm4", {"attention_bias": "blk.0.attn_q.bias" in model.tensors,
+                                    "partial_rotary_factor": model.shape.n_rot / model.shape.d_head}),
+    "hunyuan-dense": lambda _: ("hunyuan_v1_dense", {})}

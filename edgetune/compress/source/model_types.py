@@ -11,12 +11,50 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers import PretrainedConfig
 
-from ...adapters.peft import MODULES
+from ...adapters.peft import MODULES, column_order, value_order
 from ...formats.families import FAMILIES, INPUT_LINEAR, SHARED_INPUT, SHARED_OUTPUT
-from . import states
-from .states import Array
+from ...formats.shape import Shape
+
+Array = NDArray[np.float32]
+MAMBA = {"ssm_conv1d": "mamba.conv1d", "ssm_norm": "mamba.norm"}
+MAMBA_BARE = {"mamba.A_log": "ssm_a", "mamba.D": "ssm_d", "mamba.dt_bias": "ssm_dt.bias"}
+DELTA_NET = {"ssm_alpha": "linear_attn.in_proj_a", "ssm_beta": "linear_attn.in_proj_b",
+             "ssm_conv1d": "linear_attn.conv1d", "ssm_norm": "linear_attn.norm"}
+DELTA_NET_BARE = {"linear_attn.A_log": "ssm_a", "linear_attn.dt_bias": "ssm_dt.bias"}
+_BY_VALUE_HEAD = (".ssm_alpha.weight", ".ssm_beta.weight", ".ssm_a", ".ssm_dt.bias")
+
+
+def column(array: Array, _: PretrainedConfig) -> Array:
+    """[H] as [H, 1]."""
+    return array[:, None]
+
+
+def by_group(array: Array, config: PretrainedConfig) -> Array:
+    """[inner] as [groups, inner / groups]."""
+    return array.reshape(config.mamba_n_groups, -1)
+
+
+MAMBA_SHAPES = {"ssm_a": column, "ssm_d": column, "ssm_norm.weight": by_group}
+
+
+def is_state(name: str) -> bool:
+    """Whether a tensor, by its GGUF name, belongs to a block's state, its norm excepted."""
+    return ".ssm_" in name and not name.endswith("norm.weight")
+
+
+def state_to_gguf(name: str, array: Array, shape: Shape) -> Array:
+    """Such a tensor, in a GGUF's shape, with the values and the order that a GGUF has."""
+    values = -np.exp(array) if name.endswith(".ssm_a") else array
+    if "delta net" not in shape.mixers:
+        return np.ascontiguousarray(values)
+    if name.endswith(".ssm_out.weight"):
+        return np.ascontiguousarray(values[:, column_order(name.removesuffix(".weight"), values.shape[1], shape)])
+    width = 1 if name.endswith(_BY_VALUE_HEAD) else shape.recurrent.state
+    return np.ascontiguousarray(values[value_order(len(values), shape.recurrent, width)])
+
 
 Keys = dict[str, Any]
 PLAIN = ("default", "linear", "yarn")
@@ -130,15 +168,16 @@ def _olmo3(config: PretrainedConfig) -> Keys:
 def _phi3(config: PretrainedConfig) -> Keys:
     original = config.original_max_position_embeddings
     keys: Keys = {"rope.scaling.original_context_length": original,
-                  "rope.dimension_count": int(_width(config) * (_rotary(config, "partial_rotary_factor") or 1.0))}
+                  "rope.dimension_count": _rotated(config)}
     scale = config.max_position_embeddings / original
     if _rotary(config, "long_factor"):
         keys["rope.scaling.attn_factor"] = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
     return keys
 
 
-def _glm4(config: PretrainedConfig) -> Keys:
-    return {"rope.dimension_count": int(_width(config) * (_rotary(config, "partial_rotary_factor") or 1.0))}
+def _rotated(config: PretrainedConfig) -> int:
+    """Values of a head that are rotated."""
+    return int(_width(config) * (_rotary(config, "partial_rotary_factor") or 1.0))
 
 
 def _lfm2(config: PretrainedConfig) -> Keys:
@@ -253,12 +292,12 @@ TYPES: dict[str, ModelType] = {
         usual={"num_local_experts": 0, "position_embedding_type": "rope"}),
     _HYBRID: ModelType(
         "granitehybrid", config="granitemoehybrid", keys={**_SCALES, "feed_forward_length": "shared_intermediate_size"},
-        more=_granite_hybrid, fused=INPUT_LINEAR, names=states.MAMBA, bare=states.MAMBA_BARE,
-        shapes=states.MAMBA_SHAPES, usual={**_MAMBA_USUAL, "num_local_experts": 0}),
+        more=_granite_hybrid, fused=INPUT_LINEAR, names=MAMBA, bare=MAMBA_BARE,
+        shapes=MAMBA_SHAPES, usual={**_MAMBA_USUAL, "num_local_experts": 0}),
     _HYBRID_EXPERTS: ModelType(
         "granitehybrid", config="granitemoehybrid", keys=_SCALES | _SHARED_EXPERT, more=_granite_hybrid,
-        fused=SHARED_INPUT, stacked=_GRANITE_STACKS, names={**states.MAMBA, **_GRANITE_ROUTER, **SHARED_OUTPUT},
-        bare=states.MAMBA_BARE, shapes=states.MAMBA_SHAPES, usual=_MAMBA_USUAL),
+        fused=SHARED_INPUT, stacked=_GRANITE_STACKS, names={**MAMBA, **_GRANITE_ROUTER, **SHARED_OUTPUT},
+        bare=MAMBA_BARE, shapes=MAMBA_SHAPES, usual=_MAMBA_USUAL),
     "ernie4_5": ModelType("ernie4_5"),
     "olmo2": ModelType("olmo2"),
     "olmo3": ModelType("olmo2", more=_olmo3, scalings=("default", "yarn")),
@@ -269,7 +308,7 @@ TYPES: dict[str, ModelType] = {
         "hunyuan-dense", more=_hunyuan, scalings=("default", "dynamic with alpha"),
         names={"attn_q_norm": "self_attn.query_layernorm", "attn_k_norm": "self_attn.key_layernorm"}),
     "phi3": ModelType("phi3", more=_phi3, scalings=("default", "longrope", "su")),
-    "glm4": ModelType("glm4", more=_glm4, names={
+    "glm4": ModelType("glm4", more=lambda c: {"rope.dimension_count": _rotated(c)}, names={
         "ffn_norm": "post_attention_layernorm", "post_attention_norm": "post_self_attn_layernorm",
         "post_ffw_norm": "post_mlp_layernorm"}),
     # its scaling begins where its context ends
@@ -278,8 +317,8 @@ TYPES: dict[str, ModelType] = {
         further={"token_embd": "model.tok_embeddings", "output": "output"},
         fused={"attention.wqkv": ("attn_q", "attn_k", "attn_v")}, divide=_by_key_head),
     "qwen3_5_text": ModelType(
-        "qwen35", config="qwen3_next", names={**states.DELTA_NET, "post_attention_norm": "post_attention_layernorm"},
-        bare=states.DELTA_NET_BARE, more=_qwen35, usual={"attention_bias": False, "attn_output_gate": True}),
+        "qwen35", config="qwen3_next", names={**DELTA_NET, "post_attention_norm": "post_attention_layernorm"},
+        bare=DELTA_NET_BARE, more=_qwen35, usual={"attention_bias": False, "attn_output_gate": True}),
     "lfm2": ModelType("lfm2", names=_LFM2_NAMES, last_norm="embedding_norm", keys={"shortconv.l_cache": "conv_L_cache"},
                       more=_lfm2, usual={"conv_bias": False}, epsilon="norm_eps"),
     "lfm2_moe": ModelType(

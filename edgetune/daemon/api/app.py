@@ -35,25 +35,22 @@ from . import (
     checking,
     classify,
     completions,
-    drawn,
     embeddings,
     errors,
     feedback,
     fine_tuning,
     pages,
-    proposals,
     schemas,
     tokens,
 )
-from .adapters import AnAdapter, adapter_object
-from .archive import zipped
+from .adapters import AnAdapter, adapter_object, zipped
+from .asking import RecentAnswers
 from .bodies import Bodies
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
-from .recent import RecentAnswers
 from .security import HEALTH, Guard, Keys
 
 Purpose = Annotated[str | None, Query(description="Only files of this purpose.")]
@@ -64,8 +61,8 @@ ZIP = "application/zip"
 WHICHEVER = schemas.Rollback(adapter=None)  # of requests without a body
 BY_DEFAULT = schemas.Evaluation.model_validate({})
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
-PARTS = (*(part.router for part in (checking, classify, completions, drawn, embeddings, feedback, fine_tuning, pages,
-                                    proposals, tokens)), router,
+PARTS = (*(part.router for part in (checking, classify, completions, embeddings, feedback, fine_tuning, pages, tokens)),
+         router,
          *(manifest.load(name).router for manifest in manifests() for name in manifest.routes))
 
 
@@ -247,7 +244,7 @@ def add_adapter(file: schemas.AdapterFile, service: TheService, run: schemas.Run
 
 @router.post("/v1/adapters/rollback", response_model=schemas.Serving)
 def roll_back(service: TheService, body: schemas.Rollback = WHICHEVER) -> Any:
-    """Activates the adapter that was active before the present one, or the base alone."""
+    """Activates the adapter that was active before the present one, or only the base."""
     only = service.adapters.id_of(body.adapter) if body.adapter else None
     before = service.adapters.rollback("asked for by a client", only)
     return {"serving": before.id if before else None}

@@ -13,23 +13,21 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from ...errors import EdgetuneError, UsageError
+from ...errors import EdgetuneError, NotFoundError, UsageError
 from ...llamacpp.tokenizer import Tokenizer
 from ...serving.completion import MODEL, Completion, TokenLogprob
 from ...serving.question import Question
 from ...serving.thoughts import ThoughtReader
 from ...serving.tool_calls import CallPiece, WholeCall, join
 from ..service import Service
-from .logprobs import spelling
 from .pools import Pools
-from .recent import AnsweredRequest, RecentAnswers
 
 MOST_MEASURED = 100_000  # log-probabilities of prompts in a response, some 200 bytes each
 
@@ -83,11 +81,10 @@ class Said:
     finish: str = ""
 
 
-@dataclass(frozen=True)
-class _Given:
+class _Given(NamedTuple):
     """Output of the batcher's thread: text of an answer, None at its end; tokens: their number so far."""
 
-    index: int
+    answer: int
     text: str | None
     tokens: int
 
@@ -232,7 +229,7 @@ class Asked:
         try:
             while running:
                 given = await self._given.get()
-                i = given.index
+                i = given.answer
                 completion = self.completions[i]
                 if given.text is None:
                     running -= 1
@@ -340,3 +337,51 @@ class Asked:
         if content.get("prompt") is not None and not isinstance(content["prompt"], str):
             content["prompt"] = self.service.served.tokenizer.decode(content["prompt"])
         return content
+
+
+def spelling(found: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:
+    """The tokens of a prompt that was given as text. Bytes that they add before it (BOS, or a space) are removed."""
+    added = sum(len(each.piece) for each in found) - len(text.encode())
+    spelled = list(found)
+    for i, each in enumerate(found):
+        if added <= 0:
+            break
+        spelled[i] = replace(each, piece=each.piece[added:])
+        added -= len(each.piece)
+    return spelled
+
+
+class AnsweredRequest(NamedTuple):
+    """A request with its answer. question: messages and tools, or prompt."""
+
+    question: dict[str, Any]
+    answer: str
+    model: str
+
+
+class RecentAnswers:
+    """The last answers by their ids, for feedback; in memory only. `count` of them, and `size` characters at most.
+
+    They are kept as JSON: objects would take many times as much.
+    """
+
+    def __init__(self, count: int = 1000, size: int = 4 << 20) -> None:
+        self.count = count
+        self.size = size
+        self._answers: dict[str, str] = {}
+        self._characters = 0
+
+    def add(self, id: str, answered: AnsweredRequest) -> None:
+        text = json.dumps(answered)
+        self._answers[id] = text
+        self._characters += len(text)
+        while len(self._answers) > self.count or (self._characters > self.size and len(self._answers) > 1):
+            self._characters -= len(self._answers.pop(next(iter(self._answers))))
+
+    def get(self, id: str) -> AnsweredRequest:
+        """Raises NotFoundError."""
+        text = self._answers.get(id)  # once: answers leave on another thread
+        if text is None:
+            raise NotFoundError(f"the answer {id!r:.100} is not among the last ones",
+                                "send the messages (or prompt) and the answer themselves")
+        return AnsweredRequest(*json.loads(text))

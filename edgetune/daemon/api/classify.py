@@ -12,8 +12,8 @@ import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Field
 
-from ...serving.classifying import TOGETHER
 from ...serving.completion import Completion
+from ...serving.encoder_model import TOGETHER
 from ..service import Service
 from .asking import note_ignored
 from .completions import TheService
@@ -39,7 +39,7 @@ class Classification(Answer):
 
     index: int = Field(description="The text's place in the input, from 0.")
     label: str = Field(description="The likeliest label; JSON where the adapter learned JSON.")
-    probs: list[float] = Field(description="The probability of each of `labels`; of JSON its own alone.")
+    probs: list[float] = Field(description="The probability of each of `labels`; of JSON only its own.")
     num_classes: int = Field(description="The number of probs.")
 
 

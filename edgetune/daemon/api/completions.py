@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ from ..service import Service
 from . import generation
 from .asking import AnswerStream, Asked, Piece, Said, note_ignored
 from .errors import RESPONSES, JsonRoute, status_and_body
-from .logprobs import chat_logprobs, completion_logprobs
 
+LEAST = -9999.0  # OpenAI's, for what is impossible: JSON has no infinity
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 _EVENTS: dict[int | str, dict[str, Any]] = {
     200: {"description": "The answer; with stream, events of its pieces, then `data: [DONE]`.",
@@ -74,6 +75,42 @@ def best(questions: Sequence[Question], found: Sequence[Said]) -> list[Said]:
 def _mean_logprob(said: Said) -> float:
     logprobs = [each.logprob for each in said.logprobs if each.logprob is not None]
     return sum(logprobs) / len(logprobs) if logprobs else 0.0
+
+
+# ---- log-probabilities -----------------------------------------------------------------------------------------------
+
+
+def chat_logprobs(found: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """The log-probabilities of chat: for each token its text, its bytes, and the likeliest tokens there."""
+    return {"content": [{**_likely(each.piece, each.logprob or 0.0),
+                         "top_logprobs": [_likely(piece, logprob) for _, piece, logprob in each.top]}
+                        for each in found], "refusal": None}
+
+
+def completion_logprobs(found: Sequence[TokenLogprob], offset: int = 0) -> dict[str, Any]:
+    """The log-probabilities of completions: lists of tokens, their values, the likeliest tokens and their places.
+
+    A place is counted in characters; the text begins at `offset`.
+    """
+    places = []
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a token may end within a character
+    for each in found:
+        places.append(offset)
+        offset += len(decoder.decode(each.piece))
+    values = [None if each.logprob is None else max(each.logprob, LEAST) for each in found]
+    # of tokens with equal text (parts of characters), the likeliest
+    tops = [None if each.logprob is None else
+            {_text(piece): max(logprob, LEAST) for _, piece, logprob in reversed(each.top)} for each in found]
+    return {"tokens": [_text(each.piece) for each in found], "token_logprobs": values,
+            "top_logprobs": tops if any(tops) else None, "text_offset": places}
+
+
+def _likely(piece: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _text(piece), "logprob": max(logprob, LEAST), "bytes": list(piece)}
+
+
+def _text(piece: bytes) -> str:
+    return piece.decode("utf-8", "replace")
 
 
 # ---- the two shapes -------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from base64 import b64encode
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from fastapi import APIRouter, Request
 from pydantic import Field
 
@@ -76,7 +75,9 @@ async def embeddings(body: EmbeddingRequest, request: Request, service: TheServi
     check_dimensions(service, model, body.dimensions)
     parts = await vectors_of(body.texts(), model, request)
     vectors = (vector for part in parts for vector in part.vectors)
-    data = [{"index": i, "embedding": _written(vector, body.encoding_format)} for i, vector in enumerate(vectors)]
+    as_base64 = body.encoding_format == "base64"
+    data = [{"index": i, "embedding": b64encode(vector.astype("<f4").tobytes()).decode() if as_base64
+             else vector.tolist()} for i, vector in enumerate(vectors)]
     tokens = sum(part.tokens for part in parts)
     return {"data": data, "model": parts[0].model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
@@ -104,7 +105,3 @@ async def vectors_of(texts: Sequence[Text], model: str, request: Request, trunca
         finally:
             gone.set()
     return parts
-
-
-def _written(vector: np.ndarray[Any, np.dtype[np.float32]], form: str | None) -> list[float] | str:
-    return b64encode(vector.astype("<f4").tobytes()).decode() if form == "base64" else vector.tolist()

@@ -136,7 +136,7 @@ def _token(key: str) -> int:
 
 
 class ChatMessage(BaseModel):
-    """A message as in OpenAI's API. Its other keys are for the model's chat template."""
+    """A message as in OpenAI's API. A message's other keys are for the model's chat template."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who says it.")
@@ -212,7 +212,7 @@ class ChatRequest(Generation):
     tools: list[Tool] | None = Field(None, description="Shown to the model by its chat template.")
     tool_choice: Literal["auto", "none", "required"] | ToolChoice | AllowedChoice | None = Field(
         None, description="required, or a function: the answer is a call, whose arguments obey the function's schema. "
-        "allowed_tools: the model is shown these alone.")
+        "allowed_tools: the model is shown only these.")
     max_completion_tokens: Whole | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool | None = Field(None, description="true: the log-probability of each token.")
     top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = Field(None, description="With logprobs: those of this "
@@ -222,7 +222,7 @@ class ChatRequest(Generation):
         "or any number (high). Other models refuse all but none [any number].")
     reasoning_budget: Whole | None = Field(None, ge=-1, description="The same in tokens, as llama.cpp has it: 0: none, "
                                            "-1: any number.")
-    modalities: list[Literal["text"]] | None = Field(None, description="text alone.")
+    modalities: list[Literal["text"]] | None = Field(None, description="Only text.")
     parallel_tool_calls: bool | None = Field(None, description=NOT_USED)
 
     def options(self) -> dict[str, Any]:
@@ -256,7 +256,7 @@ class CompletionRequest(Generation):
         "given; n at least, and not with stream. Needs a temperature [n].")
     echo: bool | None = Field(None, description="The text begins with the prompt. With logprobs its tokens have some, "
                               "but for the first. max_tokens may be 0.")
-    suffix: Annotated[str, Field(max_length=0)] | None = Field(None, description="An empty text alone.")
+    suffix: Annotated[str, Field(max_length=0)] | None = Field(None, description="Only an empty text.")
 
     def questions(self) -> list[Question]:
         shared = self.shared()

@@ -60,12 +60,18 @@ class Metrics:
         for name, help in _MEMORY.items():
             yield gauge(f"memory_{name}_bytes", help, device["memory"][name])
         yield gauge("temperature_celsius", "The hottest zone that counts.", device["temperature"])
-        yield from self._answers(device["serving"])
+        for name, help in _TOTALS.items():
+            counter = CounterMetricFamily(f"edgetune_{name}", help)
+            counter.add_metric([], device["serving"][name])
+            yield counter
+        for name, help in _NOW.items():
+            yield gauge(name, help, device["serving"][name])
         by_source = CounterMetricFamily("edgetune_answers", "Answers by who gave them.", labels=["source"])
         for source, count in device["answered"].items():
             by_source.add_metric([source], count)
         yield by_source
-        yield family("jobs", "Jobs by status.", "status", _by_status(service))
+        statuses = service.store.read("SELECT status, count(*) AS n FROM jobs GROUP BY status")
+        yield family("jobs", "Jobs by status.", "status", {row["status"]: row["n"] for row in statuses})
         yield family("feedback_rows", "Rows of feedback by state.", "state", service.feedback.counts())
         progress = (device["job"] or {}).get("progress") or {}
         yield gauge("training_judging", "1: the job that runs is trained, and being evaluated.",
@@ -79,14 +85,6 @@ class Metrics:
             yield from running.metrics()
         speed = progress.get("tokens_per_s") if progress.get("phase") == "training" else None
         yield gauge("training_tokens_per_s", "Of the last step of the job that runs, while it trains.", speed)
-
-    def _answers(self, facts: dict[str, Any]) -> Iterator[Any]:
-        for name, help in _TOTALS.items():
-            counter = CounterMetricFamily(f"edgetune_{name}", help)
-            counter.add_metric([], facts[name])
-            yield counter
-        for name, help in _NOW.items():
-            yield gauge(name, help, facts[name])
 
 
 class Counted:
@@ -136,8 +134,3 @@ def family(name: str, help: str, label: str, values: Mapping[str, float]) -> Gau
     for key, value in values.items():
         found.add_metric([key], value)
     return found
-
-
-def _by_status(service: Service) -> dict[str, int]:
-    rows = service.store.read("SELECT status, count(*) AS n FROM jobs GROUP BY status")
-    return {row["status"]: row["n"] for row in rows}

@@ -1,7 +1,7 @@
 """Schemas of requests and answers: OpenAI's shapes, and our own. Options are taken from their definitions.
 
-The schemas of chat and completions are in generation.py, those of feedback and prompts in feedback_bodies.py, the
-common parts in shapes.py.
+The schemas of chat and completions are in generation.py, those of feedback in feedback.py, the common parts in
+shapes.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field, create_model
 from ...adapters.base import families
 from ...manifest import manifests
 from ...objectives.base import Objective
-from ...objectives.rewarded import Rewarded
+from ...objectives.drawn import Rewarded
 from ...objectives.sft import Sft
 from ...options import declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, train_options
@@ -143,7 +143,7 @@ def _of_reinforcement() -> dict[str, Any]:
         "eval_samples": (least_one, Field(None, description="Held-out prompts that a measurement answers; auto: all.")),
         "compute_multiplier": (multiplier, Field(None, description="Of the answers to each prompt.")),
         "reasoning_effort": (Literal["default", "low", "medium", "high"] | None, Field(
-            None, description="default alone is taken: the model does not reason apart from its answer."))}
+            None, description="only default is taken: the model does not reason apart from its answer."))}
 
 
 Hyperparameters = _hyperparameters(Sft)
@@ -184,7 +184,7 @@ class JobRequest(Body):
                                   "hyperparameters, and grader where it learns from rewards.")
     hyperparameters: Hyperparameters | None = Field(None, description="The older place of those in method.")  # type: ignore[valid-type]
     metadata: Metadata | None = Field(None, description="Up to 16 texts by their names, given back with the job.")
-    integrations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="An empty list alone.")
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, description="Only an empty list.")
 
     def options(self) -> dict[str, Any]:
         """The options that are given, as Jobs.create takes them."""
@@ -352,7 +352,7 @@ class Evaluation(Body):
     required: Literal["better", "not-worse"] = Field(
         "better", description="better: surely better than the active one; not-worse: not surely worse.")
     if_none: Literal["refuse", "canary"] = Field(
-        "refuse", description="If fewer than 4 questions are held out. canary: unrelated text alone decides.")
+        "refuse", description="If fewer than 4 questions are held out. canary: only unrelated text decides.")
     probation: Whole = Field(0, description="Seconds after its activation in which bad ratings roll it back; 0: none.")
     bad_ratings: Whole = Field(3, description="The number of bad ratings that roll it back, if good ones are fewer.")
 
@@ -426,7 +426,7 @@ class CommonDevice(Answer):
     object: Literal["device"] = "device"
     model: str = Field(description="The model's name.")
     fingerprint: str = Field(description="sha256 of the model, which adapters name.")
-    adapter: str | None = Field(description="The active adapter's id; null: the base answers alone.")
+    adapter: str | None = Field(description="The active adapter's id; null: only the base answers.")
     device: dict[str, Any] = Field(description="model, machine, kind, cpu, cores, "
                                    "processors, memory_installed, memory_total and memory_available (bytes), "
                                    "power_mode, profile, matched.")

@@ -14,6 +14,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ from ...manifest import manifests
 from ..keys import hash_of, read_keys
 from ..options import LOOPBACK
 from .bodies import Bodies, Body, Digested
-from .proxy import TrustedProxy
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -43,6 +43,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+_FRAMES = "frame-ancestors 'none'"
+_OWN_FRAMES = "frame-ancestors 'self'"  # pages of the address that the browser shows: the proxy's
 CODES = {408: "too_slow", 413: "too_large", 503: "too_much"}  # of limits that hold for every request
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -218,3 +220,38 @@ async def _answer(refused: HTTPException, path: str, send: Send) -> None:
     await send({"type": "http.response.start", "status": refused.status_code,
                 "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]})
     await send({"type": "http.response.body", "body": body})
+
+
+class TrustedProxy:
+    """A proxy in front of the daemon that has let its people in, such as Home Assistant's ingress; "": there is none.
+
+    It is known by the address from which it connects; headers such as X-Forwarded-For, which anybody can send, count
+    for nothing. It shows the page in one of its frames, and may call this daemon by another name than people do.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = ip_address(address) if address else None
+
+    def sends(self, scope: Scope) -> bool:
+        """Returns whether a request comes from it."""
+        client = scope.get("client")  # None for a Unix socket
+        if self._address is None or not client:
+            return False
+        try:
+            address = ip_address(client[0])
+        except ValueError:
+            return False
+        return (getattr(address, "ipv4_mapped", None) or address) == self._address  # IPv4 may come to a socket of IPv6
+
+    @staticmethod
+    def host(headers: Headers) -> str:
+        """Returns the name by which the person's browser called the proxy; "" where it does not say."""
+        return headers.get("x-forwarded-host", "").split(",")[0].strip()
+
+    @staticmethod
+    def allow_frames(headers: MutableHeaders) -> None:
+        """Lets the proxy's pages show an answer in a frame."""
+        headers["X-Frame-Options"] = "SAMEORIGIN"
+        headers["Content-Security-Policy"] = headers["Content-Security-Policy"].replace(_FRAMES, _OWN_FRAMES)
+
+

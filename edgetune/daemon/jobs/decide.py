@@ -113,7 +113,8 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> GateVerdict:
     measured += [found.canary.rise, found.canary.kl] if found.canary else []
     unsound = "" if all(map(math.isfinite, measured)) else "its losses are not finite"
     against = unsound or rules.worse
-    drawn = _drawn(found)
+    drawn = {"rows": len(found.drawn_new), "unrated": found.unrated,
+             "changed": sum(score.unrated and score.right is False for score in found.drawn_new)}
     not_better = rules.not_better and rules.not_better + rules.unrated(drawn["changed"])
     reason = against or not_better or _unlearned(found.canary, limits)
     rounds = _rounds(found)
@@ -296,11 +297,6 @@ def _answers(found: Findings) -> str:
     if corrected := _corrected(found.corrected):
         return f"{corrected['kept']} of {corrected['rows']} corrected answers kept; {said}"
     return said
-
-
-def _drawn(found: Findings) -> dict[str, int]:
-    return {"rows": len(found.drawn_new), "unrated": found.unrated,
-            "changed": sum(score.unrated and score.right is False for score in found.drawn_new)}
 
 
 def _corrected(scores: Sequence[RowScore]) -> dict[str, int] | None:

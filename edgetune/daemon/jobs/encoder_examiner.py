@@ -21,8 +21,7 @@ from ...errors import DataError
 from ...evaluation.judge import same
 from ...objectives.labelling import Floats, Labelling
 from ...serving.encoder_model import EncoderModel
-from .exam import GateExam, RowScore
-from .examiner import Examiner
+from .exam import Examiner, GateExam, RowScore
 
 ANY = "?"  # an answer where none is read
 TOGETHER = 64  # rows that are answered until others have a turn

@@ -19,8 +19,7 @@ from ...serving.own_engine import own_memory
 from ..options import Limits
 from .decide import Findings, GateVerdict, decide
 from .encoder_examiner import EncoderExaminer
-from .exam import BETTER, AskedAdapter, GateExam
-from .examiner import Examiner
+from .exam import BETTER, AskedAdapter, Examiner, GateExam
 from .llama_examiner import LlamaExaminer
 from .recipe import check_judgeable
 

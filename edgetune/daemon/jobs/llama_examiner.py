@@ -22,10 +22,8 @@ from ...evaluation.judge import is_json
 from ...evaluation.pairs import margins_of, served_logp
 from ...evaluation.served import GradedAnswer, exact_match, served_loss
 from ...serving.llama import LlamaModel
-from ...training.answered import RewardedAnswer
-from ...training.judge import EngineJudge
-from .exam import GateExam, RowScore
-from .examiner import Examiner
+from ...training.rewards import EngineJudge, RewardedAnswer
+from .exam import Examiner, GateExam, RowScore
 from .rewards import Rewarding
 
 REPLY = 96  # tokens of an answer that nobody rated; two that are equal so far count as equal

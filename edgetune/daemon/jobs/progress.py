@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from .openai_metrics import of_measurement, of_step
 from .table import JobTable
 
 TOGETHER_SECONDS = 2.0  # steps are written together: each commit is a sync of the disk
+MEAN = "/mean"
+PART = "rewards/"  # TRL's names of the parts of a reward: rewards/NAME/mean
 HistoryLine = tuple[str, str, str, Any]  # level, type, message, data
 
 
@@ -98,3 +100,32 @@ class JobProgress:
         self._written_at = time.monotonic()
         if pending:
             self.table.add_events(self.job, pending)
+
+
+# ---- OpenAI's names of metrics, those of rewards as in its guide; the names of metrics.jsonl are kept as well -------
+
+
+def of_step(event: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Returns a step's event with OpenAI's names."""
+    found = {**event, "total_steps": steps, "train_loss": event["loss"]}
+    metrics = event.get("metrics", {})
+    if "reward" not in metrics:
+        return found
+    return {**found, "train_mean_reward": metrics["reward"],
+            "completion_tokens_mean": metrics["completions/mean_length"], "scores": _scores(metrics, "train")}
+
+
+def of_measurement(event: Mapping[str, Any], steps: int | None) -> dict[str, Any]:
+    """Returns a measurement of held-out rows with OpenAI's names."""
+    found = {**event, "total_steps": steps}
+    metrics = event.get("metrics", {})
+    if "reward" not in metrics:
+        return {**found, "valid_loss": event["loss"], "full_valid_loss": event["loss"]}
+    return {**found, "full_valid_mean_reward": metrics["reward"], "scores": _scores(metrics, "valid")}
+
+
+def _scores(metrics: Mapping[str, float], part: str) -> dict[str, Any]:
+    graders = {name.removeprefix(PART).removesuffix(MEAN): value for name, value in metrics.items()
+               if name.startswith(PART) and name.endswith(MEAN)}
+    return {f"{part}_reward_mean": metrics["reward"],
+            "graders": [{"name": name, f"{part}_reward_mean": value} for name, value in graders.items()]}

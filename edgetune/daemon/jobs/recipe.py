@@ -20,8 +20,8 @@ from ...errors import DataError, UnsupportedError, UsageError
 from ...evaluation.acceptance import Split
 from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, make_objective, objectives
+from ...objectives.drawn import Rewarded
 from ...objectives.labelling import Labelling
-from ...objectives.rewarded import Rewarded
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, kind_of, takes_auto
 from ...training.config import FILE_OPTIONS, TrainConfig, train_options

@@ -21,10 +21,9 @@ from ...errors import DataError, EdgetuneError, UnsupportedError, UsageError
 from ...evaluation.graders.reward import RewardFunction, reward_in
 from ...evaluation.graders.rewards import GraderRewards, rewards_of
 from ...objectives.base import Objective
-from ...objectives.rewarded import Rewarded
+from ...objectives.drawn import Rewarded
 from ...options import AUTO
-from ...training.answered import RewardedAnswer
-from ...training.judge import EngineJudge
+from ...training.rewards import EngineJudge, RewardedAnswer
 from ..options import AllowedPython
 from .table import Job
 
@@ -54,18 +53,13 @@ def translated(kind: type[Rewarded], asked: Mapping[str, Any]) -> dict[str, Any]
     multiplier = found.pop("compute_multiplier", AUTO)
     if multiplier != AUTO:
         _say_once(found, "num_generations", "compute_multiplier")
-        found["num_generations"] = generations(kind, multiplier)
+        if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier < 1000:
+            raise UsageError(f"compute_multiplier is {multiplier!r:.40}", "give a number above 0; 1 is the default")
+        found["num_generations"] = max(round(kind.num_generations * multiplier), MIN_GENERATIONS)
     samples = found.pop("eval_samples", AUTO)
     if samples != AUTO and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
         raise UsageError(f"eval_samples is {samples!r:.40}", "give the number of held-out prompts to answer, 1 or more")
     return found
-
-
-def generations(kind: type[Rewarded], multiplier: Any) -> int:
-    """Returns the number of answers to each prompt, by OpenAI's factor of their cost. Raises UsageError."""
-    if isinstance(multiplier, bool) or not isinstance(multiplier, int | float) or not 0 < multiplier < 1000:
-        raise UsageError(f"compute_multiplier is {multiplier!r:.40}", "give a number above 0; 1 is the default")
-    return max(round(kind.num_generations * multiplier), MIN_GENERATIONS)
 
 
 def _say_once(found: Mapping[str, Any], ours: str, openai: str) -> None:

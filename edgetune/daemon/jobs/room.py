@@ -10,7 +10,7 @@ from typing import TypeVar
 from ...errors import BudgetError, TooMuchError, UsageError, size_text
 from ...formats.gguf import Gguf
 from ...training.config import TrainConfig
-from ...training.planned import least_bytes
+from ...training.sizing import least_bytes
 
 T = TypeVar("T")
 MIB = 2**20

@@ -16,7 +16,6 @@ from ...persisted import from_json
 from ...training.config import TrainConfig
 from ..kinds.registry import kind_of
 from ..state.database import Store, add_event, dump, now
-from .openai_metrics import of_checkpoint
 
 log = logging.getLogger("edgetune.daemon")
 ENDED = ("succeeded", "failed", "cancelled")
@@ -149,9 +148,9 @@ class JobTable:
         """Returns the rounds of a job, even if another column of its row is damaged."""
         return self._rounds("id = ?", id)
 
-    def _rounds(self, where: str, *values: str) -> Sequence[dict[str, Any]]:
+    def _rounds(self, where: str, value: str) -> Sequence[dict[str, Any]]:
         found = self.store.read(f"SELECT rounds FROM jobs WHERE {where} AND json_valid(rounds) "
-                                "ORDER BY rowid DESC LIMIT 1", *values)
+                                "ORDER BY rowid DESC LIMIT 1", value)
         return list(json.loads(found[0]["rounds"])) if found else []
 
     def set_rounds(self, id: str, rounds: Sequence[Mapping[str, Any]]) -> None:
@@ -222,7 +221,7 @@ class JobTable:
                 add_event(db, id, level, kind, text, data)
                 if data and data.get("event") == "eval":
                     db.execute("INSERT INTO checkpoints (job, created_at, step, metrics) VALUES (?, ?, ?, ?)",
-                               (id, now(), data["step"], dump(of_checkpoint(data))))
+                               (id, now(), data["step"], dump(_openai_metrics(data))))
 
 
 def _job(columns: dict[str, Any]) -> Job:
@@ -250,3 +249,12 @@ def _checkpoint(columns: dict[str, Any]) -> dict[str, Any]:
     row = from_json(_Checkpoint, columns, "the row")
     return {"id": f"ftckpt-{row.seq}", "created_at": row.created_at, "fine_tuning_job_id": row.job,
             "step_number": row.step, "metrics": row.metrics}
+
+
+def _openai_metrics(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a checkpoint's metrics, by the names of progress.py. best: the loss, or mean reward, to keep."""
+    names = ("step", "valid_loss", "full_valid_loss", "full_valid_mean_reward", "best")
+    found = {name: event[name] for name in names if name in event}
+    if "full_valid_mean_reward" in found and found["best"] is not None:
+        found["best"] = -found["best"]  # a run minimizes
+    return found

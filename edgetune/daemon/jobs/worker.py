@@ -43,13 +43,13 @@ from ...errors import (
     UsageError,
     named,
 )
+from ...evaluation.graders.base import set_time_limit
 from ...evaluation.graders.sandbox import limit_processes, share_of
-from ...evaluation.graders.time_limit import set_time_limit
 from ...formats.bundle import open_bundle
 from ...machine.device import read_device, shared_memory, trim
 from ...machine.governor import Governor
 from ...machine.policy import Policy
-from ...objectives.rewarded import Rewarded
+from ...objectives.drawn import Rewarded
 from ...persisted import from_json
 from ...python_child import die_with
 from ...runs.reported import is_reported, reported, try_report
@@ -57,7 +57,7 @@ from ...training import checkpoint, run
 from ...training.callbacks import RunCallbacks
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
-from ...training.sized import as_begun, load_sized
+from ...training.sizing import as_begun, load_sized
 from ...training.throttle import AnswerPriority, be_nice
 from ...version import __version__
 from ..kinds.registry import kind_of

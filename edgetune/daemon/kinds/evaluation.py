@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -112,8 +111,8 @@ def begin_evaluation(service: Service, id: str, request: EvaluationRequest) -> J
         raise UsageError(f"{id} is active, and would be compared with itself", "name another adapter")
     asked = questions(service, request)
     metadata = {"adapter": id, **{name: json.dumps(value) for name, value in asdict(request).items()}}
-    fill = partial(_fill, folder=service.adapters.path(id), required=asked.required)
-    return asked.begin(EvaluationJob.origin, service, metadata, fill)
+    task = json.dumps({"folder": str(service.adapters.path(id)), "required": asked.required})
+    return asked.begin(EvaluationJob.origin, service, metadata, lambda beside: (beside / TASK).write_text(task))
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,3 @@ def _require_canary(request: EvaluationRequest, count: int, limits: Limits) -> N
     if limits == Limits():
         raise UsageError("nothing can decide: no questions are held out, and unrelated text has no limits",
                          "start the daemon with --canary-rise or --max-kl")
-
-
-def _fill(beside: Path, folder: Path, required: str) -> None:
-    (beside / TASK).write_text(json.dumps({"folder": str(folder), "required": required}))

@@ -17,9 +17,8 @@ from ...training.config import TrainConfig
 from ...training.length import LARGEST_BATCH, MOST_EPOCHS, epochs_of, is_auto
 from .feedback import Feedback, StoredRow
 from .file_rows import FileRow
-from .items import FeedbackItem
+from .items import FeedbackItem, Row
 from .row_kinds import ANSWERS
-from .rows import Row
 
 T = TypeVar("T")
 MIN_PASSES = 2

@@ -5,8 +5,8 @@ it again. If the job did not pass, it is set `aside`: no later job learns it or 
 against its rows, they are new again, and are learned together with the next ones, by TRIES jobs at most. Newer feedback
 on the same answer replaces older feedback, whose row is then `withdrawn`. Of several right answers to a question the
 newest counts; when that one is deleted or replaced, none counts, and the earlier ones are `withdrawn` with it. Feedback
-that the daemon's method cannot use (kinds.py) is `counted`, and is new for a daemon whose method can use it. One
-question in five is held out for the gate (holdout.py), and a question stays on its side. limits.py limits the amount.
+that the daemon's method cannot use (row_kinds.py) is `counted`, and is new for a daemon whose method can use it. One
+question in five is held out for the gate (holdout.py), and a question stays on its side. limits.py says what leaves.
 
 People can read, edit and delete their feedback. Deleted feedback leaves the disk, and the next job learns without it.
 """
@@ -25,11 +25,25 @@ from ...errors import DataError, NotFoundError, TooMuchError, UsageError
 from ..options import DaemonConfig
 from ..state.database import Store, dump, now
 from ..state.holdout import MOST, Holdout
-from .items import HEADING, FeedbackItem, Heading, State, heading_of, item_of, remains
-from .limits import held_out, make_room, spread
+from .items import (
+    HEADING,
+    FeedbackItem,
+    Heading,
+    Rating,
+    Row,
+    State,
+    check_rating,
+    check_size,
+    expiry,
+    heading_of,
+    item_of,
+    make_row,
+    read_row,
+    remains,
+    with_answer,
+)
+from .limits import held_out, make_room, spread, withdraw, withdraw_earlier
 from .row_kinds import ANSWERS, HAS_ANSWER, RowKind, right_answer
-from .rows import Rating, Row, check_rating, check_size, expiry, make_row, read_row, with_answer
-from .withdrawal import withdraw, withdraw_earlier
 
 REPLAY_MOST = 2000  # rows of each state and side that a job reads, the latest
 TOGETHER = 16  # rows that are read at once: of 256 KiB at most
@@ -267,7 +281,8 @@ class Feedback:
 
     def item(self, stored: StoredRow) -> FeedbackItem:
         """Returns the item of a row. Raises TooMuchError where it was removed meanwhile."""
-        items = self.store.objects("feedback", self._columns(stored.rowid), item_of)
+        rows = self.store.read("SELECT * FROM feedback WHERE rowid = ?", stored.rowid)
+        items = self.store.objects("feedback", rows, item_of)
         if not items or items[0].row is None or items[0].id != stored.id:
             raise TooMuchError(f"the feedback {stored.id} was removed while a job began", "ask again")
         return items[0]
@@ -301,12 +316,9 @@ class Feedback:
             yield self.store.read(f"SELECT *, rowid AS place FROM feedback WHERE {column} IN ({marks}) ORDER BY rowid",
                                   *part)
 
-    def _columns(self, rowid: int) -> Iterable[sqlite3.Row]:
-        return self.store.read("SELECT * FROM feedback WHERE rowid = ?", rowid)
-
     def waiting(self) -> int:
         """Counts rows that wait for a job, including those that will be held out."""
-        return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {self._waits}")[0][0])
+        return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {WAITS} AND {self.kind.usable}")[0][0])
 
     def questions(self) -> set[str]:
         """Returns the digests of the questions with feedback that is, or will be, learned or held out."""
@@ -316,10 +328,6 @@ class Feedback:
     def unusable(self) -> int:
         """Counts items that wait for another method."""
         return int(self.store.read(f"SELECT count(*) FROM feedback WHERE {COUNTED}")[0][0])
-
-    @property
-    def _waits(self) -> str:
-        return f"{WAITS} AND {self.kind.usable}"
 
     def set_aside(self, id: str) -> None:
         with self.store.write() as db:

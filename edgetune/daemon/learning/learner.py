@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ...errors import DiskError, EdgetuneError, TooMuchError, UsageError
@@ -88,11 +88,15 @@ class Learner:
             hint = next((kind.starts[name] for kind in kinds().values() if name in kind.starts),
                         f"choose from {', '.join(self.starters)}")
             raise UsageError(f"learn is {self.config.learn}, and no {name} are learned from", hint)
-        with self._alone():
+        if not self._beginning.acquire(blocking=False):
+            raise TooMuchError("a job is being begun already", "ask again in a minute")
+        try:
             if unfinished := self._unfinished():
                 raise UsageError(f"{unfinished} is not finished", "wait for it, or cancel it")
             self._settle_ended()
             return self.starters[name].begin()
+        finally:
+            self._beginning.release()
 
     def unfinished(self, name: str) -> str | None:
         """Returns the job of a starter's origin that has not ended; None also without such a starter."""
@@ -135,8 +139,7 @@ class Learner:
 
     def _obstacle(self, starter: Starter, waiting: int, now: float | None) -> str:
         """Returns why no job of a starter begins by itself now, in a sentence; "": nothing prevents it."""
-        is_on = self.is_on
-        if not is_on:
+        if not self.is_on:
             return "is switched off: nothing is learned by itself"
         if job := self._unfinished():
             is_paused = self.jobs.get(job).status == "paused"
@@ -211,15 +214,6 @@ class Learner:
         except EdgetuneError as error:
             log.warning("does not %s: %s", starter.doing, error)
             self._failed[starter.name] = waiting, str(error)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        if not self._beginning.acquire(blocking=False):
-            raise TooMuchError("a job is being begun already", "ask again in a minute")
-        try:
-            yield
-        finally:
-            self._beginning.release()
 
     # ---- after a job --------------------------------------------------------------------------------------------
 

@@ -1,4 +1,6 @@
-"""Limits of feedback: at most `feedback_rows` items of `feedback_size` MiB, half of them waiting to be learned.
+"""Feedback that leaves: what newer feedback takes back, and what has no room.
+
+At most `feedback_rows` items of `feedback_size` MiB are kept, half of them waiting to be learned.
 
 If a new one needs room, items of no use are removed first, then those that were learned longest ago. Held-out items of
 earlier jobs follow, except those that the next job would use.
@@ -8,13 +10,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
-from ...errors import TooMuchError
+from ...errors import DataError, TooMuchError
 from ..options import DaemonConfig
 from ..state.database import now
 from ..state.holdout import MOST, Holdout
 from ..state.uploads import MIB
+from .items import FeedbackItem, answer_of, read_row
+from .row_kinds import HAS_ANSWER
 
+LIVE = "('new', 'used', 'counted')"
 SPARE = 0.01  # share of the limits that is freed at once, so that not every new item has to search for room
 
 
@@ -78,3 +84,28 @@ def _count(db: sqlite3.Connection, where: str) -> tuple[int, int]:
     """Counts (items, their bytes)."""
     count, nbytes = db.execute(f"SELECT count(*), coalesce(sum(size), 0) FROM feedback {where}").fetchone()
     return count, nbytes
+
+
+def withdraw(db: sqlite3.Connection, new: FeedbackItem) -> None:
+    """Withdraws earlier rows that newer feedback replaces: those by which its wrong answer is right, and thumbs down on
+    either answer. They are neither learned nor held out any more.
+    """
+    wrong = (new.rejected or "").strip()
+    said = db.execute("SELECT rowid FROM feedback WHERE question = ? AND row IS NOT NULL "
+                      f"AND state IN {LIVE}", (new.question,))
+    for (rowid,) in said.fetchall():
+        text, rejected = db.execute("SELECT row, rejected FROM feedback WHERE rowid = ?", (rowid,)).fetchone()
+        with suppress(ValueError, DataError, RecursionError):  # a damaged row says nothing
+            right = answer_of(read_row(text)).strip()
+            is_thumb_down = not right and (rejected or "").strip() in (wrong, new.answer.strip())
+            if is_thumb_down or (right and right == wrong):
+                withdraw_earlier(db, rowid)
+                db.execute("UPDATE feedback SET state = 'withdrawn' WHERE rowid = ?", (rowid,))
+
+
+def withdraw_earlier(db: sqlite3.Connection, rowid: int) -> None:
+    """Withdraws the rows that this row replaced: right answers that were given earlier to its question. Call it before
+    the row leaves, which would otherwise bring the last of them back.
+    """
+    db.execute(f"UPDATE feedback SET state = 'withdrawn' WHERE state IN {LIVE} AND {HAS_ANSWER} AND rowid < ? AND "
+               f"question = (SELECT question FROM feedback WHERE rowid = ? AND {HAS_ANSWER})", (rowid, rowid))

@@ -10,15 +10,15 @@ from typing import Any
 from ...errors import DataError, UsageError
 from ...evaluation.graders.rewards import GraderRewards
 from ...objectives.base import Objective, objectives
-from ...objectives.rewarded import Rewarded
+from ...objectives.drawn import Rewarded
 from ...objectives.sft import Sft
 from ...options import AUTO, declared, share_of
 from ...training.config import TrainConfig, train_options
 from ..jobs import recipe
 from ..jobs.rewards import ELSEWHERE, with_rewards
 from ..options import MORE, DaemonConfig
+from .items import Row
 from .row_kinds import ANSWERS, HAS_ANSWER, LABELLED, RowKind, kind_of
-from .rows import Row
 
 POSSIBLE = ("!", "1", '{"a": 1}')  # right answers: a grader that accepts none of them can use no feedback
 

@@ -92,7 +92,8 @@ class Proposals:
         """Returns all proposals, the newest first."""
         with self._lock:
             here = list(self._here.values())
-        return sorted([*self._stored(), *here], key=lambda each: (-each.created_at, each.id))
+        stored = self.store.objects("proposals", self.store.read("SELECT * FROM proposals"), _read)
+        return sorted([*stored, *here], key=lambda each: (-each.created_at, each.id))
 
     def count(self) -> int:
         """Returns how many there are, without reading them."""
@@ -159,9 +160,6 @@ class Proposals:
         earlier = _id_of(messages[:-2])
         if any(each.id == earlier and each.follows for each in self.list()):
             self._delete(earlier)
-
-    def _stored(self) -> Sequence[Proposal]:
-        return self.store.objects("proposals", self.store.read("SELECT * FROM proposals"), _read)
 
     def _delete(self, id: str) -> None:
         with self._lock:

@@ -21,9 +21,8 @@ from ..state.adapters import Adapters
 from ..state.database import now
 from .curriculum import as_conversation
 from .feedback import Feedback
-from .items import FeedbackItem, item_of
+from .items import FeedbackItem, answer_of, item_of, make_row
 from .row_kinds import HAS_ANSWER
-from .rows import answer_of, make_row
 
 NEWEST = """SELECT * FROM feedback WHERE question = ? AND row IS NOT NULL AND {} AND state != 'withdrawn'
             AND (expires_at IS NULL OR expires_at > ?) ORDER BY rowid DESC LIMIT 1"""

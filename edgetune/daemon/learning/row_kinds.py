@@ -13,8 +13,7 @@ from typing import Any
 from ...data import labelled, preferences, prompts, unpaired
 from ...data import rows as supervised_rows
 from ...data.rows import RowParser
-from .items import FeedbackItem
-from .rows import Row
+from .items import FeedbackItem, Row
 
 HAS_ANSWER = "(answer IS NOT '')"  # conditions on a row of the table
 HAS_REJECTED = "rejected IS NOT NULL"

@@ -26,9 +26,8 @@ from ...errors import DataError, EdgetuneError, UsageError
 from ..jobs.recipe import DrawnQuestions
 from ..state.database import Store, dump, now
 from ..state.holdout import Holdout
-from .items import FeedbackItem, item_of
+from .items import FeedbackItem, Row, item_of, make_row
 from .row_kinds import HAS_ANSWER, RowKind
-from .rows import Row, make_row
 
 log = logging.getLogger("edgetune.daemon")
 MOST = 1000  # questions that are kept: the latest
@@ -98,7 +97,8 @@ class DrawnTraffic:
         active = self.active()
         rated: list[Row] = []
         unrated: list[Row] = []
-        for drawn in self._deciding()[:ASKED]:
+        every = self.store.read("SELECT * FROM drawn ORDER BY place DESC")
+        for drawn in (self._checked(every) or every)[:ASKED]:
             item = self._rating(drawn["question"])
             if item is not None and item.answer:
                 rated.append(kind.for_gate(item))
@@ -107,11 +107,6 @@ class DrawnTraffic:
             if len(unrated) == UNRATED:
                 break
         return DrawnQuestions(rated, unrated)
-
-    def _deciding(self) -> list[sqlite3.Row]:
-        """Returns the rows of the questions that decide, the latest first."""
-        found = self.store.read("SELECT * FROM drawn ORDER BY place DESC")
-        return self._checked(found) or found
 
     def _checked(self, found: Sequence[sqlite3.Row]) -> list[sqlite3.Row]:
         """Returns those that checks reached: up to the rank of one that was rated, and drawn until then; none, if they

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,7 +101,10 @@ class Store:
                               "use the edgetune that wrote it, or another state folder")
         if written != VERSION:
             db.execute(f"PRAGMA user_version = {VERSION}")
-        if missing := _columns_wanted() - _columns(db):
+        with closing(sqlite3.connect(":memory:")) as empty:
+            _execute_all(empty, SCHEMA)
+            wanted = _columns(empty)
+        if missing := wanted - _columns(db):
             raise FormatError(f"{self.path} lacks {' '.join(min(missing))}", "restore it, or begin with another state "
                               "folder")
 
@@ -368,15 +371,6 @@ def _execute_all(db: sqlite3.Connection, statements: str) -> None:
     """Executes statements within the open transaction, which executescript would end."""
     for statement in re.sub("--.*", "", statements).split(";"):
         db.execute(statement)
-
-
-def _columns_wanted() -> set[tuple[str, str]]:
-    db = sqlite3.connect(":memory:")
-    try:
-        _execute_all(db, SCHEMA)
-        return _columns(db)
-    finally:
-        db.close()
 
 
 def _columns(db: sqlite3.Connection) -> set[tuple[str, str]]:

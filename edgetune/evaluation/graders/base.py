@@ -11,13 +11,17 @@ is wrong with an answer is no exception: its reward is 0, and `Grade.errors` say
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ...data.rewards import reward_of
 from ...disk import read_small
@@ -25,8 +29,99 @@ from ...errors import EdgetuneError, UsageError, install_hint
 from ...options import Registry
 from .sample import Sample, Ungraded
 from .template import GraderTemplate, parse_template
-from .time_limit import in_time
-from .typed import fits, in_words, made_of
+
+_WORDS = {str: "text", float: "a number", int: "a whole number", bool: "true or false", NoneType: "null",
+          Mapping: "an object"}
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Checks a value against str, int, float, bool, None, Any, Mapping, tuple, Literal, or a union of such."""
+    origin = get_origin(kind) or kind
+    parts = get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is Literal:
+        return any(value is part or (type(value) is type(part) and value == part) for part in parts)
+    if origin is tuple:
+        kinds = parts[:1] * len(value) if Ellipsis in parts and isinstance(value, list | tuple) else parts
+        return isinstance(value, list | tuple) and len(value) == len(kinds) and all(map(fits, value, kinds))
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < sys.float_info.max
+    if origin is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, origin)
+
+
+def made_of(kind: Any) -> str:
+    """A type in words, as "give ..." has them."""
+    origin = get_origin(kind) or kind
+    parts = get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(made_of(part) for part in parts if part is not NoneType)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if origin is tuple:
+        return f"a list of {len(parts)} numbers" if Ellipsis not in parts else f"a list, each {made_of(parts[0])}"
+    return _WORDS.get(origin, "a value")
+
+
+def in_words(value: Any) -> str:
+    """A value, mostly of JSON, cut."""
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list" if len(value) != 1 else "a list of one item"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    try:
+        return "null" if value is None else f"{value!r:.60}"
+    except Exception:  # a number of many digits, or a foreign type, that cannot be written
+        return f"a {type(value).__name__}"
+
+
+# A pattern can backtrack for longer than anybody waits; Python's re looks for signals while it searches.
+MAX_LATE = 3  # answers that may take longer, then it is the grader that is wrong
+
+_seconds = 0.0  # 0: no limit
+_late = 0
+
+
+def set_time_limit(seconds: float) -> None:
+    """Sets the time limit of all graders of this process, which must grade on its main thread. 0: none."""
+    global _seconds, _late
+    _seconds = seconds
+    _late = 0
+    if seconds:
+        signal.signal(signal.SIGALRM, _on_alarm)
+
+
+def in_time(score: Callable[[], float], name: str) -> float:
+    """Returns the result of `score`. Raises Ungraded after the limit, and EdgetuneError if that happens too often."""
+    global _late
+    if not _seconds or threading.current_thread() is not threading.main_thread():
+        return score()
+    signal.setitimer(signal.ITIMER_REAL, _seconds)
+    try:
+        return score()
+    except _LateError:
+        _late += 1
+        if _late >= MAX_LATE:
+            raise EdgetuneError(f"the grader {name} took more than {_seconds:g} s on each of {_late} answers",
+                                "give it a simpler pattern, or let answers be shorter") from None
+        raise Ungraded("unresponsive_reward_error") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+class _LateError(Exception):
+    pass
+
+
+def _on_alarm(*_signal: object) -> None:
+    raise _LateError
+
 
 T = TypeVar("T", bound="Grader")
 OUTPUT = "{{ sample.output_text }}"

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from ...errors import UsageError
-from . import seccomp
+from . import confinement
 from .base import NOT_WRITTEN, Grader, Means, OneByOne, register
 from .sample import Sample, Ungraded, sample_dict
 from .sandbox import CallFailed, GraderSandbox, SourceFailed
@@ -78,7 +78,7 @@ class PythonGrader(OneByOne):
         if not means.allow_python:
             raise UsageError("a python grader is not allowed here",
                              "write it as a multi of the other graders; a daemon takes it with --allow-python-graders")
-        lacking = seccomp.lacks()
+        lacking = confinement.lacks()
         if lacking and not means.allow_unsafe_python:
             raise UsageError(f"a python grader needs a sandbox, and {lacking}",
                              "run it without one with --unsafe-python, if you trust it")
@@ -86,7 +86,7 @@ class PythonGrader(OneByOne):
 
     @classmethod
     def beside(cls, means: Means) -> dict[str, Any]:
-        return {"unsafe": means.allow_unsafe_python and bool(seccomp.lacks())}
+        return {"unsafe": means.allow_unsafe_python and bool(confinement.lacks())}
 
 
 def _bound(statement: ast.stmt) -> set[str]:

@@ -19,9 +19,8 @@ from typing import Any
 from ...data.question import asked_messages
 from ...data.rewards import EXPECTED_REWARD, reward_of
 from ...errors import EdgetuneError, UsageError, named
-from .base import Grade
+from .base import Grade, in_words
 from .sample import Sample, choices_of
-from .typed import in_words
 
 NAMED = re.compile(r"(?P<module>[^\s:]+):(?P<function>[A-Za-z_]\w*)")  # module:function, or file.py:function
 GIVEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")

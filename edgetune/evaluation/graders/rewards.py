@@ -11,8 +11,8 @@ from typing import Any
 
 from ...data.packing import Example
 from ...errors import DataError, UsageError
-from ...objectives.rewarded import Rewarded
-from ...training.answered import Reward, RewardedAnswer
+from ...objectives.drawn import Rewarded
+from ...training.rewards import Reward, RewardedAnswer
 from .base import Grader, ScoreModel, load_grader, read_grader
 from .reward import RewardFunction, load_reward
 from .sample import Sample

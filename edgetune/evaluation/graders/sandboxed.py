@@ -15,7 +15,7 @@ import traceback
 from typing import Any, TextIO
 
 from ...python_child import die_with
-from . import landlock, seccomp
+from . import confinement
 
 SOURCE = "<grader>"
 LONGEST = 1000  # characters of an error's text
@@ -84,7 +84,8 @@ def _reply(descriptor: int, message: dict[str, Any]) -> None:
 
 
 def _restrict(memory: int, unsafe: bool) -> None:
-    """Limits memory, in bytes, forbids writing to files and, unless unsafe, all system calls but those of seccomp.py.
+    """Limits memory, in bytes, forbids writing to files and, unless unsafe, all system calls but those of
+    confinement.py.
 
     Where the kernel has Landlock, only Python's own folders and system libraries can be read.
     """
@@ -95,10 +96,10 @@ def _restrict(memory: int, unsafe: bool) -> None:
     sys.dont_write_bytecode = True
     os.environ.pop("PYTHONPATH", None)
     os.chdir("/")
-    seccomp.no_new_privileges()
-    landlock.restrict([*folders, *LIBRARIES])
+    confinement.no_new_privileges()
+    confinement.restrict_files([*folders, *LIBRARIES])
     if not unsafe:
-        seccomp.restrict()
+        confinement.restrict_calls()
 
 
 def _python_folders() -> list[str]:

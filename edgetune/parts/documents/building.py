@@ -18,12 +18,11 @@ from ...disk import alone, replaced, sha256
 from ...errors import BudgetError, DataError, FormatError, UsageError, size_text
 from ...options import check_options
 from .chunks import Chunk, chunks
-from .encoding import Bytes, Encoding
 from .integrity import APPLICATION, header_of
 from .options import IndexOptions
-from .paragraphs import File, files_of, paragraphs
-from .ranking import QUERIES, Ranking
-from .store import PAGE_CACHE, VERSION, Store
+from .paragraphs import DocumentFile, files_of, paragraphs
+from .search import QUERIES, ChunkRanking, Encoding
+from .store import PAGE_CACHE, VERSION, Bytes, IndexStore
 
 AT_ONCE = 64  # chunks of which vectors are made together
 BASE = 96 << 20  # bytes of Python and its libraries
@@ -56,7 +55,7 @@ def build(folder: Path, index: Path, encoding: Encoding, options: IndexOptions |
     return build_of(files_of(folder), index, encoding, options, memory, on_progress)
 
 
-def build_of(files: Sequence[File], index: Path, encoding: Encoding, options: IndexOptions | None = None,
+def build_of(files: Sequence[DocumentFile], index: Path, encoding: Encoding, options: IndexOptions | None = None,
              memory: int = 0, on_progress: OnProgress | None = None) -> Report:
     """Makes the index of files, sorted by their names. What cannot be read is skipped and reported.
 
@@ -66,7 +65,10 @@ def build_of(files: Sequence[File], index: Path, encoding: Encoding, options: In
     """
     options = options or IndexOptions()
     check_options(options)
-    _check_place(index)
+    if index.exists() and not index.is_file():  # before anything is computed
+        raise UsageError(f"the index {index} is {'a folder' if index.is_dir() else 'no file'}", "name a file")
+    if not index.parent.is_dir():
+        raise UsageError(f"there is no folder {index.parent} for the index", "make it first")
     if options.chunk_tokens > encoding.longest - 2:
         raise UsageError(f"chunk-tokens is {options.chunk_tokens}, {encoding.name} reads {encoding.longest - 2}",
                          "lower --chunk-tokens")
@@ -89,15 +91,7 @@ def require_memory(encoding: Encoding, largest: int, memory: int) -> None:
                           f"give it --memory {least}M, divide the largest file, or name a smaller encoder", needed)
 
 
-def _check_place(index: Path) -> None:
-    """Refuses a place where no file can be, before anything is computed. Raises UsageError."""
-    if index.exists() and not index.is_file():
-        raise UsageError(f"the index {index} is {'a folder' if index.is_dir() else 'no file'}", "name a file")
-    if not index.parent.is_dir():
-        raise UsageError(f"there is no folder {index.parent} for the index", "make it first")
-
-
-def _before(index: Path, facts: dict[str, Any]) -> Store | None:
+def _before(index: Path, facts: dict[str, Any]) -> IndexStore | None:
     """The index that there is, if it is as it was written, by the same encoder and options. Raises FormatError for a
     file that is no index: it stays as it is.
     """
@@ -105,7 +99,7 @@ def _before(index: Path, facts: dict[str, Any]) -> Store | None:
         return None
     with ExitStack() as opened:
         try:
-            store = opened.enter_context(closing(Store(index)))
+            store = opened.enter_context(closing(IndexStore(index)))
             if facts.items() <= store.facts().items() and store.is_as_written():
                 opened.pop_all()
                 return store
@@ -117,7 +111,7 @@ def _before(index: Path, facts: dict[str, Any]) -> Store | None:
 
 class _Building:
     def __init__(self, index: Path, encoding: Encoding, options: IndexOptions, facts: dict[str, Any],
-                 before: Store | None, on_progress: OnProgress | None) -> None:
+                 before: IndexStore | None, on_progress: OnProgress | None) -> None:
         self._index = index
         self._encoding = encoding
         self._options = options
@@ -128,19 +122,19 @@ class _Building:
         self._report = Report(str(index))
         self._done = self._total = 0  # bytes
 
-    def run(self, files: Sequence[File]) -> Report:
+    def run(self, files: Sequence[DocumentFile]) -> Report:
         report = self._report
         report.removed = len(set(self._known) - {file.name for file in files})
         if self._before and self._is_current(files):
             return self._of_before(self._before)
         with alone(self._index.parent), replaced(self._index) as beside:
             beside.unlink(missing_ok=True)  # of an indexing that broke off
-            store = Store(beside, writes=True)
+            store = IndexStore(beside, writes=True)
             try:
                 store.begin()
                 store.create(self._facts, self._encoding.width)
                 self._add_all(store, files)
-                report.least_evidence = Ranking(store, self._encoding).limit(
+                report.least_evidence = ChunkRanking(store, self._encoding).limit(
                     lambda number: self._tell("trying questions", number, QUERIES))
                 store.set_facts({"least_evidence": report.least_evidence, "chunks": report.chunks})
                 store.commit()
@@ -149,14 +143,14 @@ class _Building:
             report.bytes = beside.stat().st_size
         return report
 
-    def _is_current(self, files: Sequence[File]) -> bool:
+    def _is_current(self, files: Sequence[DocumentFile]) -> bool:
         """Whether nothing changed since the index was made."""
         with suppress(DataError):  # a file that cannot be read any more
             return not self._report.removed and all(
                 file.name in self._known and _digest(file) == self._known[file.name].sha256 for file in files)
         return False
 
-    def _of_before(self, before: Store) -> Report:
+    def _of_before(self, before: IndexStore) -> Report:
         report = self._report
         report.files = report.unchanged = len(self._known)
         report.chunks, report.tokens = before.totals()
@@ -164,7 +158,7 @@ class _Building:
         report.bytes = self._index.stat().st_size
         return report
 
-    def _add_all(self, store: Store, files: Sequence[File]) -> None:
+    def _add_all(self, store: IndexStore, files: Sequence[DocumentFile]) -> None:
         self._total = sum(file.size for file in files)
         for file in files:
             self._go_on()
@@ -179,7 +173,7 @@ class _Building:
         """Tells how far it is, before each piece of work: the caller may end it by an exception."""
         self._tell("indexing", self._done, self._total)
 
-    def _add(self, store: Store, file: File) -> None:
+    def _add(self, store: IndexStore, file: DocumentFile) -> None:
         known = self._known.get(file.name)
         digest = _digest(file)
         report = self._report
@@ -196,7 +190,7 @@ class _Building:
             report.chunks += len(part)
             report.tokens += sum(chunk.tokens for chunk, _ in part)
 
-    def _read(self, file: File) -> Iterator[tuple[Chunk, Bytes]]:
+    def _read(self, file: DocumentFile) -> Iterator[tuple[Chunk, Bytes]]:
         """The chunks of a file with their vectors. The file is read to its end before the first."""
         options = self._options
         found = []
@@ -213,7 +207,7 @@ class _Building:
             yield from zip(part, self._encoding.vectors([chunk.whole for chunk in part]), strict=True)
 
 
-def _digest(file: File) -> str:
+def _digest(file: DocumentFile) -> str:
     """The SHA-256 of a file: a file can change and keep its size and time."""
     try:
         return sha256(file.path)

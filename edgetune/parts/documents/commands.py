@@ -1,26 +1,45 @@
-"""index and search: passages of a person's documents."""
+"""documents index and search, and --index and --passages of the commands that ask a model."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...cli.app import ModelPath, cli, command, config_options, out, show, step_progress, threads_option
-from ...errors import shell_word, size_text
+from ...cli.serving import AroundOptions
+from ...errors import UsageError, shell_word, size_text
+from .options import IndexOptions
 
 if TYPE_CHECKING:
+    from ...data.around import Instruction
     from .building import Report
-    from .searching import Found
+    from .search import Found
+
+@contextmanager
+def _opened(values: Mapping[str, Any], threads: int) -> Iterator[Instruction]:
+    index, passages = values.get("index"), values.get("passages")
+    if index is None:
+        if passages is not None:
+            raise UsageError(f"--passages {passages} is given without --index", "name an index of documents")
+        yield None
+        return
+    from .passages import USUAL, open_passages
+    with closing(open_passages(index, passages or USUAL, threads)) as found:
+        yield found
+
+
+INDEX = AroundOptions({
+    "index": {"type": click.Path(path_type=Path), "help": "Index of documents (edgetune documents index), whose "
+              "passages are put before a question."},
+    "passages": {"type": click.IntRange(1, 50), "help": "With --index: passages of a question at most [3]."}}, _opened)
+
 
 MADE_BY = "minilm"  # the encoder, unless another is named
 LISTED = 10  # files that are named one by one
-
-
-def index_options(command: Any) -> Any:
-    from .options import IndexOptions
-    return config_options("chunk_tokens", "overlap", of=IndexOptions)(command)
 
 
 @cli.group("documents")
@@ -36,7 +55,7 @@ def documents() -> None:
                       help="File of the index; one that exists is brought up to date."),
          click.option("--encoder", type=ModelPath(), default=MADE_BY, show_default=True,
                       help="Model that makes the vectors."),
-         index_options,
+         config_options("chunk_tokens", "overlap", of=IndexOptions),
          click.option("--memory", default="", help="Memory of this process at most, such as 500M or 25% [75% of what "
                       "is available]."),
          threads_option,
@@ -50,8 +69,7 @@ def index_command(folder: Path, out_file: Path, encoder: Path, memory: str, thre
     """
     from ...training.config import TrainConfig
     from .building import build
-    from .encoding import Encoding
-    from .options import IndexOptions
+    from .search import Encoding
     found = Encoding(encoder, threads)
     try:
         with step_progress(out, as_json) as progress:
@@ -84,7 +102,7 @@ def search_command(index: Path, query: str, limit: int, least: float | None, thr
 
     Words (BM25) and meaning (vectors) decide together. If the index does not answer the query, it says so.
     """
-    from .searching import Index
+    from .search import Index
     with Index(index, threads) as opened:
         found = opened.search(query, limit, least)
     show(as_json, found.to_json(), *_found(found))

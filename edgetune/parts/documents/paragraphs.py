@@ -43,7 +43,7 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class File:
+class DocumentFile:
     """A file of a folder. name: its path in the folder, with slashes. changed: its time of change, in nanoseconds."""
 
     path: Path
@@ -52,7 +52,7 @@ class File:
     changed: int
 
 
-def files_of(folder: Path) -> list[File]:
+def files_of(folder: Path) -> list[DocumentFile]:
     """The files of a folder that can be read, by name; of a file, that file. Raises UsageError for what is neither."""
     if folder.is_file():
         require_name(folder.name)
@@ -76,9 +76,9 @@ def require_name(name: str) -> None:
         raise UsageError(f"{name} is no document that can be read", f"name a file that ends in {KINDS}")
 
 
-def file_of(path: Path, name: str) -> File:
+def file_of(path: Path, name: str) -> DocumentFile:
     state = path.stat()
-    return File(path, name, state.st_size, state.st_mtime_ns)
+    return DocumentFile(path, name, state.st_size, state.st_mtime_ns)
 
 
 def paragraphs(path: Path, name: str = "") -> Iterator[Paragraph]:

@@ -9,9 +9,9 @@ MANIFEST = Manifest(
     options="options:DocumentsOptions",
     running="running:running",
     routes=("routes", "rerank"),
-    around="flags:INDEX",
+    around="commands:INDEX",
     purposes={"assistants": "paragraphs:require_name"},
-    library={"Index": "searching:Index"},
+    library={"Index": "search:Index"},
     extras=(Extra("retrieval", "edgetune documents and --index", ("apsw", "sqlite_vec", "pypdf")),),
-    face=("chunks", "paragraphs", "passages", "searching"),
+    face=("chunks", "paragraphs", "passages", "search"),
 )

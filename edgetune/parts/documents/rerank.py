@@ -17,7 +17,6 @@ from ...daemon.api.pools import Pools
 from ...daemon.api.shapes import Answer, Body, Whole
 from ...daemon.service import Service
 from ...errors import NotFoundError, UsageError
-from .encoding import Encoding
 from .running import stores_of
 
 OTHER_PATHS = ("/rerank", "/v1/reranking", "/reranking")  # llama-server's
@@ -87,7 +86,11 @@ async def _encoded(texts: Sequence[str], model: str, service: Service,
             raise _no_ranking(model, service.embeddings.name)
         parts = await vectors_of(texts, model, request, truncate=True)
         return parts[0].model, np.concatenate([part.vectors for part in parts]), sum(part.tokens for part in parts)
-    encoding = _of_documents(service)
+    try:
+        encoding = stores_of(service).encoder()
+    except NotFoundError:
+        raise UsageError("no encoder is here, by whose vectors documents could be ranked",
+                         "start the daemon with --embeddings, or edgetune pull minilm") from None
     if model not in ("", encoding.name):
         raise _no_ranking(model, encoding.name)
     pools: Pools = request.app.state.pools
@@ -96,14 +99,6 @@ async def _encoded(texts: Sequence[str], model: str, service: Service,
     vectors = np.concatenate(made).astype(np.float32)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return encoding.name, vectors / np.maximum(lengths, 1), sum(map(encoding.count, texts))
-
-
-def _of_documents(service: Service) -> Encoding:
-    try:
-        return stores_of(service).encoder()
-    except NotFoundError:
-        raise UsageError("no encoder is here, by whose vectors documents could be ranked",
-                         "start the daemon with --embeddings, or edgetune pull minilm") from None
 
 
 def _no_ranking(model: str, encoder: str) -> NotFoundError:

@@ -20,7 +20,7 @@ from .running import stores_of
 from .store_records import CANCELLED, COMPLETED, FAILED, IN_PROGRESS, Attached, VectorStore
 from .vector_stores import VectorStores
 
-AUTO = "auto alone: chunks of 256 tokens, at headings, paragraphs and sentences."
+AUTO = "Only auto: chunks of 256 tokens, at headings, paragraphs and sentences."
 STATUS = "in_progress: files are being read."
 ONE_FILE = "A file with the purpose assistants."
 Text512 = Annotated[str, Field(max_length=512)]
@@ -54,13 +54,13 @@ class StoreRequest(Body):
     file_ids: list[str] | None = Field(None, max_length=100, description="Files with the purpose assistants.")
     metadata: Metadata | None = Field(None, description="Given back.")
     chunking_strategy: ChunkingStrategy | None = Field(None, description=AUTO)
-    expires_after: None = Field(None, description="null alone: it stays until it is deleted.")
+    expires_after: None = Field(None, description="Only null: it stays until it is deleted.")
 
 
 class StoreChange(Body):
     name: str | None = Field(None, max_length=256, description="What people call it.")
     metadata: Metadata | None = Field(None, description="Given back.")
-    expires_after: None = Field(None, description="null alone: it stays until it is deleted.")
+    expires_after: None = Field(None, description="Only null: it stays until it is deleted.")
 
 
 class StoreFileRequest(Body):
@@ -98,8 +98,8 @@ class SearchRequest(Body):
                                                                                  "one.")
     max_num_results: Annotated[Whole, Field(ge=1, le=50)] | None = Field(None, description="Passages at most [10].")
     ranking_options: RankingOptions | None = Field(None, description="Options of the ranking.")
-    rewrite_query: Literal[False] | None = Field(None, description="false alone.")
-    filters: None = Field(None, description="null alone.")
+    rewrite_query: Literal[False] | None = Field(None, description="Only false.")
+    filters: None = Field(None, description="Only null.")
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,7 +38,9 @@ class RunningDocuments(RunningPart):
         if given["type"] != "file_search":
             return None
         ids = given["vector_store_ids"]
-        return Passages(self.stores.of(ids), given.get("max_num_results") or USUAL)
+        for id in ids:
+            self.stores.get(id)
+        return Passages(partial(self.stores.search, ids), given.get("max_num_results") or USUAL)
 
     def join(self, service: Service) -> None:
         self.stores = VectorStores(service.config.folder(), service.files, service.config)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...disk import cannot_write
 from ...errors import DiskFullError, EdgetuneError, FormatError, install_hint, lacking
 from .chunks import Chunk
-from .encoding import Bytes
 from .integrity import AGAIN, APPLICATION, Steps, check_schema, content_digest, header_of, limit_values, unpacked
 
+Bytes = NDArray[np.int8]
 VERSION = 1
 CONTENT = "content_sha256"  # the fact that says what the others, and all tables, are
 PAGE_CACHE = 8192  # KiB
@@ -41,7 +42,7 @@ TOKENIZER = ("porter", "unicode61", "remove_diacritics", "2")
 
 
 @dataclass(frozen=True)
-class Source:
+class Citation:
     """The place of a passage. file: its name in the folder; heading, page, line: as of Paragraph. id: of a file that
     was uploaded.
     """
@@ -74,7 +75,7 @@ class Known:
     sha256: str
 
 
-class Store:
+class IndexStore:
     """An index, open. writes: to be changed in a transaction of which nothing stays unless it is committed.
 
     Raises FormatError for a file that is none, or damaged; EdgetuneError where a library is missing.
@@ -85,8 +86,11 @@ class Store:
         self._apsw, extension = _libraries()
         self._writes = writes
         self._steps: Steps | None = None
-        if not writes:
-            self._check_header()
+        application, version = (APPLICATION, VERSION) if writes else header_of(path)
+        if application != APPLICATION:
+            raise FormatError(f"{path} is no index", "name a file that edgetune documents index made")
+        if version != VERSION:
+            raise FormatError(f"{path} is an index of version {version}, not {VERSION}", AGAIN)
         with self._errors():
             flags = self._apsw.SQLITE_OPEN_READWRITE | self._apsw.SQLITE_OPEN_CREATE if writes \
                 else self._apsw.SQLITE_OPEN_READONLY
@@ -96,13 +100,6 @@ class Store:
         except BaseException:
             self.close()
             raise
-
-    def _check_header(self) -> None:
-        application, version = header_of(self.path)
-        if application != APPLICATION:
-            raise FormatError(f"{self.path} is no index", "name a file that edgetune documents index made")
-        if version != VERSION:
-            raise FormatError(f"{self.path} is an index of version {version}, not {VERSION}", AGAIN)
 
     def _prepare(self, extension: str) -> None:
         with self._errors():
@@ -228,13 +225,13 @@ class Store:
                 id, text, *place = _typed(row, int, bytes, str, int, int, int)
                 yield Chunk(unpacked(text), *place), self.vector(id)
 
-    def passage(self, chunk: int) -> tuple[Source, str]:
+    def passage(self, chunk: int) -> tuple[Citation, str]:
         with self._errors():
             [row] = self._db.execute(
                 "select name, heading, page, line, text from chunks join files on files.id = file where chunks.id = ?",
                 (chunk,)).fetchall()
             *place, text = _typed(row, str, str, int, int, bytes)
-            return Source(*place), unpacked(text)
+            return Citation(*place), unpacked(text)
 
     def vector(self, chunk: int) -> Bytes:
         with self._errors():

@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,9 @@ from ...daemon.threads import Background, told
 from ...errors import DiskError, EdgetuneError, Interrupted, NotFoundError, UsageError
 from ...formats.named import find_model
 from .building import build_of
-from .encoding import Encoding
 from .options import IndexOptions
 from .paragraphs import file_of, require_name
-from .searching import MOST, Found, Index, Passage
+from .search import MOST, Encoding, Found, Index
 from .store_records import COMPLETED, FAILED, IN_PROGRESS, Attached, StoreRecords, VectorStore
 
 PURPOSE = "assistants"  # of files
@@ -34,24 +33,6 @@ RETRY_SECONDS = 60.0  # after the disk or memory refused
 LATER = (DiskError, OSError, MemoryError)  # not of a document: another try may succeed
 
 log = logging.getLogger("edgetune.daemon")
-
-
-@dataclass(frozen=True)
-class SearchedStores:
-    """Several vector stores, searched as one index."""
-
-    stores: VectorStores
-    ids: Sequence[str]
-
-    def search(self, query: str, limit: int) -> Found:
-        return self.stores.search(self.ids, query, limit)
-
-    def refresh(self) -> int:
-        """Always 0: they are searched for one question."""
-        return 0
-
-    def close(self) -> None:
-        """Does nothing: they stay open for others."""
 
 
 class VectorStores:
@@ -214,12 +195,6 @@ class VectorStores:
 
     # ---- search -------------------------------------------------------------------------------------------------
 
-    def of(self, ids: Sequence[str]) -> SearchedStores:
-        """Returns some stores as one. Raises NotFoundError."""
-        for id in ids:
-            self.get(id)
-        return SearchedStores(self, ids)
-
     def search(self, ids: Sequence[str], query: str, limit: int) -> Found:
         """The best passages of several stores; `least` and evidence are those of the store that answers best. Raises
         NotFoundError, and the errors of Index.search.
@@ -239,9 +214,11 @@ class VectorStores:
             if id not in self._indexes:
                 return Found([], 0.0, 0.0)
             found = self._indexes[id].search(query, min(2 * limit, MOST))
-        # of a file that has gone, passages may still be in the index
         here = {file.id for file in store.files if not file.is_cancelled}
-        passages = [each for passage in found.passages if (each := _named(passage)).source.id in here]
+        sources = [(passage, passage.source.file.partition("/")) for passage in found.passages]
+        # a source names the file as its client called it; of one that has gone, passages may still be in the index
+        passages = [replace(passage, source=replace(passage.source, file=name, id=id))
+                    for passage, (id, _, name) in sources if id in here]
         return replace(found, passages=passages[:limit])
 
     def encoder(self) -> Encoding:
@@ -357,9 +334,3 @@ class VectorStores:
                 has_left = bool(known - {file.id for file in files})
                 self._save(replace(store, files=files, usage=usage or store.usage,
                                    stale=store.stale and (has_left or not is_whole)))
-
-
-def _named(passage: Passage) -> Passage:
-    """A passage whose source names the file as its client called it, with its id."""
-    id, _, name = passage.source.file.partition("/")
-    return replace(passage, source=replace(passage.source, file=name, id=id))

@@ -5,7 +5,7 @@ the answer, and which have no system message but that of its rows or of the acti
 question counts more than what it learned.
 
 A question that is unlike the learned ones is the model's, and one whose kind is not sure: its label, or of JSON the
-fields of few values. Where the kind is sure and other values are not, the better one answers, see contest.py.
+fields of few values. Where the kind is sure and other values are not, the better one answers, see running.py.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from ...daemon.state.adapters import Adapters
 from ...errors import UsageError
 from ...formats.bundle import Bundle, open_bundle
 from ...serving.completion import Completion
-from ...serving.encoder import Encoder
+from ...serving.encoder import Encoder, encoder_of
 from ...serving.encoder_model import AT_ONCE
-from ...serving.learned import encoder_of
 from ...serving.served import Served
 from ...serving.sureness import LEAST_ROWS
 

@@ -25,5 +25,5 @@ class FirstOptions(PartOptions):
 
     def files(self) -> Sequence[Path]:
         """Returns the encoder of the adapter."""
-        from ...serving.learned import encoder_of
+        from ...serving.encoder import encoder_of
         return [encoder_of(Path(self.first))] if self.first else []

@@ -6,5 +6,5 @@ MANIFEST = Manifest(
     name="first",
     options="options:FirstOptions",
     running="running:running",
-    device="schemas:FirstDevice",
+    device="running:FirstDevice",
 )

@@ -98,7 +98,7 @@ class RunningFleet(RunningPart):
                          last and getattr(last, f"loss_{name}"))
         noise = spent(rounds.records) if rounds else None
         totals = {"answer": noise.answer.total, "sum": noise.sum.total} if noise else {}
-        yield family("fleet_epsilon", "Of the noise of all rounds, against whoever sees answers, or the sums alone.",
+        yield family("fleet_epsilon", "Of the noise of all rounds, against whoever sees answers, or only the sums.",
                      "against", {whom: epsilon for whom, epsilon in totals.items() if epsilon is not None})
         yield family("fleet_members", "Devices that asked to join, by state.", "state", found.members or {})
         yield gauge("fleet_unreadable", "Parts of the folder that cannot be read.", len(found.unreadable))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from typing import Any
 
 from ...disk import json_lines, replaced
 from ...errors import DataError
-from .answering import Understanding
-from .sentences import read_sentences
+from .own import read_sentences
 from .tools import Call, same_calls
+from .understanding import Understanding
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedSentence:
     """A sentence and its calls. right: None where the file does not say which are accepted."""
 
     sentence: str
@@ -43,15 +42,12 @@ def read_asked(path: Path) -> list[dict[str, Any]]:
 
 def is_accepted(found: Any) -> bool:
     """Whether a value is a list of lists of calls."""
-    return isinstance(found, list) and all(isinstance(calls, list) and all(map(is_call, calls)) for calls in found)
+    return isinstance(found, list) and all(isinstance(calls, list) for calls in found) and all(
+        isinstance(call, Mapping) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), Mapping)
+        for calls in found for call in calls)
 
 
-def is_call(found: Any) -> bool:
-    return (isinstance(found, Mapping) and isinstance(found.get("name"), str)
-            and isinstance(found.get("arguments"), Mapping))
-
-
-def ask(understanding: Understanding, rows: Sequence[Mapping[str, Any]]) -> list[Asked]:
+def ask(understanding: Understanding, rows: Sequence[Mapping[str, Any]]) -> list[AskedSentence]:
     """The calls for each sentence."""
     found = []
     for row in rows:
@@ -60,16 +56,12 @@ def ask(understanding: Understanding, rows: Sequence[Mapping[str, Any]]) -> list
         spent = 1000 * (time.perf_counter() - began)
         accepted = row.get("accepted")
         right = None if accepted is None else same_calls(calls, accepted)
-        found.append(Asked(row["sentence"], tuple(calls), right, spent))
+        found.append(AskedSentence(row["sentence"], tuple(calls), right, spent))
     return found
 
 
-def save_answers(path: Path, answers: Sequence[Asked]) -> None:
+def save_answers(path: Path, answers: Sequence[AskedSentence]) -> None:
     """Writes a line for each, {"sentence", "calls"}: all or none. Raises DiskError."""
     rows = [{"sentence": one.sentence, "calls": [call.to_json() for call in one.calls]} for one in answers]
     with replaced(path) as beside:
         beside.write_text(json_lines(rows), encoding="utf-8")
-
-
-def median_milliseconds(answers: Sequence[Asked]) -> float:
-    return statistics.median(one.milliseconds for one in answers)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...cli.answer import new_file
 from ...cli.app import (
     ModelPath,
     cli,
@@ -24,6 +23,7 @@ from ...cli.app import (
 )
 from ...cli.daemon import NICE
 from ...cli.feedback import FEEDBACK
+from ...cli.output import new_file
 from ...cli.remote import request, url_path
 from ...console import Copied
 from ...errors import shell_word
@@ -31,7 +31,7 @@ from ...training.config import CommonOptions
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from .rows import Row
+    from .rows import HouseRow
 
 SHOWN = 20  # rows that `home rows` prints
 ENTITIES = click.argument("entities", type=click.Path(path_type=Path))
@@ -56,14 +56,15 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
 
     Only those that are exposed to Assist are read. The file is the ENTITIES of the other commands.
     """
+    from ...data.yaml_text import write_yaml
     from ...disk import refuse_existing, replaced
     from .entities import home_of
-    from .hass import entities_text, read_entities, read_token
+    from .hass import read_entities, read_token
     refuse_existing(to)
     found = read_entities(url, read_token(token_file))
     read = home_of(found, url)
     with replaced(to) as beside:
-        beside.write_text(entities_text(found), encoding="utf-8")
+        beside.write_text(write_yaml(found), encoding="utf-8")
     domains = Counter(entity.domain for entity in read.entities)
     show(as_json, {"out": str(to), "entities": len(read.entities), "areas": len(read.areas), "domains": domains},
          f"{len(read.entities)} entities in {len(read.areas)} areas: {counts(domains)}",
@@ -160,7 +161,7 @@ def home_corrections(client: Any, to: Path, as_json: bool) -> None:
     The file has the corrections of Home Assistant's requests, as sentences for `home update --own`.
     """
     from ...disk import json_lines, refuse_existing, replaced
-    from .corrections import own_rows
+    from .own import own_rows
     refuse_existing(to)
     rows = own_rows(client.get(url_path(FEEDBACK, piece["id"])) for piece in client.all(FEEDBACK))
     with replaced(to) as beside:
@@ -179,9 +180,11 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
 
     Each row of DATA has a `sentence`, and, to be counted, `accepted`: lists of calls, each {"name", "arguments"}.
     """
-    from .asking import ask, median_milliseconds, read_asked, save_answers
+    from statistics import median
+
+    from .asking import ask, read_asked, save_answers
     from .house import House
-    from .opening import understanding_of
+    from .understanding import understanding_of
     rows = read_asked(data)
     with understanding_of(House.open(house), threads) as understanding:
         answers = ask(understanding, rows)
@@ -189,7 +192,7 @@ def home_eval(house: Path, data: Path, save: Path | None, show_wrong: int, threa
         save_answers(save, answers)
     judged = [one.right for one in answers if one.right is not None]
     right = sum(judged)
-    milliseconds = median_milliseconds(answers)
+    milliseconds = median(one.milliseconds for one in answers)
     wrong = [one for one in answers if one.right is False][:show_wrong]
     verdict = f"{right} of {len(judged)} sentences right, " if judged else ""
     show(as_json, {"asked": len(answers), "judged": len(judged), "right": right, "milliseconds": milliseconds},
@@ -236,7 +239,7 @@ def counts(found: Counter[str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in found.most_common())
 
 
-def meaning(row: Row) -> str:
+def meaning(row: HouseRow) -> str:
     """What a sentence asks for, in a line."""
     said = [f"{call.name}({', '.join(f'{key}={value}' for key, value in call.arguments.items())})"
             for call in row.calls]

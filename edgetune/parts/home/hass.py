@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...data.yaml_text import write_yaml
 from ...disk import read_key_file
 from ...errors import EdgetuneError, UsageError
 
@@ -112,8 +111,3 @@ def house_of(found: Mapping[str, Any], exposed: Iterable[str], entries: Mapping[
 
 def _texts(one: Mapping[str, Any]) -> list[str]:
     return sorted(alias for alias in one.get("aliases") or () if isinstance(alias, str) and alias.strip())
-
-
-def entities_text(found: Found) -> str:
-    """A file of entities, in YAML."""
-    return write_yaml(found)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...errors import UsageError
-from .numerals import spelled
 
 FOLDER = Path(__file__).parent / "wordings"
 MOST_SPELLED = 100
 
 
 @dataclass(frozen=True)
-class Language:
+class HouseLanguage:
     """texts: of our file, and as it names them."""
 
     code: str
@@ -42,10 +41,9 @@ class Language:
         return {"todo_list_item": items, "shopping_list_item": items, "search_query": queries, "message": items}
 
     @property
-    def amounts(self) -> dict[str, int]:
+    def amounts(self) -> Mapping[str, int]:
         """Percentages that have separate words, such as half."""
-        found: dict[str, int] = self.texts["amounts"]
-        return found
+        return cast("Mapping[str, int]", self.texts["amounts"])
 
     @cached_property
     def _spelled(self) -> tuple[re.Pattern[str], dict[str, str]]:
@@ -73,9 +71,29 @@ def languages() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def language_of(code: str) -> Language:
+def language_of(code: str) -> HouseLanguage:
     """Raises UsageError for a language without texts, ModuleNotFoundError without the extra home."""
     import yaml
     if code not in languages():
         raise UsageError(f"there are no wordings of the language {code!r}", f"take one of {', '.join(languages())}")
-    return Language(code, yaml.safe_load((FOLDER / f"{code}.yaml").read_text(encoding="utf-8")))
+    return HouseLanguage(code, yaml.safe_load((FOLDER / f"{code}.yaml").read_text(encoding="utf-8")))
+
+
+SOFT_HYPHEN = "\u00ad"  # stands between the parts of German numbers
+
+
+@cache
+def _engine(language: str) -> Any:
+    from unicode_rbnf import RbnfEngine  # and not through hassil, which takes memory of a daemon
+    try:
+        return RbnfEngine.for_language(language)
+    except ValueError:
+        return None
+
+
+def spelled(number: int, language: str) -> str:
+    """A number in words; in digits where the language has no rules for words."""
+    engine = _engine(language)
+    if engine is None:
+        return str(number)
+    return str(engine.format_number(number).text).replace(SOFT_HYPHEN, "").replace("-", " ")

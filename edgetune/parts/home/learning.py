@@ -21,35 +21,33 @@ from ...serving.encoder import UNLIMITED, vectors
 from ...serving.sureness import Sureness
 from ...training.callbacks import RunCallbacks
 from ...training.config import TrainConfig
-from .answering import SURE, Understanding, calls_of
+from .completions import lines_of, training_row
 from .entities import Entity, Home, read_home
-from .fields import training_row
 from .house import ENTITIES, OWN_ROWS, ROWS, Facts, House, write_facts, write_rows
-from .language import Language, language_of
-from .lines import lines_of
-from .opening import by_encoder, check_memory, decoder_of
-from .own import rows_of, with_own
+from .language import HouseLanguage, language_of
+from .own import Sentence, read_sentences
 from .recipe import DECODER, ENCODER, LEAST_ROWS, Recipe
-from .rows import Row, Rows
-from .sentences import Sentence, read_sentences
+from .rows import HouseRow, RowDrawer, rows_of, with_own
 from .tools import Call
+from .understanding import SURE, Understanding, by_encoder, check_memory, decoder_of
+from .wishes import calls_of
 
 HELD_OUT = 10  # of how many rows one measures the house
 PASSES = 2  # of a model that writes text over the rows
 
 
 @dataclass(frozen=True)
-class Drawn:
+class HouseRows:
     """The rows of a house: those to learn, and those that measure it. own: a person's own ones, which are learned."""
 
     home: Home
-    language: Language
-    learned: list[Row]
-    held: list[Row]
+    language: HouseLanguage
+    learned: list[HouseRow]
+    held: list[HouseRow]
     own: Sequence[Sentence]
 
 
-def draw_rows(entities: str | Path, recipe: Recipe, own: Sequence[Sentence] | None = None) -> Drawn:
+def draw_rows(entities: str | Path, recipe: Recipe, own: Sequence[Sentence] | None = None) -> HouseRows:
     """Draws the rows of a house. own: in place of the recipe's. Raises the errors of read_home, language_of and
     rows_of, and DataError for a house with too little to say.
     """
@@ -60,15 +58,15 @@ def draw_rows(entities: str | Path, recipe: Recipe, own: Sequence[Sentence] | No
     learned = rows_of(own, home)
     shopping = shopping_list(home, language, recipe.encoder)
     templates = language_of(recipe.language)  # they go with what draws: some MiB, which training needs
-    rows = with_own(Rows(home, templates, recipe.seed, shopping).draw(recipe.count), learned)
+    rows = with_own(RowDrawer(home, templates, recipe.seed, shopping).draw(recipe.count), learned)
     del templates
     if len(rows) < LEAST_ROWS // 2:
         raise DataError(f"{entities} gives {len(rows)} different sentences, the least is {LEAST_ROWS // 2}",
                         "add entities that can be switched or asked about")
-    return Drawn(home, language, rows[len(rows) // HELD_OUT:], rows[:len(rows) // HELD_OUT], own)
+    return HouseRows(home, language, rows[len(rows) // HELD_OUT:], rows[:len(rows) // HELD_OUT], own)
 
 
-def shopping_list(home: Home, language: Language, encoder: str) -> Entity | None:
+def shopping_list(home: Home, language: HouseLanguage, encoder: str) -> Entity | None:
     """The list of things to buy: of several lists the one whose name an encoder finds nearest to these words."""
     lists = [one for one in home.entities if one.domain == "todo"]
     if len(lists) < 2:
@@ -115,13 +113,13 @@ def stopped_without_state() -> Iterator[None]:
         raise Interrupted(stop.what, "nothing is kept of it: the same command begins again") from None
 
 
-def learn_by_encoder(model: str, drawn: Drawn, out: Path, **options: Any) -> None:
+def learn_by_encoder(model: str, drawn: HouseRows, out: Path, **options: Any) -> None:
     """Trains an encoder on the fields of wishes."""
     rows = [row for one in drawn.learned if (row := training_row(one, drawn.language))]
     train(model, rows, out, answers=False, checkpoint_every="never", **options)
 
 
-def learn_by_decoder(model: str, drawn: Drawn, out: Path, **options: Any) -> None:
+def learn_by_decoder(model: str, drawn: HouseRows, out: Path, **options: Any) -> None:
     """Trains a model that writes text on lines of calls. Its adapter answers nothing else, so that it needs no anchors,
     and the sentences that are held out measure it.
     """
@@ -130,7 +128,7 @@ def learn_by_decoder(model: str, drawn: Drawn, out: Path, **options: Any) -> Non
     train(model, rows, out, NONE, answers=False, checkpoint_every="never", epochs=PASSES, anchors=0, **options)
 
 
-def measured(house: House, held: list[Row], threads: int, budget: int = UNLIMITED) -> Facts:
+def measured(house: House, held: list[HouseRow], threads: int, budget: int = UNLIMITED) -> Facts:
     """The facts of a house, with how many held-out sentences give the right calls, and when its decoder is sure.
     budget: bytes of this process.
     """
@@ -150,6 +148,6 @@ def measured(house: House, held: list[Row], threads: int, budget: int = UNLIMITE
     return replace(facts, right=sum(said == row.calls for said, row in zip(calls, held, strict=True)))
 
 
-def is_right(understanding: Understanding, row: Row) -> bool:
+def is_right(understanding: Understanding, row: HouseRow) -> bool:
     """Whether a row's sentence gives its calls."""
     return understanding.understand(row.sentence).calls == row.calls

@@ -22,7 +22,7 @@ class HomeOptions(PartOptions):
 
     def files(self) -> Sequence[Path]:
         """Returns the encoder that the house's adapter was trained on."""
-        from ...serving.learned import encoder_of
+        from ...serving.encoder import encoder_of
         from .house import House
         house = House.open(self.home) if self.home else None
         return [encoder_of(house.encoder)] if house and house.facts.encoder else []

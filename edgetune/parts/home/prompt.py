@@ -24,7 +24,7 @@ Message = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Prompt:
+class AssistPrompt:
     """What Home Assistant sends for a house before each question. names: of the tools, by those without a prefix.
     is_wrapped: whether results of calls come as {"data": ..., "error": ...}.
     """
@@ -54,13 +54,13 @@ def value_schemas() -> Mapping[tuple[str, str], Any]:
             for tool in _sent(version)["tools"] for argument, schema in tool["parameters"]["properties"].items()}
 
 
-def prompt_of(home: Home, version: str) -> Prompt:
+def prompt_of(home: Home, version: str) -> AssistPrompt:
     """The prompt for a house. Raises UsageError for a version that is not among `versions`."""
     sent = _sent(version)
     system = sent["before"] + sent["title"] + static_context(home) + sent["after"]
     tools = [with_lists(tool, home) for tool in sent["tools"] if is_offered(tool["name"], home)]
     names = {plain_name(tool["name"]): tool["name"] for tool in tools}
-    return Prompt(system.strip(), tuple({"type": "function", "function": tool} for tool in tools), names,
+    return AssistPrompt(system.strip(), tuple({"type": "function", "function": tool} for tool in tools), names,
                   bool(sent.get("wraps_results")))
 
 

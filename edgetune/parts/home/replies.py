@@ -9,9 +9,9 @@ from typing import Any
 
 from ...data.yaml_text import read_yaml
 from ...errors import DataError
-from .answering import Understanding, Understood
-from .language import Language
+from .language import HouseLanguage
 from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, Call, Target, plain_name
+from .understanding import Understanding, Understood
 from .wishes import CANNOT, UNFINISHED, Wish
 
 Message = Mapping[str, Any]
@@ -30,7 +30,7 @@ class Reply:
 class Replies:
     """The replies of one house in its language."""
 
-    def __init__(self, understanding: Understanding, language: Language) -> None:
+    def __init__(self, understanding: Understanding, language: HouseLanguage) -> None:
         self._understanding = understanding
         self._texts: Mapping[str, str] = language.texts["answers"]
 
@@ -48,7 +48,7 @@ class Replies:
             return None
         if messages[-1].get("role") == "user":
             return self._first(found, names) if found.is_sure else Reply(text=self._texts[UNFINISHED])
-        return Reply(text=after_results(found.wishes, called_in(messages), results_of(messages), self._texts))
+        return Reply(text=after_results(found.wishes, *turn_of(messages), self._texts))
 
     def _first(self, found: Understood, names: Mapping[str, str]) -> Reply:
         if found.why:
@@ -64,24 +64,16 @@ def after_results(wishes: Sequence[Wish], called: Collection[str], results: Sequ
     if errors := [error for result in results if (error := error_of(result))]:
         return texts["failed"].format(error=errors[0])
     if LIVE_CONTEXT in called:
-        asked = [wish.target for wish in wishes if wish.tool == LIVE_CONTEXT]
-        return states_text(asked[0] if asked else Target(), results, texts)
+        target = next((wish.target for wish in wishes if wish.tool == LIVE_CONTEXT), Target())
+        said = [texts["state"].format(name=words(one["names"]), state=worded(one))
+                for one in states_of(results) if is_meant(one, target)]
+        return "; ".join(said[:MOST_STATES]) + "." if said else texts["missing"]
     if GET_ITEMS in called:
-        return ", ".join(items_of(results)) or texts["empty"]
-    times = times_of(results) if DATE_TIME in called else []
-    return ", ".join(times) or texts["done"]
-
-
-def states_text(target: Target, results: Sequence[Any], texts: Mapping[str, str]) -> str:
-    """The states of a target's entities."""
-    found = [one for one in states_of(results) if is_meant(one, target)]
-    if not found:
-        return texts["missing"]
-    said = [texts["state"].format(name=words(one["names"]), state=worded(one)) for one in found[:MOST_STATES]]
-    return "; ".join(said) + "."
-
-
-# ---- messages ----
+        items = (item for result in results if isinstance(result, Sequence) for item in result)
+        return ", ".join(words(item["summary"]) for item in items
+                         if isinstance(item, Mapping) and "summary" in item) or texts["empty"]
+    time = next((one for one in results if isinstance(one, Mapping)), {}) if DATE_TIME in called else {}
+    return ", ".join(words(time[key]) for key in ("time", "date", "weekday") if key in time) or texts["done"]
 
 
 def question_of(messages: Sequence[Message]) -> str:
@@ -92,26 +84,17 @@ def question_of(messages: Sequence[Message]) -> str:
     return said.strip() if isinstance(said, str) else ""
 
 
-def called_in(messages: Sequence[Message]) -> set[str]:
-    """The tools that were called in this turn."""
-    found: set[str] = set()
+def turn_of(messages: Sequence[Message]) -> tuple[set[str], list[Any]]:
+    """The tools that were called in this turn, and the results, read from JSON where they are."""
+    called: set[str] = set()
+    results: list[Any] = []
     for message in reversed(messages):
         if message.get("role") == "user":
             break
-        for call in message.get("tool_calls") or ():
-            found.add(plain_name(str(call["function"]["name"])))
-    return found
-
-
-def results_of(messages: Sequence[Message]) -> list[Any]:
-    """The results of the calls of this turn, read from JSON where they are."""
-    found: list[Any] = []
-    for message in reversed(messages):
-        if message.get("role") == "user":
-            break
+        called |= {plain_name(str(call["function"]["name"])) for call in message.get("tool_calls") or ()}
         if message.get("role") == "tool":
-            found.append(inner(as_json(message.get("content"))))
-    return found[::-1]
+            results.insert(0, inner(as_json(message.get("content"))))
+    return called, results
 
 
 def inner(result: Any) -> Any:
@@ -144,23 +127,6 @@ def error_of(result: Any) -> str:
         return ""
     said = result.get("error_text") or result.get("error")
     return words(said) or "error" if said else ""
-
-
-def times_of(results: Sequence[Any]) -> list[str]:
-    """Date and time out of a result of GetDateTime."""
-    for result in results:
-        if isinstance(result, Mapping):
-            return [words(result[key]) for key in ("time", "date", "weekday") if key in result]
-    return []
-
-
-def items_of(results: Sequence[Any]) -> list[str]:
-    """What stands on the lists of results of get_items."""
-    return [words(item["summary"]) for result in results if isinstance(result, Sequence)
-            for item in result if isinstance(item, Mapping) and "summary" in item]
-
-
-# ---- states ----
 
 
 def states_of(results: Sequence[Any]) -> list[Mapping[str, Any]]:

@@ -1,17 +1,20 @@
-"""Rows of a house: sentences with the calls that they ask for, and sentences for which no call is right."""
+"""Rows of a house: sentences with the calls that they ask for, sentences for which no call is right, and a person's own
+ones.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from .called import Namer
-from .drawn import Draw, NothingFits, Templates
 from .entities import Area, Entity, Home
-from .language import Language
+from .language import HouseLanguage
+from .own import Sentence, own_wishes, read_sentences
+from .templates import Draw, Namer, NothingFits, Templates
 from .tools import DATE_TIME, GET_ITEMS, INSTEAD, LIVE_CONTEXT, TOOLS, Call, offered
-from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish, wish_of
+from .wishes import CANNOT, MISSING, OTHER, UNFINISHED, WHICH, Wish, calls_of, wish_of
 
 SHARES = {"command": 0.62, "several": 0.08, "question": 0.08, MISSING: 0.07, WHICH: 0.03, CANNOT: 0.03, OTHER: 0.06,
           UNFINISHED: 0.03}
@@ -23,7 +26,7 @@ ASKING = {LIVE_CONTEXT, DATE_TIME, GET_ITEMS}
 
 
 @dataclass(frozen=True)
-class Row:
+class HouseRow:
     """wishes: of its parts, one for most. kind: a key of SHARES."""
 
     sentence: str
@@ -32,17 +35,17 @@ class Row:
 
     @property
     def calls(self) -> list[Call]:
-        return [wish.call() for wish in self.wishes if wish.tool]
+        return calls_of(self.wishes)
 
     @property
     def why(self) -> str:
         return self.wishes[0].why
 
 
-class Rows:
+class RowDrawer:
     """Draws rows of a house; the same seed gives the same rows. shopping: the house's list of things to buy."""
 
-    def __init__(self, home: Home, language: Language, seed: int = 0, shopping: Entity | None = None) -> None:
+    def __init__(self, home: Home, language: HouseLanguage, seed: int = 0, shopping: Entity | None = None) -> None:
         self.home = home
         self.shopping = shopping
         self.language = language
@@ -59,9 +62,9 @@ class Rows:
         self.questions = {tool: of_tool[tool] for tool in sorted(ASKING & known)}
         self.unknown = {tool: found for tool, found in of_tool.items() if tool not in TOOLS}
 
-    def draw(self, count: int) -> list[Row]:
+    def draw(self, count: int) -> list[HouseRow]:
         """This many rows with different sentences, or fewer where a house has so few."""
-        found: dict[str, Row] = {}
+        found: dict[str, HouseRow] = {}
         kinds = list(SHARES)
         for _ in range(3 * count):
             if len(found) >= count:
@@ -74,19 +77,22 @@ class Rows:
         self.rng.shuffle(rows)
         return rows
 
-    def of_kind(self, kind: str) -> Iterator[Row]:
+    def of_kind(self, kind: str) -> Iterator[HouseRow]:
         """Rows of a kind, as long as draws find some."""
+        texts = self.language.texts
         if kind == "several":
             yield from self.several()
         elif kind == OTHER:
-            yield Row(self.said(self.other_topic(), polite=False), (Wish(why=OTHER),), kind)
+            text = str(self.rng.choice(texts["small_talk"])) if self.rng.random() < 0.5 else \
+                str(self.rng.choice(texts["other_topics"])).replace("{}", self.rng.choice(texts["topics"]))
+            yield HouseRow(self.said(text, polite=False), (Wish(why=OTHER),), kind)
         elif kind == UNFINISHED:
             yield from self.unfinished()
         elif kind == MISSING:
-            yield from (Row(self.said(draw.text), (Wish(why=MISSING),), kind) for draw in self.foreign())
+            yield from (HouseRow(self.said(draw.text), (Wish(why=MISSING),), kind) for draw in self.foreign())
         else:
             is_polite = kind != "question"
-            yield from (Row(self.said(draw.text, is_polite), (wish,), kind) for draw, wish in self.wished(kind))
+            yield from (HouseRow(self.said(draw.text, is_polite), (wish,), kind) for draw, wish in self.wished(kind))
 
     def wished(self, kind: str) -> Iterator[tuple[Draw, Wish]]:
         of_tool = {"question": self.questions, CANNOT: self.unknown}.get(kind, self.commands)
@@ -101,12 +107,12 @@ class Rows:
             if wish.why == (kind if kind in (WHICH, CANNOT) else ""):
                 yield draw, wish
 
-    def several(self) -> Iterator[Row]:
+    def several(self) -> Iterator[HouseRow]:
         """Two commands in a sentence."""
         drawn = self.wished("command")
         for (first, one), (second, other) in zip(drawn, drawn, strict=False):
             join = self.rng.choice(self.language.texts["joins"])
-            yield Row(self.said(f"{first.text}{join}{second.text}"), (one, other), "several")
+            yield HouseRow(self.said(f"{first.text}{join}{second.text}"), (one, other), "several")
 
     def foreign(self) -> Iterator[Draw]:
         """Commands to devices, and in rooms, that the house lacks."""
@@ -119,17 +125,11 @@ class Rows:
             if draw.entity or draw.slots.get("area"):
                 yield draw
 
-    def unfinished(self) -> Iterator[Row]:
+    def unfinished(self) -> Iterator[HouseRow]:
         for draw, _ in self.wished("command"):
             words = draw.text.split()
             if len(words) > 3:
-                yield Row(" ".join(words[:self.rng.choice((1, 2))]), (Wish(why=UNFINISHED),), UNFINISHED)
-
-    def other_topic(self) -> str:
-        texts = self.language.texts
-        if self.rng.random() < 0.5:
-            return str(self.rng.choice(texts["small_talk"]))
-        return str(self.rng.choice(texts["other_topics"])).replace("{}", self.rng.choice(texts["topics"]))
+                yield HouseRow(" ".join(words[:self.rng.choice((1, 2))]), (Wish(why=UNFINISHED),), UNFINISHED)
 
     def said(self, text: str, polite: bool = True) -> str:
         """The sentence as people say or type it."""
@@ -142,7 +142,7 @@ class Rows:
         return text + (self.rng.choice(".!") if self.rng.random() < 0.15 else "")
 
 
-def elsewhere(home: Home, language: Language) -> Home:
+def elsewhere(home: Home, language: HouseLanguage) -> Home:
     """Devices and rooms that a house does not have, in domains of all kinds."""
     known = " ".join([*(name for one in home.entities for name in one.names), *(area.name for area in home.areas)])
     devices = [name for name in language.texts["elsewhere"]["devices"] if name.lower() not in known.lower()]
@@ -151,3 +151,25 @@ def elsewhere(home: Home, language: Language) -> Home:
     entities = [Entity(f"{domains[(KINDS * number + kind) % len(domains)]}.{number}", name)
                 for number, name in enumerate(devices) for kind in range(KINDS if domains else 0)]
     return Home(tuple(entities), tuple(Area(room) for room in rooms))
+
+
+OWN = "own"  # the kind of such rows
+TIMES = 4  # that each is learned, where a drawn one is learned once
+
+
+def read_own(path: str | Path, home: Home) -> list[HouseRow]:
+    """The rows of a file. Raises the errors of own_wishes."""
+    return rows_of(read_sentences(path), home)
+
+
+def rows_of(sentences: Iterable[Sentence], home: Home) -> list[HouseRow]:
+    """The rows of sentences with their calls. Raises the errors of own_wishes."""
+    return [HouseRow(sentence, wishes, OWN) for sentence, wishes in own_wishes(sentences, home)]
+
+
+def with_own(drawn: Sequence[HouseRow], own: Sequence[HouseRow]) -> list[HouseRow]:
+    """Drawn rows, without those whose sentences a person has too, and then each of the person's several times. They
+    stand at the end, so that none is held out.
+    """
+    said = {row.sentence.lower() for row in own}
+    return [row for row in drawn if row.sentence.lower() not in said] + [*own] * TIMES

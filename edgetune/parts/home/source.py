@@ -19,15 +19,15 @@ from ...daemon.running import RunningPart
 from ...daemon.sources import CERTAIN, FORMS, AnswerSource, AskedQuestion, whole_answer
 from ...daemon.state.adapters import LATEST, Adapters
 from ...serving.answering import Answering
-from ...serving.call_form import CallForm
 from ...serving.completion import Completion
 from ...serving.llama import LlamaModel
 from ...serving.served import Served
+from ...serving.tool_calls import CallForm
 from .house import House
 from .language import language_of
-from .opening import by_decoder, by_encoder, in_turn
 from .options import HomeOptions
 from .replies import Replies, Reply, question_of
+from .understanding import ByDecoder, by_encoder, in_turn
 
 if TYPE_CHECKING:
     from ...daemon.service import Service
@@ -39,17 +39,14 @@ class HouseReplies:
     def __init__(self, folder: Path, threads: int) -> None:
         self._house = House.open(folder)
         self._encoder = by_encoder(self._house, threads)
+        self.busy_bytes = self._encoder.busy_bytes if self._encoder else 0
         self._turn = threading.Lock()
-
-    @property
-    def busy_bytes(self) -> int:
-        return self._encoder.busy_bytes if self._encoder else 0
 
     def join(self, answering: Answering[Any]) -> None:
         """Takes the daemon's model for what the house's decoder answers. Raises MismatchError where it learned another
         model.
         """
-        decoder = by_decoder(self._house, answering) if self._house.facts.decoder else None
+        decoder = ByDecoder(self._house, answering) if self._house.facts.decoder else None
         self._replies = Replies(in_turn(self._house, self._encoder, decoder), language_of(self._house.facts.language))
 
     def reply(self, content: Mapping[str, Any], alone: bool) -> Reply | None:

@@ -30,7 +30,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Tool:
+class HouseTool:
     """domains: of the entities that it acts on; () for a tool that is always offered. takes: its arguments, other than
     those that say which entities are meant. needs: the one without which it is no call, or ANY of them. spelled: its
     own names of keys of a target.
@@ -64,32 +64,32 @@ SWITCHED = ("light", "switch", "fan", "media_player", "cover", "lock", "climate"
 PLAYER = ("media_player",)
 PLACED = (NAME, AREA, FLOOR)
 TOOLS = {tool.name: tool for tool in (
-    Tool("HassTurnOn", SWITCHED, TARGET),
-    Tool("HassTurnOff", SWITCHED, TARGET),
-    Tool("HassSetPosition", ("cover", "valve"), TARGET, ("position",), "position"),
-    Tool("HassStopMoving", ("cover", "valve"), TARGET),
-    Tool("HassLightSet", ("light",), (*PLACED, "domain"), ("brightness", "color", "temperature"), ANY),
-    Tool("HassFanSetSpeed", ("fan",), (*PLACED, "domain"), ("percentage",), "percentage"),
-    Tool("HassClimateSetTemperature", ("climate",), PLACED, ("temperature",), "temperature"),
-    Tool("HassMediaPause", PLAYER, TARGET),
-    Tool("HassMediaUnpause", PLAYER, TARGET),
-    Tool("HassMediaNext", PLAYER, TARGET),
-    Tool("HassMediaPrevious", PLAYER, TARGET),
-    Tool("HassMediaPlayerMute", PLAYER, TARGET),
-    Tool("HassMediaPlayerUnmute", PLAYER, TARGET),
-    Tool("HassMediaSearchAndPlay", PLAYER, PLACED, ("search_query", "media_class"), "search_query"),
-    Tool("HassSetVolume", PLAYER, TARGET, ("volume_level",), "volume_level"),
-    Tool("HassSetVolumeRelative", PLAYER, PLACED, ("volume_step",), "volume_step"),
-    Tool("HassVacuumStart", ("vacuum",), (*PLACED, "domain")),
-    Tool("HassVacuumReturnToBase", ("vacuum",), (*PLACED, "domain")),
-    Tool("HassLawnMowerStartMowing", ("lawn_mower",), (*PLACED, "domain")),
-    Tool("HassLawnMowerDock", ("lawn_mower",), (*PLACED, "domain")),
-    Tool("HassListAddItem", ("todo",), ("name",), ("item",), "item"),
-    Tool("HassListCompleteItem", ("todo",), ("name",), ("item",), "item"),
-    Tool("HassListRemoveItem", ("todo",), ("name",), ("item",), "item"),
-    Tool(GET_ITEMS, ("todo",), ("name",), spelled=(("name", "todo_list"),)),
-    Tool(LIVE_CONTEXT),
-    Tool(DATE_TIME),
+    HouseTool("HassTurnOn", SWITCHED, TARGET),
+    HouseTool("HassTurnOff", SWITCHED, TARGET),
+    HouseTool("HassSetPosition", ("cover", "valve"), TARGET, ("position",), "position"),
+    HouseTool("HassStopMoving", ("cover", "valve"), TARGET),
+    HouseTool("HassLightSet", ("light",), (*PLACED, "domain"), ("brightness", "color", "temperature"), ANY),
+    HouseTool("HassFanSetSpeed", ("fan",), (*PLACED, "domain"), ("percentage",), "percentage"),
+    HouseTool("HassClimateSetTemperature", ("climate",), PLACED, ("temperature",), "temperature"),
+    HouseTool("HassMediaPause", PLAYER, TARGET),
+    HouseTool("HassMediaUnpause", PLAYER, TARGET),
+    HouseTool("HassMediaNext", PLAYER, TARGET),
+    HouseTool("HassMediaPrevious", PLAYER, TARGET),
+    HouseTool("HassMediaPlayerMute", PLAYER, TARGET),
+    HouseTool("HassMediaPlayerUnmute", PLAYER, TARGET),
+    HouseTool("HassMediaSearchAndPlay", PLAYER, PLACED, ("search_query", "media_class"), "search_query"),
+    HouseTool("HassSetVolume", PLAYER, TARGET, ("volume_level",), "volume_level"),
+    HouseTool("HassSetVolumeRelative", PLAYER, PLACED, ("volume_step",), "volume_step"),
+    HouseTool("HassVacuumStart", ("vacuum",), (*PLACED, "domain")),
+    HouseTool("HassVacuumReturnToBase", ("vacuum",), (*PLACED, "domain")),
+    HouseTool("HassLawnMowerStartMowing", ("lawn_mower",), (*PLACED, "domain")),
+    HouseTool("HassLawnMowerDock", ("lawn_mower",), (*PLACED, "domain")),
+    HouseTool("HassListAddItem", ("todo",), ("name",), ("item",), "item"),
+    HouseTool("HassListCompleteItem", ("todo",), ("name",), ("item",), "item"),
+    HouseTool("HassListRemoveItem", ("todo",), ("name",), ("item",), "item"),
+    HouseTool(GET_ITEMS, ("todo",), ("name",), spelled=(("name", "todo_list"),)),
+    HouseTool(LIVE_CONTEXT),
+    HouseTool(DATE_TIME),
 )}
 INSTEAD = {"HassGetState": LIVE_CONTEXT, "HassClimateGetTemperature": LIVE_CONTEXT, "HassGetWeather": LIVE_CONTEXT,
            "HassGetCurrentTime": DATE_TIME, "HassGetCurrentDate": DATE_TIME, "HassVacuumCleanArea": "HassVacuumStart",
@@ -103,7 +103,7 @@ def plain_name(sent: str) -> str:
     return ALIASES.get(name, name)
 
 
-def offered(home: Home) -> list[Tool]:
+def offered(home: Home) -> list[HouseTool]:
     """The tools for a house."""
     return [tool for tool in TOOLS.values() if not tool.domains or home.domains & set(tool.domains)]
 
@@ -122,7 +122,7 @@ class Target:
     domain: str = ""
     device_class: str = ""
 
-    def arguments(self, tool: Tool) -> Arguments:
+    def arguments(self, tool: HouseTool) -> Arguments:
         """The arguments that the tool takes, in its order."""
         found: Arguments = {}
         for key in tool.target:
@@ -130,14 +130,14 @@ class Target:
                 found[tool.argument(key)] = [value] if key in ("domain", "device_class") else value
         return found
 
-    def entities(self, home: Home, tool: Tool) -> list[Entity]:
+    def entities(self, home: Home, tool: HouseTool) -> list[Entity]:
         return [one for one in home.entities
                 if (not tool.domains or one.domain in tool.domains) and self.name in ("", *one.names)
                 and self.area in ("", one.area) and self.floor in ("", one.floor) and self.domain in ("", one.domain)
                 and self.device_class in ("", one.device_class)]
 
 
-def shortest(target: Target, home: Home, tool: Tool) -> Target:
+def shortest(target: Target, home: Home, tool: HouseTool) -> Target:
     """The same entities as Home Assistant prefers them: a single one by its name and domain."""
     found = target.entities(home, tool)
     if len(found) != 1:

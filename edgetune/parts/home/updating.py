@@ -14,18 +14,15 @@ from ...evaluation.acceptance import Decision, Given, HeldOut, Value, decide
 from ...serving.encoder import UNLIMITED
 from ...training.callbacks import RunCallbacks
 from ...training.config import TrainConfig
-from .by_own import plain
 from .entities import Home, read_home
-from .house import ENTITIES, House
+from .house import ENTITIES, House, absolute, remove, replace_house, trained_place
 from .language import language_of
 from .learning import is_right, make_house
-from .opening import understanding_of
-from .own import read_own
-from .places import absolute, remove, replace_house, trained_place
+from .own import Sentence, plain, read_sentences
 from .recipe import Recipe
-from .rows import Row, Rows
-from .sentences import Sentence, read_sentences
+from .rows import HouseRow, RowDrawer, read_own
 from .tools import bare
+from .understanding import understanding_of
 
 RIGHT, WRONG = (1.0, 0.0), (0.0, 0.0)  # values of an answer
 ASKED = 600  # sentences that are drawn, of which those count that name an entity
@@ -99,7 +96,8 @@ def update_house(folder: str | Path, entities: str | Path | None = None, own: st
         if not change and not own:
             raise UsageError(f"{entities} has the same entities as {folder}", "train a new house for other sentences, "
                              "or name a file of your own by --own")
-        rows = joined_own(list(read_sentences(own)) if own else [], renamed_own(old, home))
+        given = read_sentences(own) if own else ()  # of equal sentences these count
+        rows = list({plain(row["sentence"]): (place, row) for place, row in (*renamed_own(old, home), *given)}.values())
         facts = old.facts
         recipe = Recipe(facts.language, facts.count, facts.seed, **facts.models)
         made = trained_place(folder)
@@ -111,11 +109,6 @@ def update_house(folder: str | Path, entities: str | Path | None = None, own: st
         if updated.replaced:
             replace_house(folder, made)
     return updated
-
-
-def joined_own(first: Sequence[Sentence], others: Sequence[Sentence]) -> list[Sentence]:
-    """All rows; of equal sentences the first counts."""
-    return list({plain(row["sentence"]): (place, row) for place, row in [*others, *first]}.values())
 
 
 def renamed_own(old: House, new: Home) -> list[Sentence]:
@@ -142,7 +135,7 @@ def compared(old: House, new: House, change: Change, threads: int, budget: int =
     """What both say to a person's own sentences, and to drawn ones that name an entity, which nothing learned. budget:
     bytes of this process.
     """
-    drawn = Rows(new.home, language_of(new.facts.language), new.facts.seed + OTHER_SEED).draw(ASKED)
+    drawn = RowDrawer(new.home, language_of(new.facts.language), new.facts.seed + OTHER_SEED).draw(ASKED)
     rows = [row for row in drawn if is_naming(row)]
     stayed = [row for row in rows if row.wishes[0].target.name in change.stayed]
     changed = [row for row in rows if row.wishes[0].target.name not in change.stayed]
@@ -156,13 +149,13 @@ def compared(old: House, new: House, change: Change, threads: int, budget: int =
     return Updated(change, decisions[0], decisions[1], decisions[2], right, own_right)
 
 
-def _answered(house: House, groups: Sequence[Sequence[Row]], threads: int, budget: int) -> list[list[Value]]:
+def _answered(house: House, groups: Sequence[Sequence[HouseRow]], threads: int, budget: int) -> list[list[Value]]:
     """The values of a house's answers. Nothing of it stays open."""
     with understanding_of(house, threads, budget) as understanding:
         return [[RIGHT if is_right(understanding, row) else WRONG for row in group] for group in groups]
 
 
-def is_naming(row: Row) -> bool:
+def is_naming(row: HouseRow) -> bool:
     """Whether a row's one wish is about an entity that the sentence calls by its name, so that the call is the same in
     every house that has it.
     """

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .entities import Entity, Home
-from .tools import (
-    AREA,
-    DATE_TIME,
-    FLOOR,
-    INSTEAD,
-    LIVE_CONTEXT,
-    TOOLS,
-    Arguments,
-    Call,
-    Target,
-    Tool,
-    offered,
-    shortest,
-)
+from .tools import AREA, DATE_TIME, FLOOR, INSTEAD, LIVE_CONTEXT, TOOLS, Arguments, Call, Target, offered, shortest
 
 if TYPE_CHECKING:
-    from .drawn import Draw
+    from .templates import Draw
 
 ALL = {"all", "everywhere"}  # rules of the templates whose words mean all entities
 MISSING = "missing"  # why no call is right: the house has no such entity
@@ -46,6 +34,11 @@ class Wish:
         return Call(self.tool, {**self.target.arguments(tool), **self.values})
 
 
+def calls_of(wishes: Iterable[Wish]) -> list[Call]:
+    """The calls of wishes, without those for which no call is right."""
+    return [wish.call() for wish in wishes if wish.tool]
+
+
 SHOPPING = "HassShoppingList"  # what intents about the list of things to buy begin with
 
 
@@ -62,22 +55,8 @@ def wish_of(draw: Draw, home: Home, shopping: Entity | None = None) -> Wish:
     if name == DATE_TIME:
         return Wish(name)
     if name == LIVE_CONTEXT:
-        return Wish(name, asked_about(draw))
-    values = {key: draw.slots[key] for key in tool.takes if key in draw.slots}
-    return targeted(draw, home, tool, values)
-
-
-def asked_about(draw: Draw) -> Target:
-    """What a question about states is about: the call has no arguments, the answer to its result needs it."""
-    return Target(draw.entity.name, domain=draw.entity.domain) if draw.entity else place_of(draw)
-
-
-def place_of(draw: Draw) -> Target:
-    return Target(area=draw.slots.get(AREA, ""), floor=draw.slots.get(FLOOR, ""),
-                  domain=draw.slots.get("domain", ""), device_class=draw.slots.get("device_class", ""))
-
-
-def targeted(draw: Draw, home: Home, tool: Tool, values: dict[str, Any]) -> Wish:
+        # the call has no arguments, the answer to its result needs what the question is about
+        return Wish(name, Target(draw.entity.name, domain=draw.entity.domain) if draw.entity else place_of(draw))
     wanted = place_of(draw)
     if draw.entity:
         wanted = Target(draw.entity.name, domain=draw.entity.domain)
@@ -89,6 +68,11 @@ def targeted(draw: Draw, home: Home, tool: Tool, values: dict[str, Any]) -> Wish
     if len(found) > 1 and not (wanted.name or wanted.area or wanted.floor or draw.said & ALL):
         return Wish(why=WHICH)
     if not wanted.domain and len({one.domain for one in found}) == 1:
-        wanted = Target(wanted.name, wanted.area, wanted.floor, found[0].domain, wanted.device_class)
-    return Wish(tool.name, shortest(wanted, home, tool), values)
+        wanted = replace(wanted, domain=found[0].domain)
+    values = {key: draw.slots[key] for key in tool.takes if key in draw.slots}
+    return Wish(name, shortest(wanted, home, tool), values)
 
+
+def place_of(draw: Draw) -> Target:
+    return Target(area=draw.slots.get(AREA, ""), floor=draw.slots.get(FLOOR, ""),
+                  domain=draw.slots.get("domain", ""), device_class=draw.slots.get("device_class", ""))

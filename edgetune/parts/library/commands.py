@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from ...cli.adapters import ADAPTERS, adapters
 from ...cli.app import column_options, show
-from ...cli.remote import ADAPTERS, adapters, file_id, request, url_path
+from ...cli.remote import file_id, request, url_path
 
 
 @request("route", click.argument("adapter"), click.argument("data", type=click.Path(path_type=Path), required=False),

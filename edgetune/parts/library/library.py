@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -21,9 +21,12 @@ from ... import disk
 from ...adapters import store
 from ...adapters.joined import most_similar
 from ...daemon.embeddings import Embeddings
+from ...daemon.options import DaemonConfig
+from ...daemon.running import Chooser, RunningPart
 from ...daemon.state.adapters import Adapters
 from ...data.question import user_text
 from ...data.rows import Row
+from ...disk import MIB
 from ...errors import (
     EdgetuneError,
     FormatError,
@@ -37,6 +40,10 @@ from ...errors import (
 from ...formats.gguf import fingerprint
 from ...serving.neighbours import Floats
 from ...serving.tasks import NEAREST, Tasks
+from .options import LibraryOptions
+
+if TYPE_CHECKING:
+    from ...daemon.service import Service
 
 log = logging.getLogger("edgetune.daemon")
 AUTO = ":auto"
@@ -178,3 +185,38 @@ def _read(path: Path, encoder: str, width: int) -> Floats:
     if vectors.shape[1:] != (width,) or len(vectors) <= NEAREST or not np.isfinite(vectors).all():
         raise FormatError(f"{path} is damaged: it has no vectors of this encoder", AGAIN)
     return vectors
+
+
+class RunningLibrary(RunningPart):
+    """The library of a daemon. most: bytes of its adapters; 0: any."""
+
+    library: Library
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+
+    def join(self, service: Service) -> None:
+        self.library = Library(service.adapters, service.embeddings, service.name, self._most)
+        service.adapters.needed.append(self.library.has)
+
+    def models(self) -> Sequence[str]:
+        return [self.library.name] if self.library.members() else []
+
+    def chooser(self, model: str) -> Chooser | None:
+        return self.library.choose if model == self.library.name else None
+
+    def adapter(self, id: str) -> Mapping[str, int]:
+        return {"questions": self.library.questions(id)}
+
+    def start(self) -> None:
+        self.library.start()
+
+
+def running(config: DaemonConfig) -> RunningLibrary:
+    """Returns the library of a daemon."""
+    return RunningLibrary(cast(LibraryOptions, config).library_size * MIB)
+
+
+def library_of(service: Service) -> Library:
+    """Returns the library of a service."""
+    return cast(RunningLibrary, service.running["library"]).library

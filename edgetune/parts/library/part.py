@@ -6,7 +6,7 @@ MANIFEST = Manifest(
     name="library",
     commands={"Serve": {"adapters": "commands"}},
     options="options:LibraryOptions",
-    running="running:running",
+    running="library:running",
     adapter={"questions": "Questions of its task, by which NAME:auto chooses it; 0: it does not."},
     routes=("routes",),
 )

@@ -12,7 +12,7 @@ from ...daemon.api.adapters import AnAdapter, adapter_object
 from ...daemon.api.completions import TheService
 from ...daemon.api.errors import RESPONSES, JsonRoute
 from ...daemon.api.shapes import Body
-from .running import library_of
+from .library import library_of
 
 PATH = "/v1/adapters/{adapter}/questions"
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
@@ -26,7 +26,7 @@ class TaskQuestions(Body):
 
 @router.post(PATH, response_model=schemas.AdapterObject)
 def give_questions(adapter: AnAdapter, body: TaskQuestions, service: TheService) -> Any:
-    """Lets NAME:auto choose an adapter for questions like those of a file of rows. Their vectors alone are kept."""
+    """Lets NAME:auto choose an adapter for questions like those of a file of rows. Only their vectors are kept."""
     found = service.adapters.get(adapter)
     library_of(service).add(found.id, service.files.rows(body.file or service.file_of(found)))
     return adapter_object(found, service)

@@ -53,7 +53,7 @@ def plain_error(body: dict[str, Any]) -> dict[str, Any]:
 
 def _unsupported() -> type[Body]:
     """The options that clients send and that change nothing here."""
-    described = {name: f"{value} alone.".lower() for name, value in NEUTRAL.items()}
+    described = {name: f"Only {str(value).lower()}." for name, value in NEUTRAL.items()}
     described |= {name: NOT_USED + why for name, why in UNUSED.items()}
     fields: dict[str, Any] = {name: (bool | int | float | None, Field(None, description=text))
                               for name, text in described.items()}
@@ -94,7 +94,7 @@ def _given(body: _OllamaRequest | EmbedBody | OlderEmbedBody, unused: Container[
 
 class _OllamaRequest(Body):
     model: str = Field(min_length=1, description="A name of /api/tags; without a tag :latest is meant, NAME:base is "
-                                                 "the base alone.")
+                                                 "only the base.")
     stream: bool | None = Field(None, description="true, the default: lines of JSON while the answer is made.")
     format: Literal["", "json"] | dict[str, Any] | None = Field(None, description="json, or a JSON schema that the "
                                                                                   "answer obeys.")
@@ -145,7 +145,7 @@ class OllamaCall(BaseModel):
 
 
 class Message(BaseModel):
-    """A message. Its other keys are for the model's chat template."""
+    """A message. A message's other keys are for the model's chat template."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     role: Literal["system", "developer", "user", "assistant", "tool"] = Field(description="Who says it.")

@@ -15,10 +15,9 @@ from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
 from ...daemon.api.asking import AnswerStream, Asked, note_ignored
-from ...daemon.api.completions import TheService
+from ...daemon.api.completions import TheService, chat_logprobs
 from ...daemon.api.embeddings import check_dimensions, vectors_of
 from ...daemon.api.errors import STATUSES, JsonRoute, status_and_body
-from ...daemon.api.logprobs import chat_logprobs
 from ...daemon.service import Service
 from ...serving.completion import TokenLogprob
 from ...serving.tool_calls import CallPiece, WholeCall, join

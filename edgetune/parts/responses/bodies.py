@@ -43,8 +43,8 @@ class FileSearchTool(Body):
     type: Literal["file_search"]
     vector_store_ids: list[str] = Field(min_length=1, max_length=8, description="Vector stores.")
     max_num_results: Annotated[Whole, Field(ge=1, le=50)] | None = Field(None, description="Passages at most [3].")
-    ranking_options: None = Field(None, description="null alone.")
-    filters: None = Field(None, description="null alone.")
+    ranking_options: None = Field(None, description="Only null.")
+    filters: None = Field(None, description="Only null.")
 
 
 class ChosenFunction(Body):
@@ -67,7 +67,7 @@ class Reasoning(Body):
 
     effort: Literal["none", "minimal", "low", "medium", "high"] | None = Field(
         None, description="As reasoning_effort of /v1/chat/completions.")
-    summary: None = Field(None, description="null alone: thoughts are not given back.")
+    summary: None = Field(None, description="Only null: thoughts are not given back.")
 
 
 class JsonSchemaFormat(Body):
@@ -91,7 +91,7 @@ class TextOptions(Body):
     """Options of the answer's text."""
 
     format: OtherFormat | JsonSchemaFormat | None = Field(None, description="The form of the answer.")
-    verbosity: Literal["medium"] | None = Field(None, description="medium alone, which clients send.")
+    verbosity: Literal["medium"] | None = Field(None, description="Only medium, which clients send.")
 
 
 class ResponseStream(Body):
@@ -101,7 +101,7 @@ class ResponseStream(Body):
 
 
 class InputItem(BaseModel):
-    """A message, a function_call or a function_call_output. Its other keys are not used."""
+    """A message, a function_call or a function_call_output. An item's other keys are not used."""
 
     model_config = ConfigDict(strict=True, extra="allow")
     type: str = Field(default="message", description="message, function_call or function_call_output.")
@@ -123,7 +123,7 @@ class ResponseRequest(Sampled):
         None, description="Functions that the model may call, and vector stores that it answers from.")
     tool_choice: Literal["auto", "none", "required"] | ChosenFunction | AllowedFunctions | None = Field(
         None, description="required, or a function: the answer is a call, whose arguments obey the function's schema. "
-        "allowed_tools: the model is shown these alone.")
+        "allowed_tools: the model is shown only these.")
     reasoning: Reasoning | None = Field(None, description="How much the model thinks before it answers.")
     text: TextOptions | None = Field(None, description="Options of the answer's text.")
     stream: bool | None = Field(None, description="true: server-sent events, while the answer is made.")
@@ -135,16 +135,16 @@ class ResponseRequest(Sampled):
     prompt_cache_retention: str | None = Field(None, description=NOT_USED + "what is used last is kept longest.")
     store: bool | None = Field(None, description="false: the prompt is never kept, also where the daemon keeps some. "
                                "Responses are not stored.")
-    service_tier: Literal["auto", "default"] | None = Field(None, description="auto or default alone.")
+    service_tier: Literal["auto", "default"] | None = Field(None, description="Only auto or default.")
     truncation: Literal["disabled"] | None = Field(None, description="What does not fit the context is refused.")
-    parallel_tool_calls: Literal[True] | None = Field(None, description="true alone.")
+    parallel_tool_calls: Literal[True] | None = Field(None, description="Only true.")
     include: Annotated[list[Literal["reasoning.encrypted_content"]], Field(max_length=1)] | None = Field(
         None, description="The model has no hidden reasoning, so there is none to include.")
-    background: Literal[False] | None = Field(None, description="false alone.")
-    top_logprobs: Annotated[Whole, Field(ge=0, le=0)] | None = Field(None, description="0 alone: ask "
+    background: Literal[False] | None = Field(None, description="Only false.")
+    top_logprobs: Annotated[Whole, Field(ge=0, le=0)] | None = Field(None, description="Only 0: ask "
                                                                      "/v1/chat/completions for them.")
-    previous_response_id: str | None = Field(None, description="null alone: responses are not stored.")
-    conversation: str | dict[str, Any] | None = Field(None, description="null alone: responses are not stored.")
+    previous_response_id: str | None = Field(None, description="Only null: responses are not stored.")
+    conversation: str | dict[str, Any] | None = Field(None, description="Only null: responses are not stored.")
 
     def ignored(self) -> list[str]:
         """The options that are given and have no effect."""

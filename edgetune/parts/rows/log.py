@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +37,11 @@ UNREADABLE = "holds no question with an answer"
 REVISED = "is answered otherwise by a later record"
 
 
-@dataclass(frozen=True)
-class _Kept:
-    row: Row
-    tools: Any
-
-
 def make_from_log(path: Path, options: LogOptions) -> Made:
     """Rows of a log. Raises DataError for a log without a key that says whether answers were confirmed."""
     check_options(options)
     made = Made()
-    kept: list[_Kept] = []
+    kept: list[Row] = []
     newest: Any = None
     key = options.confirmed
     for line, record in read_rows(path):
@@ -67,7 +60,7 @@ def make_from_log(path: Path, options: LogOptions) -> Made:
             made.drop(UNREADABLE)
             made.notes[:] = made.notes or [f"{place(line, path.name)}: {error.what}"]
             continue
-        kept.append(_Kept(row, row.get("tools")))
+        kept.append(row)
     if made.read and not key:
         raise DataError(f"no record of {path.name} says whether its answer was confirmed",
                         f"give one of the keys {', '.join(CONFIRMED)}, or name yours with --confirmed")
@@ -105,10 +98,9 @@ def _row(record: Mapping[str, Any], key: str) -> Row:
     return {name: row[name] for name in ("messages", "prompt", "completion", "tools") if name in row}
 
 
-def _with_tools(kept: _Kept, tools: Any, made: Made) -> Row | None:
+def _with_tools(row: Row, tools: Any, made: Made) -> Row | None:
     """The row with today's tools, or None where it calls what they do not take; that is counted."""
-    row = kept.row
-    if kept.tools is None or tools is None:
+    if row.get("tools") is None or tools is None:
         return row
     messages = row.get("messages") or supervised.as_messages(row["prompt"], row["completion"])
     try:
@@ -131,11 +123,11 @@ def _without_revised(made: Made) -> None:
     made.rows = kept
 
 
-def _note_changes(made: Made, kept: Sequence[_Kept], tools: Any) -> None:
+def _note_changes(made: Made, kept: Sequence[Row], tools: Any) -> None:
     if tools is None:
         return
     today = canonical(tools)
-    changed = sum(each.tools is not None and canonical(each.tools) != today for each in kept)
+    changed = sum(row.get("tools") is not None and canonical(row["tools"]) != today for row in kept)
     if changed:
         made.notes.append(f"{changed} confirmed records had other tools than today's, and were checked against those")
 

@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data.holdout import digest_of
+from ...data.dataset import digest_of
 from ...errors import DataError
-from .draw import Drawer
-from .duplicates import NearDuplicates, Passages
-from .shares import proportional
-from .source_rows import Left, held_out_questions, read_items
-from .spec import REPLAY, Mixture, Source, read_mixture
+from .draw import Drawer, proportional
+from .source_rows import HeldPassages, Left, NearDuplicates, held_out_questions, read_items
+from .spec import REPLAY, MixtureSpec, RowSource, read_mixture
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,6 @@ class MixReport:
     held_out: int
     sources: dict[str, SourceReport]
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def mix(spec: Path, seed: int = 0) -> tuple[list[dict[str, Any]], MixReport]:
     """The rows of a mixture, shuffled, and its report. Raises DataError and UsageError, as `read_mixture`, and for a
@@ -60,9 +55,9 @@ def mix(spec: Path, seed: int = 0) -> tuple[list[dict[str, Any]], MixReport]:
     """
     mixture = read_mixture(spec)
     questions = held_out_questions(mixture.held_out)
-    passages = Passages(questions)
+    passages = HeldPassages(questions)
     near = NearDuplicates(mixture.near)
-    sources = _with_replay(mixture)
+    sources = [*mixture.sources, *([RowSource(REPLAY, mixture.replay, (), as_it_is=True)] if mixture.replay else [])]
     left = {source.name: read_items(source.rows, near, passages) for source in sources}
     drawers = {source.name: Drawer(source, left[source.name].items, mixture, seed) for source in sources}
     items = {name: len(drawer.items) for name, drawer in drawers.items()}
@@ -77,7 +72,7 @@ def mix(spec: Path, seed: int = 0) -> tuple[list[dict[str, Any]], MixReport]:
     return rows, MixReport(len(rows), seed, digest_of(rows), len(questions), reports)
 
 
-def counts_of(mixture: Mixture, items: Mapping[str, int]) -> dict[str, int]:
+def counts_of(mixture: MixtureSpec, items: Mapping[str, int]) -> dict[str, int]:
     """{source: rows to draw}, with the rows that are replayed. items: rows that each source has, before they are
     repeated in other wordings; these alone count for its share.
     """
@@ -94,13 +89,6 @@ def counts_of(mixture: Mixture, items: Mapping[str, int]) -> dict[str, int]:
     if mixture.replay:
         counts[REPLAY] = min(items[REPLAY], round(sum(counts.values()) * share / (1 - share)))
     return counts
-
-
-def _with_replay(mixture: Mixture) -> list[Source]:
-    """The sources, and the general rows as one more."""
-    if not mixture.replay:
-        return list(mixture.sources)
-    return [*mixture.sources, Source(REPLAY, mixture.replay, (), as_it_is=True)]
 
 
 def _report(left: Left, drawer: Drawer) -> SourceReport:

@@ -4,7 +4,7 @@ from ...manifest import Extra, Manifest
 
 MANIFEST = Manifest(
     name="rows",
-    commands={"Data": {"data": "make_commands mix_command"}},
+    commands={"Data": {"data": "commands"}},
     renamed={"mix": "data mix"},
     extras=(Extra("rows", "edgetune data mix, and edgetune data make", ("yaml", "rapidfuzz")),),
     packages=("yaml", "rapidfuzz"),

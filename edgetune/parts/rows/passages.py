@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ...data.around import last_question
-from ...data.asking import asking_rows
-from ...data.question import question_text
+from ...data.question import asking_rows, question_text
 from ...data.rows import answered_messages
 from ...errors import UsageError
 from ...options import check_options
 from ..documents.passages import with_passages
-from ..documents.searching import Index, Passage
-from .grounding import is_grounded
+from ..documents.search import Index, Passage
+from .documents import is_grounded
 from .options import PassageOptions
 from .output import Made
 

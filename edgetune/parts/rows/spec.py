@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, UsageError
-from .spec_file import read_part, read_spec
-from .template import Template
+from .spec_file import Template, read_part, read_spec
 
 PROMPT, COMPLETION, OPTIONS = "prompt", "completion", "options"
 REPLAY = "replay"  # the name of its rows in a report
@@ -48,7 +47,7 @@ class FewShot:
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """Rows of one task. options: the answers to choose from, for the slot {options}; True: those that occur in the
     rows. weight: in place of the rows' number, for the source's share. repeat: how often a row may be taken, each time
     in another wording. as_it_is: its rows get no template and no examples.
@@ -65,7 +64,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class MixtureSpec:
     """A specification that was checked. rows: in all; 0: as many as there are. cap: rows of a source that count at most
     for its share; 0: all. near: the similarity from which two questions with one answer are the same. inverted: the
     share of rows that ask for the question, of sources with inverted templates. replay: general rows, taken as they
@@ -73,7 +72,7 @@ class Mixture:
     row may overlap.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[RowSource, ...]
     rows: int = 0
     cap: int = 0
     near: float = 0.9
@@ -120,7 +119,7 @@ class _WrittenReplay:
     share: float = 0.1
 
 
-def read_mixture(path: Path) -> Mixture:
+def read_mixture(path: Path) -> MixtureSpec:
     """The mixture that a file specifies; its paths are relative to its folder. Raises DataError and UsageError, which
     name the key, its value and its range.
     """
@@ -138,12 +137,12 @@ def read_mixture(path: Path) -> Mixture:
         raise DataError(f"{path.name} has no sources", "name one or more below `sources:`")
     if REPLAY in written.sources:
         raise DataError(f"a source is called {REPLAY}, as the rows that are replayed", "give it another name")
-    return Mixture(sources, written.rows, written.cap, written.near, few, written.inverted, written.most_options,
+    return MixtureSpec(sources, written.rows, written.cap, written.near, few, written.inverted, written.most_options,
                    _paths(replay.rows, path.parent, REPLAY) if replay else (), replay.share if replay else 0.0,
                    _paths(written.held_out, path.parent, "held_out") if written.held_out else ())
 
 
-def _source(name: str, found: Any, folder: Path) -> Source:
+def _source(name: str, found: Any, folder: Path) -> RowSource:
     place = f"the source {name}"
     read = read_part(_WrittenSource, found, place)
     if read.repeat is not None:
@@ -164,7 +163,7 @@ def _source(name: str, found: Any, folder: Path) -> Source:
             raise DataError(f"a template of {place} lists {{options}}, and the source has none",
                             "add `options: true` for the answers of its rows, or a list of them")
     repeat = read.repeat or len(templates)
-    return Source(name, _paths(read.rows, folder, place), templates, inverted, options, read.weight, repeat)
+    return RowSource(name, _paths(read.rows, folder, place), templates, inverted, options, read.weight, repeat)
 
 
 def _wording(found: Any, place: str, completion: str) -> Wording:

@@ -1,10 +1,15 @@
 """Files that people write by hand: YAML, or JSON, read into mappings and dataclasses with errors that name the place.
+
+Their texts may be templates with slots: `{name}` is replaced, and `[one|other]` is one of its wordings, of which one
+may be empty. Other braces and brackets stay as they are, so that a template may hold JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +17,38 @@ from ...data.yaml_text import read_yaml
 from ...disk import MIB, read_small
 from ...errors import DataError, EdgetuneError, FormatError, NotFoundError, install_hint
 from ...persisted import checked_fields
+
+SLOT = re.compile(r"\{(\w+)\}")
+CHOICE = re.compile(r"\[([^\[\]{}\"]*\|[^\[\]{}\"]*)\]")
+SPACES = re.compile(r"[ \t]{2,}")
+
+
+@dataclass(frozen=True)
+class Template:
+    """A text with slots and wordings."""
+
+    text: str
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The names of the slots, each once, in their order."""
+        return tuple(dict.fromkeys(SLOT.findall(self.text)))
+
+    @property
+    def choices(self) -> list[list[str]]:
+        """The wordings of each choice, in their order."""
+        return [found.split("|") for found in CHOICE.findall(self.text)]
+
+    def worded(self, chosen: Iterator[int]) -> str:
+        """The text with a wording for each choice. chosen: their indices."""
+        text = CHOICE.sub(lambda found: found[1].split("|")[next(chosen)], self.text)
+        return SPACES.sub(" ", text).strip() if text != self.text else text
+
+
+def filled(text: str, values: Mapping[str, Any]) -> str:
+    """A text with each slot that `values` has replaced, once: a value with braces stays as it is."""
+    return SLOT.sub(lambda found: str(values[found[1]]) if found[1] in values else found[0], text)
+
 
 T = TypeVar("T")
 MOST_BYTES = 4 * MIB

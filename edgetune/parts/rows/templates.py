@@ -27,11 +27,10 @@ from ...data.around import instructed
 from ...data.rows import as_messages
 from ...errors import DataError
 from ...options import check_options
+from .draw import proportional
 from .options import TemplateOptions
 from .output import Made, Row
-from .shares import proportional
-from .spec_file import read_part, read_spec
-from .template import SLOT, Template, filled
+from .spec_file import SLOT, Template, filled, read_part, read_spec
 
 MOST_VALUES = 10_000  # of a range
 FEW_SENTENCES = 1 << 31  # of a template
@@ -58,7 +57,7 @@ class _Intent:
 
 
 @dataclass(frozen=True)
-class Slot:
+class SlotValues:
     """What can be said in a slot, and the value of each in an answer."""
 
     said: tuple[str, ...]
@@ -68,7 +67,7 @@ class Slot:
 class Sentences:
     """All sentences of a template with their answers, numbered; each is made when it is drawn."""
 
-    def __init__(self, template: Template, answer: Any, slots: Mapping[str, Slot]) -> None:
+    def __init__(self, template: Template, answer: Any, slots: Mapping[str, SlotValues]) -> None:
         self.template = template
         self.answer = answer
         self.slots = {name: slots[name] for name in template.slots}
@@ -161,7 +160,7 @@ def _parted(found: list[Sentences], share: float, rng: random.Random) -> tuple[l
             [each for i, each in enumerate(found) if i in apart])
 
 
-def _sentences(intent: str, text: Any, found: _Intent, slots: Mapping[str, Slot]) -> Sentences:
+def _sentences(intent: str, text: Any, found: _Intent, slots: Mapping[str, SlotValues]) -> Sentences:
     if not isinstance(text, str) or not text.strip():
         raise DataError(f"a template of the intent {intent} is {text!r:.60}",
                         "write a sentence, with {slot} for values")
@@ -202,15 +201,15 @@ def _filled_json(part: Any, values: Mapping[str, Any]) -> Any:
     return values[alone[1]] if alone else filled(part, values)
 
 
-def _slot(name: str, found: Any) -> Slot:
+def _slot(name: str, found: Any) -> SlotValues:
     """The values of a slot: a list, a mapping of words to values, or a range of numbers."""
     if isinstance(found, dict) and "from" in found and "to" in found:
         numbers = _numbers(name, found)
-        return Slot(tuple(map(str, numbers)), tuple(numbers))
+        return SlotValues(tuple(map(str, numbers)), tuple(numbers))
     if isinstance(found, dict) and found:
-        return Slot(tuple(map(str, found)), tuple(found.values()))
+        return SlotValues(tuple(map(str, found)), tuple(found.values()))
     if isinstance(found, list) and found:
-        return Slot(tuple(map(str, found)), tuple(found))
+        return SlotValues(tuple(map(str, found)), tuple(found))
     raise DataError(f"the values of {name} are {found!r:.60}",
                     "write a list, words with their values, or from, to and step")
 

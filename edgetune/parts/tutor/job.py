@@ -38,11 +38,9 @@ from ...objectives.base import Objective
 from ...objectives.sft import Sft
 from ...training.config import TrainConfig
 from ...training.metrics import NAME as METRICS
-from .prompts import take
-from .rounds.files import BEGUN
-from .rounds.folder import published_rounds
+from .prompts import prompts_of, take
+from .rounds.folder import BEGUN, published_rounds
 from .rounds.teach import TutorFiles, teach
-from .running import prompts_of
 from .task import TASK, TutorTask, own, task_of, tutor_task
 
 if TYPE_CHECKING:

@@ -12,16 +12,21 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...daemon.learning.items import SHOWN
-from ...daemon.learning.rows import Row, make_row
+from ...daemon.learning.items import SHOWN, Row, make_row
+from ...daemon.options import DaemonConfig
+from ...daemon.running import RunningPart
 from ...daemon.state.database import Store, dump, now
 from ...data.prompts import check_learnable
 from ...data.question import question_digest, question_text
 from ...errors import DataError, FormatError, NotFoundError, UsageError
 from ...persisted import from_json
 from ...serving.question import Question
+from .task import own
+
+if TYPE_CHECKING:
+    from ...daemon.service import Service
 
 LARGEST = 16 << 10  # bytes of a prompt with its conversation, as JSON: far more than is learned from one
 WAITS = "job IS NULL"
@@ -164,3 +169,37 @@ def _read(columns: dict[str, Any]) -> KeptPrompt:
 
 def _unknown(id: str) -> NotFoundError:
     return NotFoundError(f"there is no prompt {id!r:.80}", "list them to see what is kept")
+
+
+NAME = "tutor"  # of the part
+
+
+class RunningTutor(RunningPart):
+    """The kept prompts of a daemon. It runs in every daemon: one that may keep none deletes those of before."""
+
+    prompts: KeptPrompts
+
+    def __init__(self, config: DaemonConfig) -> None:
+        self.most = own(config).keep_prompts
+
+    @property
+    def keeps_questions(self) -> bool:
+        return self.most > 0
+
+    @property
+    def note(self) -> Callable[[Question], object] | None:
+        return self.prompts.keep if self.most else None
+
+    def join(self, service: Service) -> None:
+        self.prompts = KeptPrompts(service.store, self.most)
+        self.prompts.on_deleted.append(service.traffic.forget)
+
+    def device(self) -> dict[str, Any]:
+        return {"keep_prompts": self.most}
+
+
+def prompts_of(service: Service) -> KeptPrompts:
+    """Returns the prompts that a daemon keeps."""
+    tutor = service.running[NAME]
+    assert isinstance(tutor, RunningTutor)
+    return tutor.prompts

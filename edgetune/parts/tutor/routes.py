@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 
 from ...daemon.api.completions import TheService
 from ...daemon.api.errors import RESPONSES, JsonRoute
-from ...daemon.api.feedback_bodies import DeletedFeedback
+from ...daemon.api.feedback import DeletedFeedback
 from ...daemon.api.fine_tuning import After, Limit, page
+from ...daemon.api.schemas import Page
+from ...daemon.api.shapes import Answer, Id, Time
 from ...daemon.service import Service
 from .job import PROMPTS
-from .prompts import KeptPrompt
-from .running import prompts_of
-from .schemas import DeletedPrompts, PromptPage, WholePrompt
+from .prompts import KeptPrompt, prompts_of
+
+
+class TutorDevice(BaseModel):
+    """The prompts of a daemon."""
+
+    keep_prompts: int = Field(description="Prompts that are kept at most; 0: none.")
+
+
+class PromptObject(Answer):
+    """A kept prompt."""
+
+    id: Id
+    object: Literal["prompt"] = "prompt"
+    created_at: Time
+    question: str = Field(description="The last question; in lists its first 300 characters.")
+    job: str | None = Field(description="The job that asked it again.")
+
+
+class WholePrompt(PromptObject):
+    """A kept prompt with its row."""
+
+    row: dict[str, Any] = Field(description="What is kept: messages, or a prompt, and no answer.")
+
+
+class PromptPage(Page[PromptObject]):
+    """A list of prompts, the newest first."""
+
+    counts: dict[str, int] = Field(description="kept; new: no job has taken them; most: --keep-prompts.")
+
+
+class DeletedPrompts(Answer):
+    """The number of prompts that were deleted, and what remains of them."""
+
+    object: Literal["list"] = "list"
+    count: int = Field(description="Prompts that were deleted.")
+    remains: str = Field(description="The job that may still ask them, in a sentence; empty: none.")
+
 
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 

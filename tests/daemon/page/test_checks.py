@@ -4,8 +4,7 @@ import itertools
 
 import httpx
 import pytest
-from looks import check_looks
-from pages import HOSTILE, LAPTOP, SMALL_PHONE, expect, get, go_to, opened, runs
+from pages import HOSTILE, LAPTOP, SMALL_PHONE, check_looks, expect, get, go_to, opened, runs
 
 SHAPE = {"formats": "F32", "n_context": 192}  # so answers are short
 DAEMON = {"context": 192}

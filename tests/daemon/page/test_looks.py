@@ -1,8 +1,7 @@
 """How the page looks and is used: no sideways scrolling, contrast, axe-core, the keyboard alone, its own policy."""
 
 import pytest
-from looks import check_looks, unfold
-from pages import LAPTOP, ROWS, SMALL_PHONE, ask, expect, get, go_to, opened, runs, sync_api
+from pages import LAPTOP, ROWS, SMALL_PHONE, ask, check_looks, expect, get, go_to, opened, runs, sync_api, unfold
 from services import SMALL
 from sometimes import mostly_slow
 

@@ -7,6 +7,7 @@ entities with a name, an id, an area, a state and attributes. The proof copies t
 from __future__ import annotations
 
 import importlib
+from collections.abc import Awaitable, Callable
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -88,6 +89,14 @@ class Kept(Entity):
         self.keep(**{**self.first, **given})
 
 
+def sets(**values: Any) -> Callable[..., Awaitable[None]]:
+    """A service that sets these properties: each to a value, or to what a function makes of the service's arguments."""
+    async def service(self: Kept, *given: Any, **named: Any) -> None:
+        self.keep(**{name: value(*given, **named) if callable(value) else value for name, value in values.items()})
+
+    return service
+
+
 class Sensor(Kept, SensorEntity):
     pass
 
@@ -97,14 +106,13 @@ class BinarySensor(Kept, BinarySensorEntity):
 
 
 class Switch(Kept, SwitchEntity):
-    async def async_turn_on(self, **_: Any) -> None:
-        self.keep(is_on=True)
-
-    async def async_turn_off(self, **_: Any) -> None:
-        self.keep(is_on=False)
+    async_turn_on = sets(is_on=True)
+    async_turn_off = sets(is_on=False)
 
 
 class Light(Kept, LightEntity):
+    async_turn_off = sets(is_on=False)
+
     def __init__(self, row: dict[str, Any]) -> None:
         super().__init__(row)
         modes = self._attr_supported_color_modes
@@ -114,60 +122,35 @@ class Light(Kept, LightEntity):
     async def async_turn_on(self, **given: Any) -> None:
         self.keep(is_on=True, **given)
 
-    async def async_turn_off(self, **_: Any) -> None:
-        self.keep(is_on=False)
-
 
 class Lock(Kept, LockEntity):
-    async def async_lock(self, **_: Any) -> None:
-        self.keep(is_locked=True)
-
-    async def async_unlock(self, **_: Any) -> None:
-        self.keep(is_locked=False)
+    async_lock = sets(is_locked=True)
+    async_unlock = sets(is_locked=False)
 
 
 class Cover(Kept, CoverEntity):
-    async def async_open_cover(self, **_: Any) -> None:
-        await self.async_set_cover_position(100)
-
-    async def async_close_cover(self, **_: Any) -> None:
-        await self.async_set_cover_position(0)
-
-    async def async_set_cover_position(self, position: int) -> None:
-        self.keep(current_cover_position=position, is_closed=position == 0)
-
-    async def async_stop_cover(self, **_: Any) -> None:
-        self.keep()
+    async_open_cover = sets(current_cover_position=100, is_closed=False)
+    async_close_cover = sets(current_cover_position=0, is_closed=True)
+    async_set_cover_position = sets(current_cover_position=lambda position: position,
+                                    is_closed=lambda position: position == 0)
+    async_stop_cover = sets()
 
 
 class Valve(Kept, ValveEntity):
     _attr_reports_position = True
+    async_set_valve_position = sets(current_valve_position=lambda position: position)
+    async_open_valve = sets(current_valve_position=100)
+    async_close_valve = sets(current_valve_position=0)
 
     def begins(self, row: dict[str, Any]) -> dict[str, Any]:
         return {"current_valve_position": (row.get("attributes") or {}).get("current_position", 0)}
 
-    async def async_set_valve_position(self, position: int) -> None:
-        self.keep(current_valve_position=position)
-
-    async def async_open_valve(self) -> None:
-        self.keep(current_valve_position=100)
-
-    async def async_close_valve(self) -> None:
-        self.keep(current_valve_position=0)
-
 
 class Fan(Kept, FanEntity):
-    async def async_turn_on(self, percentage: int | None = None, *_: Any, **__: Any) -> None:
-        self.keep(percentage=percentage or 100)
-
-    async def async_turn_off(self, **_: Any) -> None:
-        self.keep(percentage=0)
-
-    async def async_set_percentage(self, percentage: int) -> None:
-        self.keep(percentage=percentage)
-
-    async def async_oscillate(self, oscillating: bool) -> None:
-        self.keep(oscillating=oscillating)
+    async_turn_on = sets(percentage=lambda percentage=None, *_, **__: percentage or 100)
+    async_turn_off = sets(percentage=0)
+    async_set_percentage = sets(percentage=lambda percentage: percentage)
+    async_oscillate = sets(oscillating=lambda oscillating: oscillating)
 
 
 class Climate(Kept, ClimateEntity):
@@ -175,6 +158,9 @@ class Climate(Kept, ClimateEntity):
 
     _attr_fan_modes = ("low", "high")
     _attr_fan_mode = "low"
+    async_set_temperature = sets(target_temperature=lambda temperature, **_: temperature)
+    async_set_hvac_mode = sets(hvac_mode=lambda hvac_mode: hvac_mode)
+    async_set_fan_mode = sets(fan_mode=lambda fan_mode: fan_mode)
 
     def __init__(self, row: dict[str, Any]) -> None:
         super().__init__(row)
@@ -182,35 +168,17 @@ class Climate(Kept, ClimateEntity):
         self._attr_supported_features = (ClimateEntityFeature.TARGET_TEMPERATURE | ClimateEntityFeature.TURN_ON
                                          | ClimateEntityFeature.TURN_OFF | ClimateEntityFeature.FAN_MODE)
 
-    async def async_set_temperature(self, **given: Any) -> None:
-        self.keep(target_temperature=given["temperature"])
-
-    async def async_set_hvac_mode(self, hvac_mode: str) -> None:
-        self.keep(hvac_mode=hvac_mode)
-
-    async def async_set_fan_mode(self, fan_mode: str) -> None:
-        self.keep(fan_mode=fan_mode)
-
 
 class MediaPlayer(Kept, MediaPlayerEntity):
     _attr_volume_level = 0.5
     _attr_is_volume_muted = False
     _attr_media_track = 3
-
-    async def async_turn_on(self) -> None:
-        self.keep(state="idle")
-
-    async def async_turn_off(self) -> None:
-        self.keep(state="off")
-
-    async def async_media_play(self) -> None:
-        self.keep(state="playing")
-
-    async def async_media_pause(self) -> None:
-        self.keep(state="paused")
-
-    async def async_media_stop(self) -> None:
-        self.keep(state="idle")
+    async_turn_on = async_media_stop = sets(state="idle")
+    async_turn_off = sets(state="off")
+    async_media_play = sets(state="playing")
+    async_media_pause = sets(state="paused")
+    async_set_volume_level = sets(volume_level=lambda volume: volume)
+    async_mute_volume = sets(is_volume_muted=lambda mute: mute)
 
     async def async_media_next_track(self) -> None:
         self.keep(media_track=self._attr_media_track + 1)
@@ -218,25 +186,12 @@ class MediaPlayer(Kept, MediaPlayerEntity):
     async def async_media_previous_track(self) -> None:
         self.keep(media_track=self._attr_media_track - 1)
 
-    async def async_set_volume_level(self, volume: float) -> None:
-        self.keep(volume_level=volume)
-
-    async def async_mute_volume(self, mute: bool) -> None:
-        self.keep(is_volume_muted=mute)
-
 
 class Vacuum(Kept, StateVacuumEntity):
-    async def async_start(self) -> None:
-        self.keep(activity=VacuumActivity.CLEANING)
-
-    async def async_pause(self) -> None:
-        self.keep(activity=VacuumActivity.PAUSED)
-
-    async def async_stop(self, **_: Any) -> None:
-        self.keep(activity=VacuumActivity.IDLE)
-
-    async def async_return_to_base(self, **_: Any) -> None:
-        self.keep(activity=VacuumActivity.RETURNING)
+    async_start = sets(activity=VacuumActivity.CLEANING)
+    async_pause = sets(activity=VacuumActivity.PAUSED)
+    async_stop = sets(activity=VacuumActivity.IDLE)
+    async_return_to_base = sets(activity=VacuumActivity.RETURNING)
 
 
 class Todo(Kept, TodoListEntity):

@@ -13,11 +13,9 @@ from indexes import needs_retrieval, small_encoder, write_pdf
 
 from edgetune.errors import BudgetError, FormatError, MismatchError, UsageError
 from edgetune.parts.documents.building import build, require_memory
-from edgetune.parts.documents.encoding import Encoding
 from edgetune.parts.documents.options import IndexOptions
-from edgetune.parts.documents.ranking import fused
-from edgetune.parts.documents.searching import Index
-from edgetune.parts.documents.store import Source, Store
+from edgetune.parts.documents.search import Encoding, Index, fused
+from edgetune.parts.documents.store import Citation, IndexStore
 
 pytestmark = pytest.mark.smoke
 
@@ -54,7 +52,7 @@ def folder(tmp_path):
 
 def content(path: Path) -> list[tuple[str, str, bytes]]:
     """All that an index holds: source, text and vector of each chunk."""
-    store = Store(path)
+    store = IndexStore(path)
     try:
         return [(*map(str, store.passage(id + 1)), store.vector(id + 1).tobytes()) for id in range(store.totals()[0])]
     finally:
@@ -66,18 +64,18 @@ def test_each_passage_is_found_by_its_own_words(folder, encoding, tmp_path):
     assert (report.files, report.read, report.skipped) == (4, 4, [])
     assert report.bytes == (tmp_path / "i").stat().st_size
     with Index(tmp_path / "i", 1) as index:
-        for query, source in (("red lamp", Source("lamp.md", "Lamp", 0, 3)), ("cat noon", Source("deep/rows.jsonl",
-                              "Cat", 0, 1)), ("kite air", Source("kite.pdf", "", 1, 0))):
+        for query, source in (("red lamp", Citation("lamp.md", "Lamp", 0, 3)), ("cat noon", Citation("deep/rows.jsonl",
+                              "Cat", 0, 1)), ("kite air", Citation("kite.pdf", "", 1, 0))):
             first = index.search(query, 3, least=0).passages[0]
             assert first.source == source
             assert first.text in " ".join([*TEXTS.values(), "A kite is in the air."]) or "It burns" in first.text
-    assert str(Source("kite.pdf", "", 1)) == "kite.pdf, page 1"
-    assert str(Source("lamp.md", "Lamp", 0, 3)) == "lamp.md:3 (Lamp)"
+    assert str(Citation("kite.pdf", "", 1)) == "kite.pdf, page 1"
+    assert str(Citation("lamp.md", "Lamp", 0, 3)) == "lamp.md:3 (Lamp)"
 
 
 def test_rankings_are_bm25_and_cosines_by_hand(folder, encoding, tmp_path):
     build(folder, tmp_path / "i", encoding, OPTIONS)
-    store = Store(tmp_path / "i")
+    store = IndexStore(tmp_path / "i")
     count = store.totals()[0]
     words = [re.findall(r"\w+", " ".join([(passage := store.passage(id + 1))[0].heading, passage[1]]).lower())
              for id in range(count)]
@@ -186,7 +184,7 @@ def test_a_broken_off_indexing_leaves_the_index_as_it_was(folder, encoding, tmp_
     build(folder, tmp_path / "i", encoding, OPTIONS)
     before = (tmp_path / "i").read_bytes()
     (folder / "new.txt").write_text("A new file.")
-    monkeypatch.setattr(Store, "commit", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(IndexStore, "commit", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         build(folder, tmp_path / "i", encoding, OPTIONS)
     assert (tmp_path / "i").read_bytes() == before

@@ -17,13 +17,13 @@ from edgetune.daemon.service import Service
 from edgetune.errors import EdgetuneError, FormatError, NotFoundError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import open_gguf
-from edgetune.parts.first import contest
+from edgetune.parts.first import running as contest
 from edgetune.parts.first.encoder import First, FirstEncoder
 from edgetune.parts.first.options import FirstOptions
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.completion import MODEL
-from edgetune.serving.learned import encoder_of
+from edgetune.serving.encoder import encoder_of
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 QUESTIONS = [f"{a} {b} {c}" for a in ("turn", "light", "kitchen") for b in ("on", "off") for c in LETTERS]

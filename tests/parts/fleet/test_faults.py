@@ -3,9 +3,8 @@
 import shutil
 
 import pytest
-from faults import intercepted
+from faults import cases, intercepted, sweep
 from slots import SimulatedDaemon, begun_rollout
-from sweeps import cases, sweep
 
 from edgetune import disk
 from edgetune.formats.bundle import open_bundle

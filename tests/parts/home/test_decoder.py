@@ -11,13 +11,18 @@ from houses import house, write_house
 from tiny import write_tiny
 
 from edgetune.errors import FormatError, MismatchError
-from edgetune.parts.home.answering import InTurn, Understood, possible
-from edgetune.parts.home.by_decoder import ByDecoder
-from edgetune.parts.home.house import FACTS, House
-from edgetune.parts.home.language import language_of
+from edgetune.parts.home.house import FACTS, Facts, House
 from edgetune.parts.home.learning import measured
-from edgetune.parts.home.opening import by_encoder, decoder_of, understanding_of
 from edgetune.parts.home.tools import Target
+from edgetune.parts.home.understanding import (
+    ByDecoder,
+    InTurn,
+    Understood,
+    by_encoder,
+    decoder_of,
+    possible,
+    understanding_of,
+)
 from edgetune.parts.home.updating import update_house
 from edgetune.parts.home.wishes import MISSING, OTHER, UNFINISHED, WHICH, Wish
 
@@ -71,8 +76,10 @@ def test_a_sentence_is_asked_as_it_was_learned(tmp_path, template, prompt):
     asked = []
     served = SimpleNamespace(chat_template=template, render=lambda said, *_: f"<user>{said[0]['content']}</user>")
     done = SimpleNamespace(text=lambda: '{"tool": "other"}', logprobs=[])
+    served.load_adapter = lambda *_: None
     one = SimpleNamespace(served=served, submit=lambda text, **_: asked.append(text) or done)
-    decoder = ByDecoder(one, "house", house(tmp_path), language_of("en"), 0.5)
+    facts = Facts("en", 200, 0, "", 200, decoder="x", limit=0.5)
+    decoder = ByDecoder(House(tmp_path, facts, house(tmp_path)), one)
     assert decoder.understand("dim it to twenty") == Understood((Wish(why=OTHER),), is_sure=True)
     assert asked == [prompt]
 
@@ -94,7 +101,8 @@ def test_the_least_probability_comes_from_held_out_sentences(trained, monkeypatc
     rows = [SimpleNamespace(sentence=str(i), calls=[ON.call()]) for i in range(40)]
     written = [((ON if i < 20 else OFF,), 1 - i / 100) for i in range(40)]  # the surer half is right
     only = replace(found, facts=replace(found.facts, encoder=""))
-    monkeypatch.setattr("edgetune.parts.home.by_decoder.ByDecoder.written", lambda _, sentence: written[int(sentence)])
+    monkeypatch.setattr("edgetune.parts.home.understanding.ByDecoder.written",
+                        lambda _, sentence: written[int(sentence)])
     facts = measured(only, rows, 1)
     assert (facts.right, facts.asked) == (20, 40)
     assert 1 - 20 / 100 < facts.limit <= 1 - 14 / 100  # 20 right ones are too few for nine tenths, and reach 0.85

@@ -19,14 +19,13 @@ from edgetune.cli import cli
 from edgetune.errors import NotFoundError
 from edgetune.evaluation.acceptance import ALPHA, Paired
 from edgetune.formats.bundle import open_bundle
-from edgetune.parts.home.by_encoder import whole_parts
 from edgetune.parts.home.entities import home_of
 from edgetune.parts.home.house import House
 from edgetune.parts.home.language import language_of
 from edgetune.parts.home.learning import shopping_list
-from edgetune.parts.home.opening import understanding_of
+from edgetune.parts.home.understanding import understanding_of, whole_parts
 from edgetune.parts.home.updating import Change, compared
-from edgetune.serving.learned import encoder_of
+from edgetune.serving.encoder import encoder_of
 
 
 def test_rows_are_written_and_counted(tmp_path):

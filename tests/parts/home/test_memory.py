@@ -9,11 +9,10 @@ from peaks import peak_of
 from tiny import write_tiny
 
 from edgetune.errors import BudgetError
-from edgetune.parts.home.by_encoder import ByEncoder
 from edgetune.parts.home.house import House
 from edgetune.parts.home.learning import draw_rows, make_house
-from edgetune.parts.home.opening import understanding_of
 from edgetune.parts.home.recipe import Recipe
+from edgetune.parts.home.understanding import ByEncoder, understanding_of
 from edgetune.parts.home.updating import Change, compared
 
 

@@ -17,10 +17,9 @@ from houses import HOUSE, write_house
 from edgetune.cli import cli
 from edgetune.disk import exchange
 from edgetune.errors import DiskError, Interrupted, NotFoundError, UsageError
-from edgetune.parts.home import places
-from edgetune.parts.home.house import ENTITIES, FACTS, Facts, House, write_facts
+from edgetune.parts.home import house
+from edgetune.parts.home.house import ENTITIES, FACTS, Facts, House, replace_house, write_facts
 from edgetune.parts.home.learning import make_house
-from edgetune.parts.home.places import replace_house
 from edgetune.parts.home.recipe import Recipe
 from edgetune.training.callbacks import RunCallbacks
 
@@ -41,7 +40,7 @@ def seed_of(folder):
 def swap(request, monkeypatch, tmp_path):
     """How two folders change places: by the system's call, or without it, as on some file systems."""
     if request.param == "in two steps":
-        monkeypatch.setattr(places, "exchange", lambda _one, _other: False)
+        monkeypatch.setattr(house, "exchange", lambda _one, _other: False)
     else:
         (tmp_path / "a").mkdir()
         (tmp_path / "b").mkdir()
@@ -51,14 +50,14 @@ def swap(request, monkeypatch, tmp_path):
 
 
 def killed_at(number, replace):
-    """Whether a process was killed before the line of this number that it runs in places.py: between two steps."""
+    """Whether a process was killed before the line of this number that it runs in house.py: between two steps."""
     child = os.fork()
     if child == 0:
         left = number
 
         def trace(frame, event, _argument):
             nonlocal left
-            if frame.f_code.co_filename != places.__file__:
+            if frame.f_code.co_filename != house.__file__:
                 return None
             left -= event == "line"
             if left < 0:
@@ -121,7 +120,7 @@ def test_what_a_killed_update_left_is_put_back_and_named(tmp_path, trained):
 
 def test_a_house_is_not_put_back_while_an_update_runs(tmp_path):
     folder = write_empty(tmp_path / "house", seed=1)
-    with places.alone(folder):
+    with house.alone(folder):
         folder.rename(tmp_path / "house.before")
         with pytest.raises(UsageError, match="another process is writing"):
             House.open(folder)

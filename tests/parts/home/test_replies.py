@@ -7,10 +7,10 @@ import pytest
 from bounds import bounded_calls, bounded_memory
 from odd_yaml import VALUES, bomb
 
-from edgetune.parts.home.answering import Understood
 from edgetune.parts.home.language import language_of
 from edgetune.parts.home.replies import Replies, Reply
 from edgetune.parts.home.tools import Call, Target
+from edgetune.parts.home.understanding import Understood
 from edgetune.parts.home.wishes import MISSING, Wish
 
 TOOLS = ["GetLiveContext", "GetDateTime", "HassTurnOn", "HassTurnOff"]

@@ -9,10 +9,10 @@ from hassil.intents import TextSlotList
 from hassil.util import normalize_text
 from houses import house
 
-from edgetune.parts.home.drawn import NothingFits, Templates
 from edgetune.parts.home.entities import Entity, Home
 from edgetune.parts.home.language import language_of, languages
-from edgetune.parts.home.rows import SHARES, Rows, elsewhere
+from edgetune.parts.home.rows import SHARES, RowDrawer, elsewhere
+from edgetune.parts.home.templates import NothingFits, Templates
 from edgetune.parts.home.tools import TOOLS, Call, Target, offered, same_calls, shortest
 from edgetune.parts.home.wishes import MISSING, WHICH, Wish, wish_of
 
@@ -31,7 +31,7 @@ def english():
 
 @pytest.fixture(scope="module")
 def rows(home, english):
-    return Rows(home, english, seed=3).draw(600)
+    return RowDrawer(home, english, seed=3).draw(600)
 
 
 def slot_lists(home: Home):
@@ -73,9 +73,9 @@ def normal(value):
 
 
 def test_the_same_seed_gives_the_same_rows(home, english):
-    first, second = (Rows(home, english, seed=5).draw(50) for _ in range(2))
+    first, second = (RowDrawer(home, english, seed=5).draw(50) for _ in range(2))
     assert first == second
-    assert Rows(home, english, seed=6).draw(50) != first
+    assert RowDrawer(home, english, seed=6).draw(50) != first
 
 
 def test_all_kinds_and_tools_are_drawn(home, rows):
@@ -105,7 +105,7 @@ def test_one_template_or_entity_does_not_fill_the_rows(rows):
 
 def test_a_house_without_anything_to_switch_has_questions(english):
     sensors = Home((Entity("sensor.a", "Cellar Warmth"), Entity("binary_sensor.b", "Cellar Window")))
-    kinds = Counter(row.kind for row in Rows(sensors, english).draw(200))
+    kinds = Counter(row.kind for row in RowDrawer(sensors, english).draw(200))
     assert kinds["question"] > 20
     assert not kinds.keys() & {"command", "several"}
 
@@ -132,7 +132,7 @@ def test_other_devices_are_none_of_the_house(home, english):
     ("HassStartTimer", {"minutes": 5}, set(), Wish(why="cannot")),
 ])
 def test_wishes(home, intent, slots, said, wish):
-    from edgetune.parts.home.drawn import Draw
+    from edgetune.parts.home.templates import Draw
     assert wish_of(Draw("", intent, slots, None, said), home) == wish
 
 

@@ -18,19 +18,17 @@ from edgetune.daemon.learning.recall import Recall
 from edgetune.daemon.sources import AskedQuestion
 from edgetune.errors import EdgetuneError, MismatchError, NotFoundError, UsageError
 from edgetune.formats.gguf import open_gguf
+from edgetune.parts.home.completions import fields_of, line_of, wish_of_fields
 from edgetune.parts.home.entities import home_of
-from edgetune.parts.home.fields import fields_of, wish_of_fields
 from edgetune.parts.home.house import ENTITIES, Facts, write_facts
-from edgetune.parts.home.lines import line_of
 from edgetune.parts.home.recipe import DECODER
 from edgetune.parts.home.replies import Reply
 from edgetune.parts.home.source import HouseSource, written
 from edgetune.parts.home.tools import Call, Target
 from edgetune.parts.home.wishes import Wish
 from edgetune.runs.train import train
-from edgetune.serving.call_form import CallForm
 from edgetune.serving.completion import MODEL
-from edgetune.serving.tool_calls import join
+from edgetune.serving.tool_calls import CallForm, join
 
 LAMP = Target("Hall Lamp", domain="light")
 CALL = {"name": "Hall Lamp", "domain": ["light"]}

@@ -15,9 +15,19 @@ from tiny import write_tiny
 from edgetune.data import rows as supervised
 from edgetune.errors import EdgetuneError
 from edgetune.parts.rows.askers import LocalAsker, RemoteAsker
-from edgetune.parts.rows.documents import make_from_documents, pairs_in, schema_of
-from edgetune.parts.rows.gaps import questions
-from edgetune.parts.rows.grounding import DISAGREES, NO_QUESTION, POINTS, TELLS, UNGROUNDED, agree, flaw_of
+from edgetune.parts.rows.documents import (
+    DISAGREES,
+    NO_QUESTION,
+    POINTS,
+    TELLS,
+    UNGROUNDED,
+    agree,
+    flaw_of,
+    make_from_documents,
+    pairs_in,
+    questions,
+    schema_of,
+)
 from edgetune.parts.rows.options import DocumentOptions
 
 pytest.importorskip("rapidfuzz")

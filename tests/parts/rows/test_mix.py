@@ -12,8 +12,8 @@ from odd_yaml import VALUES, bomb
 from edgetune.data.check import findings
 from edgetune.data.facts import inspect
 from edgetune.errors import EdgetuneError
+from edgetune.parts.rows.draw import proportional
 from edgetune.parts.rows.mix import mix
-from edgetune.parts.rows.shares import proportional
 
 pytestmark = pytest.mark.smoke
 

@@ -13,7 +13,7 @@ from json_lines import read_lines, write_lines
 
 from edgetune.errors import UsageError
 from edgetune.parts.documents.passages import ASKING
-from edgetune.parts.documents.searching import Index
+from edgetune.parts.documents.search import Index
 from edgetune.parts.rows.options import PassageOptions
 from edgetune.parts.rows.passages import ALONE, NOWHERE, make_with_passages
 

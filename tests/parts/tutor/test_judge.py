@@ -1,21 +1,30 @@
-"""An encoder as the tutor's judge: what it is sure of, and rounds in which it answers in place of the model."""
+"""edgetune.parts.tutor.rounds.answers: an encoder answers prompts, and the answers to learn are chosen."""
 
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from asked import question
 from encoders import WORDS, tiny_bert, write_encoder
 from json_lines import write_lines
 from sklearn import linear_model
 from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from edgetune.errors import DataError, MismatchError, UnsupportedError, UsageError
-from edgetune.evaluation.graders.base import read_grader
-from edgetune.parts.tutor.rounds.files import Round
-from edgetune.parts.tutor.rounds.judge import NEVER
+from edgetune.evaluation.graders.base import Grade, read_grader
+from edgetune.parts.tutor.rounds.answers import (
+    AGREED,
+    NEVER,
+    VERIFIED,
+    ModelAnswer,
+    choose_agreed,
+    choose_graded,
+    collapse,
+)
+from edgetune.parts.tutor.rounds.folder import Round
 from edgetune.parts.tutor.rounds.options import TutorOptions
-from edgetune.parts.tutor.rounds.results import Chosen, DrawnAnswers, Labels, Published, Trained
+from edgetune.parts.tutor.rounds.results import Chosen, DrawnAnswers, Labels, Published, Trained, TrainingRow
 from edgetune.parts.tutor.rounds.teach import TutorFiles, teach
 from edgetune.training import logistic
 from edgetune.training.config import TrainConfig
@@ -147,3 +156,50 @@ def test_probabilities_out_of_fold_are_those_of_scikit_learn():
     head = logistic.fit(x, y, 3)
     whole = linear_model.LogisticRegression(C=logistic.C, max_iter=1000, tol=1e-8).fit(x, y).predict_proba(x)
     assert np.abs(logistic.probabilities(x, *head) - whole).max() < 1e-3
+
+
+def answers(*texts: str):
+    return [ModelAnswer(text, 3, True) for text in texts]
+
+
+def test_four_of_six_agree():
+    found = choose_agreed(question(), answers("a", "b", "a", "a", "c", "a"), 0.65)
+    assert (found.label, found.source, found.rate) == ("a", AGREED, pytest.approx(4 / 6))
+    assert found.right == [True, False, True, True, False, True]
+    assert choose_agreed(question(), answers("a", "b", "a", "a", "c", "c"), 0.65).label == ""
+
+
+def test_answers_are_compared_as_json_and_numbers():
+    found = choose_agreed(question(), answers('{"a": 1, "b": 2}', '{"b":2,"a":1}', '{"a":1,"b":2.0}', "no"), 0.65)
+    assert (found.label, found.rate) == ('{"a": 1, "b": 2}', 0.75)
+    assert choose_agreed(question(), answers("1,234", "1234.0", "x"), 0.6).rate == pytest.approx(2 / 3)
+
+
+def test_a_cut_answer_says_nothing_and_counts():
+    cut = [ModelAnswer("a", 3, False)] * 4
+    assert choose_agreed(question(), [*cut, *answers("a", "a")], 0.65).label == ""
+    assert choose_agreed(question(), cut, 0.0).label == ""
+    assert choose_agreed(question(), answers("", " "), 0.0).label == ""
+    assert choose_agreed(question(), answers("a", "b"), 0.0).label == ""  # none is most
+
+
+def test_of_passing_answers_the_most_frequent_is_learned():
+    grades = [Grade(1.0), Grade(0.5), Grade(1.0), Grade(1.0)]
+    found = choose_graded(question(), answers("2", "9", "3", "3.0"), grades, 1.0, VERIFIED)
+    assert (found.label, found.rate, found.source) == ("3", 0.75, VERIFIED)
+    assert choose_graded(question(), answers("2", "9"), [Grade(0.0), Grade(0.9)], 1.0, VERIFIED).label == ""
+    assert choose_graded(question(), answers("2"), [Grade(1.0, applicable=False)], 1.0, VERIFIED).label == ""
+
+
+@pytest.mark.parametrize(("source", "is_verified"), [("labelled", True), ("verified", True), ("judged", False),
+                                                     ("agreed", False)])
+def test_agreement_and_the_models_own_judgment_verify_nothing(source, is_verified):
+    assert TrainingRow("k", "x", source).is_verified == is_verified
+
+
+def test_one_answer_to_everything_is_a_collapse():
+    same = [answers("ok", "ok")] * 10
+    assert collapse(same, ["a", "b"]) == "20 of 20 answers to 10 prompts are one and the same"
+    assert collapse(same, ["a", "a"]) == ""  # the right answers are one and the same too
+    assert collapse(same[:7], ["a", "b"]) == ""
+    assert collapse([*same[:8], *[answers("x", "y")] * 2], ["a", "b"]) == ""

@@ -14,8 +14,7 @@ from tiny import write_tiny
 from edgetune.cli.app import cli
 from edgetune.daemon.state.database import NAME
 from edgetune.errors import NotFoundError
-from edgetune.parts.tutor.prompts import LARGEST
-from edgetune.parts.tutor.running import prompts_of
+from edgetune.parts.tutor.prompts import LARGEST, prompts_of
 from edgetune.serving.question import Question
 
 DAEMON = {"keep_prompts": 5, "context": 512}

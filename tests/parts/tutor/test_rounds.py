@@ -24,9 +24,8 @@ from edgetune.evaluation import acceptance
 from edgetune.evaluation.graders.base import read_grader
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.parts.tutor.rounds import gate
-from edgetune.parts.tutor.rounds.answering import ModelAnswer, graded
-from edgetune.parts.tutor.rounds.files import Round, rounds_of
-from edgetune.parts.tutor.rounds.folder import keep_start, roll_back
+from edgetune.parts.tutor.rounds.answers import ModelAnswer, graded
+from edgetune.parts.tutor.rounds.folder import Round, keep_start, roll_back, rounds_of
 from edgetune.parts.tutor.rounds.gate import LABELS, ROUND, GateResult
 from edgetune.parts.tutor.rounds.inspect import summary
 from edgetune.parts.tutor.rounds.options import STEPS, TutorOptions, of_earlier
@@ -209,7 +208,7 @@ def test_a_stopped_run_continues_to_the_same_bytes(bundle, files, done, tmp_path
             asked += [True] * done.exists()
             return len(asked) > 3
 
-        with pytest.raises(Interrupted, match=r"stopped.*; continue with the same command"):
+        with pytest.raises(Interrupted, match=r"stopped.*continue with the same command"):
             go(bundle, out, files, callbacks=RunCallbacks(should_stop=stop))
         assert (folder / f"{before}.json").exists()
         assert not (folder / f"{at}.json").exists()
@@ -235,7 +234,7 @@ def test_single_steps_and_more_rounds_end_in_the_same_bytes(bundle, files, done,
 @pytest.mark.slow
 def test_a_step_back(bundle, files, done, tmp_path, monkeypatch):
     """What a person took back is not published again when the rounds are continued. Here every gate is open."""
-    monkeypatch.setattr(gate, "choose", lambda _found, _decisions: ROUND)
+    monkeypatch.setattr(gate, "choose", lambda *_, **__: ROUND)
     out = tmp_path / "out"
     options = replace(OPTIONS, rounds=1, per_round=8, samples=2)
     go(bundle, out, files, options, start=done)

@@ -27,8 +27,7 @@ from edgetune.errors import UsageError
 from edgetune.machine.policy import Policy
 from edgetune.objectives.grpo import Grpo
 from edgetune.parts.tutor.job import LABELLED, PROMPTS, SELECTING, START, TASK, TutorJob
-from edgetune.parts.tutor.prompts import take
-from edgetune.parts.tutor.running import prompts_of
+from edgetune.parts.tutor.prompts import prompts_of, take
 from edgetune.serving.question import Question
 
 TRAIN = TrainConfig(rank=4, lr=2e-2, epochs=3.0, batch_size=4, max_length=128, threads=1)

@@ -29,7 +29,7 @@ class BaseEvaluation(Body):
     required: Literal["better", "not-worse"] = Field(
         "better", description="better: surely better than the present one; not-worse: not surely worse.")
     if_none: Literal["refuse", "canary"] = Field(
-        "refuse", description="If fewer than 4 questions are held out. canary: unrelated text alone decides.")
+        "refuse", description="If fewer than 4 questions are held out. canary: only unrelated text decides.")
 
 
 class OrderObject(Answer):
@@ -103,8 +103,8 @@ class InviteObject(Answer):
 
     code: str = Field(description="It is shown once; the daemon keeps its hash.")
     expires_at: Time
-    proxied: bool = Field(description="Whether the request came through the trusted proxy, whose address is of people "
-                                      "alone: devices need another.")
+    proxied: bool = Field(description="Whether the request came through the trusted proxy, whose address is only for "
+                                      "people: devices need another.")
 
 
 class JoinRequest(Body):
@@ -187,7 +187,7 @@ class FleetRound(Answer):
     down: int = Field(description="Bytes of the task.")
     mu_answer: float | None = Field(description="What noise leaves to whoever sees an answer, as mu of Gaussian "
                                                 "differential privacy; null: no bound.")
-    mu_sum: float | None = Field(description="The same for whoever sees the sum alone.")
+    mu_sum: float | None = Field(description="The same for whoever sees only the sums.")
     kinds: list[KindLosses] = Field(description="The losses by kind of device, of the latest rounds.")
     refused: list[dict[str, str]] = Field(description="device and reason of answers that did not count, of the latest "
                                                       "rounds.")
@@ -214,7 +214,7 @@ class FleetPrivacy(Answer):
 
     delta: float = Field(description="The chance with which epsilon may fail.")
     answer: FleetEpsilon = Field(description="Against whoever sees the answers of a device.")
-    sum: FleetEpsilon = Field(description="Against whoever sees the sums alone.")
+    sum: FleetEpsilon = Field(description="Against whoever sees only the sums.")
 
 
 class MemberCounts(Answer):

@@ -33,12 +33,12 @@ from ....formats.bundle import MODEL, open_bundle
 from ....formats.gguf import Gguf, check_network, open_gguf
 from ....formats.slot import SIDES
 from ....serving.memory import CONTEXT, memory_needed
-from ....training.sized import as_begun
+from ....training.sizing import as_begun
 from ....training.throttle import AnswerPriority
 from .slot import ADAPTER, refuse_encoder
 
 if TYPE_CHECKING:
-    from ....daemon.jobs.examiner import Examiner
+    from ....daemon.jobs.exam import Examiner
     from ....daemon.jobs.worker import Worker
     from ....daemon.service import Service
 

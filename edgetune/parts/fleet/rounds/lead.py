@@ -26,8 +26,7 @@ from ....formats.signature import Check
 from ....models.networks import open_network
 from ....objectives.sft import Sft
 from ....training.config import TrainConfig
-from ....training.planned import make_plan
-from ....training.sized import objective_for
+from ....training.sizing import make_plan, objective_for
 from ..membership.members import check_of
 from ..privacy import NoiseSpent, spent
 from .aggregation import HEAVIEST, Aggregate, LeftOut, aggregate

@@ -34,7 +34,7 @@ from ....formats.shape import read_shape
 from ....serving.llama import LlamaModel
 from ....serving.memory import CONTEXT, repack_within
 from ....serving.own_engine import own_memory
-from .answering import ModelAnswer, graded
+from .answers import ModelAnswer, graded
 from .options import TutorOptions
 from .questions import TutorQuestion
 from .results import RoundResult, list_of

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import UsageError
-from .files import ledger_lines, rounds_of, seconds_of
-from .folder import require_rounds
+from .folder import ledger_lines, require_rounds, rounds_of, seconds_of
 from .results import Chosen, DrawnAnswers
 
 

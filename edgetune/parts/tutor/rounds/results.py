@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from ....persisted import from_json
-from .answering import ModelAnswer
-from .choosing import LABELLED, VERIFIED, Choice
+from .answers import LABELLED, VERIFIED, Choice, ModelAnswer
 
 T = TypeVar("T")
 
@@ -31,17 +30,14 @@ class RoundResult:
 
 
 def result_of(kind: type[T], found: Mapping[str, Any], source: str) -> T:
-    """A result read back. source: names the file in the FormatError that damaged content raises."""
-    return _read(kind, {name: value for name, value in found.items() if name != "facts"}, source)
-
-
-def _read(kind: type[T], found: Mapping[str, Any], source: str) -> T:
-    """Reads like `from_json`, and also the dataclasses in lists of its fields."""
-    values = dict(found)
+    """A result read back, like `from_json`, and also the dataclasses in lists of its fields. source: names the file in
+    the FormatError that damaged content raises.
+    """
+    values = {name: value for name, value in found.items() if name != "facts"}
     for spec in fields(kind):  # type: ignore[arg-type]
         inner = spec.metadata.get("of")
         if inner and isinstance(values.get(spec.name), list):
-            values[spec.name] = [_read(inner, one, source) for one in values[spec.name]]
+            values[spec.name] = [result_of(inner, one, source) for one in values[spec.name]]
     return from_json(kind, values, source)
 
 
@@ -95,7 +91,7 @@ class Chosen(RoundResult):
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """One answer to learn. key: of its question. source: who or what says that it is right, as in choosing.py."""
+    """One answer to learn. key: of its question. source: who or what says that it is right, as in answers.py."""
 
     key: str
     text: str

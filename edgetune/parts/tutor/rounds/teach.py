@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from .... import disk
 from ....adapters.store import open_adapter, recorded_size
@@ -21,8 +20,8 @@ from ....llamacpp.tokenizer import Tokenizer
 from ....training.callbacks import Event, RunCallbacks
 from ....training.config import LORA, TrainConfig
 from ....training.length import reading_limit
+from .answers import known_labels
 from .folder import begin, begun_in
-from .judge import known_labels
 from .options import TutorOptions
 from .questions import TutorQuestion, pool_of, read_questions
 from .setting import RoundSetting
@@ -87,7 +86,8 @@ def teach(model: str | Path | Bundle, files: TutorFiles, out: str | Path, *, gra
         **({"judge": fingerprint(judge)} if judge else {}),
         **{name: value for name, value in config.to_json().items()
            if name not in FREE and (name, value) != ("family", LORA)}}  # earlier folders name no family
-    kept = [_text_of(row) for _, row in read_rows(files.keep)] if files.keep else [FILE.read_text("utf-8")]
+    kept = [row if isinstance(row, str) else str(row.get("text") or row.get("prompt") or json.dumps(row))
+            for _, row in read_rows(files.keep)] if files.keep else [FILE.read_text("utf-8")]
     begun_in(folder)  # refuses a file before a folder is made
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,10 +126,6 @@ def _check_items(grader: Grader, asked: Sequence[TutorQuestion]) -> None:
             grader.check_item(question.item)
         except DataError as error:
             raise DataError(f"prompt {number}: {error.what}", error.hint) from None
-
-
-def _text_of(row: Any) -> str:
-    return row if isinstance(row, str) else str(row.get("text") or row.get("prompt") or json.dumps(row))
 
 
 def _digest(path: Path) -> str:

@@ -10,20 +10,61 @@ held-out rows are labelled ones, the steps before the gate are repeated with the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
+from ....adapters import store
+from ....data.dataset import load_rows
 from ....errors import Interrupted
-from . import answering, gate, judge, training
-from .choosing import JUDGED, VERIFIED, Choice, choose_agreed, choose_graded, choose_sure, collapse
-from .files import Round, rounds_of
-from .folder import keep_start, publish, remove_old
+from ....formats.shape import read_shape
+from ....training.length import reading_limit, steps_per_epoch
+from ....training.run import run
+from . import gate
+from .answers import (
+    JUDGED,
+    LABELLED,
+    VERIFIED,
+    Choice,
+    choose_agreed,
+    choose_graded,
+    choose_sure,
+    collapse,
+    draw,
+    graded,
+    named,
+)
+from .folder import Round, keep_start, publish, remove_old, rounds_of
 from .gate import LABELS, PUBLISHED, ROUND, GateResult
 from .questions import TutorQuestion, in_turn
 from .results import Chosen, DrawnAnswers, Labels, PromptAnswers, Published, RoundResult, Trained, TrainingRow
-from .setting import RoundSetting
+from .setting import CONTINUE, RoundSetting
+
+T = TypeVar("T", bound=Trained)
+
+
+def labelled_rows(questions: Iterable[TutorQuestion]) -> list[TrainingRow]:
+    return [TrainingRow(question.key, question.reference, LABELLED) for question in questions]
+
+
+def train(setting: RoundSetting, number: int, rows: Sequence[TrainingRow], out: Path, kind: type[T]) -> T:
+    """Learns the rows from the rounds' start; one that was stopped continues. Raises Interrupted and `run`'s errors."""
+    seed = setting.seed(number, "train")
+    config = replace(setting.config, seed=seed)
+    setting.look()
+    data = load_rows([setting.pool[row.key].with_answer(row.text) for row in rows], setting.tokenizer,
+                     max_length=reading_limit(config.max_length, read_shape(setting.bundle.gguf).context),
+                     system=setting.system)
+    record = store.read_run(out)
+    if record.get("status") != "done":  # else it was killed between this and the step's file
+        calls = replace(setting.callbacks, name=f"round {number}", resume_by=CONTINUE,
+                        on_event=lambda event: setting.callbacks.on_event({**event, "round": number}))
+        record = run(setting.bundle, data, out, config, start=setting.start, resume=out.exists(), callbacks=calls)
+    store.save_schema(out, data.schema)
+    passes = record["steps"] / steps_per_epoch(config, len(rows))
+    return kind(seed, record["steps"], round(passes * record["data"]["tokens"]), rows)
+
 
 R = TypeVar("R", bound=RoundResult)
 SAID = {  # of a step that is done, by its facts
@@ -96,7 +137,7 @@ class Tutor:
         """
         setting = self.setting
         candidates: dict[str, Path] = {}
-        rows = training.labelled_rows(labelled)
+        rows = labelled_rows(labelled)
         if teacher is None and rows and not (setting.judge and round.part):
             teacher = candidates[LABELS] = self._learn_labels(round, labelled)
         drawn = self._step(round, DrawnAnswers, lambda: self._draw(round, labelled, teacher))
@@ -104,12 +145,12 @@ class Tutor:
         if chosen.stop:
             return candidates, chosen.stop
         rows += chosen_rows(round)
-        self._step(round, Trained, lambda: training.train(setting, round.number, rows, round.trained, Trained))
+        self._step(round, Trained, lambda: train(setting, round.number, rows, round.trained, Trained))
         return {ROUND: round.trained, **candidates}, ""
 
     def _learn_labels(self, round: Round, labelled: Sequence[TutorQuestion]) -> Path:
-        rows = training.labelled_rows(labelled)
-        self._step(round, Labels, lambda: training.train(self.setting, round.number, rows, round.labels, Labels))
+        rows = labelled_rows(labelled)
+        self._step(round, Labels, lambda: train(self.setting, round.number, rows, round.labels, Labels))
         return round.labels
 
     def _publish(self, round: Round, chosen: str, tested: Path) -> TutorState:
@@ -157,10 +198,10 @@ class Tutor:
         unseen = min(len(asked), max(0, len(setting.pool.bare) - (round.number - 1) * len(asked)))
         sure_from = None
         if setting.judge:
-            found, sure_from = judge.named(setting.judge, setting, labelled, asked)
+            found, sure_from = named(setting.judge, setting, labelled, asked)
             answers = [[one] for one in found]
         else:
-            answers = answering.draw(setting, round.number, asked, setting.pairs(teacher))
+            answers = draw(setting, round.number, asked, setting.pairs(teacher))
         prompts = [PromptAnswers(question.key, question.text, of) for question, of in zip(asked, answers, strict=True)]
         return DrawnAnswers(setting.seed(round.number, "draw"), unseen, prompts, sure_from)
 
@@ -172,7 +213,7 @@ class Tutor:
         choices: list[Choice]
         if setting.grader:
             source = JUDGED if setting.grader.needs_model else VERIFIED
-            grades = answering.graded(setting, asked, answers)
+            grades = graded(setting, asked, answers)
             choices = [choose_graded(question, of, grade, setting.grader.passes_at, source)
                        for question, of, grade in zip(asked, answers, grades, strict=True)]
         elif drawn.sure_from is not None:

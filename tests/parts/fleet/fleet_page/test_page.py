@@ -8,8 +8,7 @@ import pytest
 from daemons import daemon
 from fleets import EVALUATION, report, signing_key, write_fleet, write_rounds
 from ingress import ADDRESS, PATH, ingress
-from looks import check_looks, unfold
-from pages import HOSTILE, LAPTOP, SMALL_PHONE, expect, go_to, opened, runs
+from pages import HOSTILE, LAPTOP, SMALL_PHONE, check_looks, expect, go_to, opened, runs, unfold
 from services import until
 
 from edgetune.daemon.keys import add_key

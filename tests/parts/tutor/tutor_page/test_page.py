@@ -10,7 +10,7 @@ from services import same_holdout
 from thread_workers import ThreadWorker
 
 from edgetune.machine.policy import Policy
-from edgetune.parts.tutor.running import prompts_of
+from edgetune.parts.tutor.prompts import prompts_of
 from edgetune.serving.question import Question
 from edgetune.training.config import TrainConfig
 

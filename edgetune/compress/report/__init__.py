@@ -1,1 +1,0 @@
-"""What compression did, for people."""
