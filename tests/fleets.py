@@ -10,11 +10,11 @@ import numpy as np
 
 from edgetune.formats.bundle import Bundle
 from edgetune.parts.fleet.rollout import rings
-from edgetune.parts.fleet.rollout.folder import DeviceFile, begin, step, write_device
+from edgetune.parts.fleet.rollout.folder import begin, step
+from edgetune.parts.fleet.rollout.reports import DeviceFile, write_device
 from edgetune.parts.fleet.rollout.rings import RingPlan
 from edgetune.parts.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.next_task import write_next
+from edgetune.parts.fleet.rounds.lead import make_task, write_next
 from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.config import TrainConfig

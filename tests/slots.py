@@ -25,9 +25,9 @@ from edgetune.errors import UnansweredError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
 from edgetune.parts.fleet.bases.slot import make_slot
-from edgetune.parts.fleet.bases.trial import ServedSlot
-from edgetune.parts.fleet.rollout.folder import begin, read_device, write_device
-from edgetune.parts.fleet.rollout.look import About
+from edgetune.parts.fleet.rollout.daemons import About, ServedSlot
+from edgetune.parts.fleet.rollout.folder import begin
+from edgetune.parts.fleet.rollout.reports import read_device, write_device
 from edgetune.parts.fleet.rollout.rings import RingPlan
 
 EVALUATION = {"required": "better", "if_none": "refuse", "probation": 60, "bad_ratings": 3}

@@ -19,9 +19,8 @@ from tiny import write_tiny  # noqa: E402
 from edgetune.cli.names import extra_of  # noqa: E402
 from edgetune.daemon.api.app import routes  # noqa: E402
 from edgetune.formats.bundle import open_bundle  # noqa: E402
-from edgetune.parts.fleet.api.devices import Devices  # noqa: E402
-from edgetune.parts.fleet.rounds.first_task import make_task  # noqa: E402
-from edgetune.parts.fleet.rounds.lead import RoundLead  # noqa: E402
+from edgetune.parts.fleet.membership.requests import Devices  # noqa: E402
+from edgetune.parts.fleet.rounds.lead import RoundLead, make_task  # noqa: E402
 from edgetune.parts.fleet.rounds.options import RoundOptions  # noqa: E402
 from edgetune.parts.fleet.rounds.places import newest  # noqa: E402
 from edgetune.training.config import TrainConfig  # noqa: E402

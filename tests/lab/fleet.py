@@ -55,12 +55,11 @@ from edgetune.formats.bundle import open_bundle
 from edgetune.formats.named import find_model
 from edgetune.llamacpp.tokenizer import Tokenizer
 from edgetune.parts.fleet.rounds.answer import VERSION, AnswerFacts, write_answer
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.next_task import write_next
+from edgetune.parts.fleet.rounds.lead import make_task, write_next
+from edgetune.parts.fleet.rounds.member import changes, norm_of_change
 from edgetune.parts.fleet.rounds.options import RoundOptions
-from edgetune.parts.fleet.rounds.rate import rate_for, share_of
+from edgetune.parts.fleet.rounds.reach import rate_for, share_of
 from edgetune.parts.fleet.rounds.task import of_round, open_task
-from edgetune.parts.fleet.rounds.train_round import changes, norm_of_change
 from edgetune.serving.embedding import open_vectors
 from edgetune.training.config import TrainConfig
 from edgetune.training.trainer import Trainer

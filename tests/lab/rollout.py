@@ -48,7 +48,8 @@ from edgetune.daemon.state import adapters as adapters_module
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.apply import apply
 from edgetune.parts.fleet.rollout.daemons import DaemonByHttp
-from edgetune.parts.fleet.rollout.folder import begin, newest_order, read_device, read_devices, step
+from edgetune.parts.fleet.rollout.folder import begin, newest_order, step
+from edgetune.parts.fleet.rollout.reports import read_device, read_devices
 from edgetune.parts.fleet.rollout.rings import RingPlan, RolloutState
 
 HOUR = 3600

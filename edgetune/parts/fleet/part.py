@@ -4,16 +4,15 @@ from ...manifest import Manifest
 from .carriers.registry import carriers
 
 CARRIERS = carriers()
-COMMANDS = ("commands.rounds", "commands.roles", "commands.members", "commands.privacy", "commands.status",
-            "commands.rollout", *(place for one in CARRIERS for place in one.places(one.commands)))
+COMMANDS = ("commands.rounds", "commands.members", "commands.status", "commands.rollout",
+            *(place for one in CARRIERS for place in one.places(one.commands)))
 MANIFEST = Manifest(
     name="fleet",
     commands={"Fleet": {"fleet": " ".join(COMMANDS)}},
     options="options:FleetOptions",
     running="running:RunningFleet",
     device="api.schemas:FleetFacts",
-    routes=("api.base", "api.rollouts", "api.members", "api.status",
-            *(place for one in CARRIERS for place in one.places(one.routes))),
+    routes=("api.routes", *(place for one in CARRIERS for place in one.places(one.routes))),
     kinds=("bases.job",),
     panel=True,
     extras=tuple(extra for one in CARRIERS for extra in one.extras),

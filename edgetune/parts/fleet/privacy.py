@@ -13,9 +13,11 @@ of twice the mu.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from ...errors import UsageError
+from .rounds.task import RoundRecord
 
 DELTA = 1e-5
 ORDERS = (*range(2, 65), 128, 256, 512, 1024)  # of Renyi's divergence: whole numbers, for which there is a finite sum
@@ -109,3 +111,37 @@ def _least(holds: Callable[[float], bool]) -> float:
 def _check_delta(delta: float) -> None:
     if not 0.0 < delta < 1.0:
         raise UsageError(f"delta is {delta:g}", "give it above 0 and below 1, such as 1e-5")
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """last: of the last round; total: of all rounds together. None if there is no bound."""
+
+    last: float | None
+    total: float | None
+
+
+@dataclass(frozen=True)
+class NoiseSpent:
+    """answer: against whoever sees the answers of a device. sum: against whoever sees only the sums, and so the tasks
+    and adapters.
+    """
+
+    delta: float
+    answer: Epsilon
+    sum: Epsilon
+
+
+def spent(records: Sequence[RoundRecord], delta: float = DELTA) -> NoiseSpent | None:
+    """Returns what rounds have spent; None if none had noise. A device is taken to have answered all of them."""
+    answers = [record.mu_answer for record in records]
+    sums = [record.mu_sum for record in records]
+    if all(mu is None for mu in answers + sums):
+        return None
+    return NoiseSpent(delta, _epsilon(answers, delta), _epsilon(sums, delta))
+
+
+def _epsilon(losses: Sequence[float | None], delta: float) -> Epsilon:
+    known = [math.inf if mu is None else mu for mu in losses]  # a round without noise has no bound
+    last, in_all = (epsilon_of(mu, delta) for mu in (known[-1], total(known)))
+    return Epsilon(last if math.isfinite(last) else None, in_all if math.isfinite(in_all) else None)

@@ -12,17 +12,46 @@ from typing import Any
 
 from ...errors import EdgetuneError
 from .membership.members import STATES, is_joined, read_members
-from .privacy import DELTA
+from .privacy import DELTA, spent
 from .rollout import rings
-from .rollout.folder import DeviceFile, Order, newest_order, read_reports, reports_of
-from .rounds.epsilons import spent
-from .rounds.history import OUTCOMES, RoundHistory, history_of
-from .rounds.outcome import losses_by_kind
-from .rounds.places import rounds_of
+from .rollout.folder import Order, newest_order
+from .rollout.reports import DeviceFile, read_reports, reports_of
+from .rounds.places import RoundPlace, newest, rounds_of
+from .rounds.task import FACTS, VERSION, Outcome, RoundRecord, TaskFacts, losses_by_kind, read_outcome, records_of
+from .signed_folder import is_whole, read_facts
 
+OUTCOMES = 20  # rounds whose outcome is read at most
 WORDS = tuple(rings.RingCounts.__dataclass_fields__)
 OUTSIDE = "outside"  # a device that the roll-out does not reach
 EXCLUDED = "excluded"  # one that has not joined the fleet, or was revoked
+
+
+@dataclass(frozen=True)
+class RoundHistory:
+    """base: the model's name. number: of the task's round; records: of the rounds before it. arrived: the devices whose
+    answers are in the folder; None if only a task was named. outcomes: of the latest rounds, as far as they are in
+    the folder.
+    """
+
+    base: str
+    number: int
+    records: list[RoundRecord]
+    arrived: list[str] | None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def history_of(path: Path, outcomes: int = OUTCOMES) -> RoundHistory:
+    """Returns the history of a task, or of the newest in a folder of rounds. outcomes: rounds whose outcome is read at
+    most. Raises the errors of `newest`, read_facts and read_outcome.
+    """
+    place = None if is_whole(path, FACTS) else newest(path)
+    facts, _, _ = read_facts(place.task if place else path, FACTS, TaskFacts, VERSION)
+    records = records_of(facts.history, str(path))
+    arrived = sorted(folder.name for folder in place.answer_folders()) if place else None
+    latest = records[max(len(records) - outcomes, 0):]
+    tasks = [RoundPlace(path, one.round + 1).task for one in latest] if place else [path]
+    read = [found for task in tasks if (found := read_outcome(task))]
+    return RoundHistory(str(facts.base.get("name", "")), facts.round, records, arrived, read)
 
 
 @dataclass(frozen=True)
@@ -101,8 +130,7 @@ def rounds_table(rounds: RoundHistory) -> list[dict[str, Any]]:
     out and why. Both are empty for rounds whose outcome is not there.
     """
     outcomes = {one.round: one for one in rounds.outcomes}
-    return [{**vars(record), "kinds": [vars(kind) for kind in losses_by_kind(outcomes[record.round])]
-             if record.round in outcomes else [],
+    return [{**vars(record), "kinds": losses_by_kind(outcomes[record.round]) if record.round in outcomes else [],
              "refused": outcomes[record.round].left_out if record.round in outcomes else []}
             for record in rounds.records]
 

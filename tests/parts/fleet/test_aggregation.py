@@ -12,14 +12,11 @@ from hypothesis import strategies as st
 
 from edgetune.adapters.lora import Pair
 from edgetune.errors import EdgetuneError, UsageError
+from edgetune.parts.fleet.rounds.aggregation import BETA1, BETA2, HEAVIEST, TAU, aggregate, average_of
 from edgetune.parts.fleet.rounds.answer import began_at
-from edgetune.parts.fleet.rounds.noise import Noise, noisy
-from edgetune.parts.fleet.rounds.options import RoundOptions
-from edgetune.parts.fleet.sums.aggregation import AVERAGES, aggregate
-from edgetune.parts.fleet.sums.low_rank_sums import Term, best_of_rank, missed_by_averages, squared_norm, term_of
-from edgetune.parts.fleet.sums.screening import HEAVIEST
-from edgetune.parts.fleet.sums.server_adam import BETA1, BETA2, TAU
-from edgetune.parts.fleet.sums.ways import half_of
+from edgetune.parts.fleet.rounds.low_rank_sums import Term, best_of_rank, missed_by_averages, squared_norm, term_of
+from edgetune.parts.fleet.rounds.member import noisy
+from edgetune.parts.fleet.rounds.options import Noise, RoundOptions, half_of
 
 SHAPES = {"blk.0.attn_q": (12, 9), "blk.0.ffn_down": (7, 16)}  # N, K
 SCALE = 2.0
@@ -254,8 +251,9 @@ def test_a_round_without_its_quorum_does_not_count():
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=15), st.sampled_from([0.0, 0.1, 0.25, 0.49]))
 def test_averages_of_values(values, trim):
-    found = {name: float(average(np.array(values, np.float64)[:, None], [1 / len(values)] * len(values), trim)[0])
-             for name, average in AVERAGES.items()}
+    found = {name: float(average_of(np.array(values)[:, None], [1 / len(values)] * len(values),
+                                    RoundOptions(average=name, trim=trim))[0])
+             for name in ("mean", "trimmed-mean", "median")}
     cut = min(int(trim * len(values)), (len(values) - 1) // 2)
     kept = sorted(values)[cut:len(values) - cut]
     assert found["mean"] == pytest.approx(math.fsum(values) / len(values), abs=1e-6)

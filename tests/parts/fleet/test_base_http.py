@@ -13,9 +13,9 @@ from edgetune.daemon.client import Client
 from edgetune.errors import FormatError, UnansweredError
 from edgetune.formats.bundle import open_bundle
 from edgetune.parts.fleet.rollout import rings
-from edgetune.parts.fleet.rollout.daemons import LeadByHttp
-from edgetune.parts.fleet.rollout.folder import begin, newest_order, read_device, step, write_device
-from edgetune.parts.fleet.rollout.http import fetch, fetch_base
+from edgetune.parts.fleet.rollout.folder import begin, newest_order, step
+from edgetune.parts.fleet.rollout.http import LeadByHttp, fetch, fetch_base
+from edgetune.parts.fleet.rollout.reports import read_device, write_device
 from edgetune.parts.fleet.rollout.rings import RingPlan
 
 EVALUATION = {"required": "better", "if_none": "refuse", "probation": 0, "bad_ratings": 3}

@@ -18,7 +18,7 @@ from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
 from edgetune.parts.fleet.bases.slot import read_trial
 from edgetune.parts.fleet.rollout import artifact
-from edgetune.parts.fleet.rollout.folder import read_device
+from edgetune.parts.fleet.rollout.reports import read_device
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from edgetune.errors import UnansweredError
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
 from edgetune.parts.fleet.bases import trial
-from edgetune.parts.fleet.bases.slot import TRIAL
-from edgetune.parts.fleet.bases.trial import Owner, ServedSlot
+from edgetune.parts.fleet.bases.slot import TRIAL, Owner
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.apply import apply
+from edgetune.parts.fleet.rollout.daemons import ServedSlot
 from edgetune.parts.fleet.rollout.folder import step
-from edgetune.parts.fleet.rollout.look import Look
+from edgetune.parts.fleet.rollout.reports import Look
 from edgetune.parts.fleet.uptime import Moment
 
 STEPS = ((trial, "write_trial"), (trial, "end_trial"), (Slot, "switch"), (Slot, "clear"), (Look, "say"))

@@ -20,11 +20,10 @@ from edgetune.formats.bundle import open_bundle
 from edgetune.formats.signature import private_key
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.folder import begin, newest_order, step
-from edgetune.parts.fleet.rollout.ring_time import Waiting
 from edgetune.parts.fleet.rollout.rings import RingPlan
 from edgetune.parts.fleet.running import RunningFleet
 from edgetune.parts.fleet.status import status_json, status_of
-from edgetune.parts.fleet.uptime import Moment
+from edgetune.parts.fleet.uptime import Moment, waited
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +258,8 @@ def test_a_clock_that_is_set_ends_no_ring(bundle, tmp_path, jump):
     advancing.look(1_700_000_000 + jump, Moment("other boot", 5.0))
     advancing.look(1_700_000_000, Moment("other boot", 20_000.0))
     state = newest_order(folder).state
-    assert Waiting(folder, tmp_path / "state").seconds(newest_order(folder).facts.rollout, state.ring, state.since,
-                                                       Moment("other boot", 20_000.0)) == 39_990.0 + 19_995.0
+    assert waited(folder, newest_order(folder).facts.rollout, state.ring, state.since, Moment("other boot", 20_000.0),
+                  tmp_path / "state") == 39_990.0 + 19_995.0
     assert state.status == rings.RUNNING
     advancing.look(1_700_000_020, Moment("other boot", 20_020.0))
     assert newest_order(folder).state.status == rings.PAUSED

@@ -9,7 +9,7 @@ from slots import SimulatedDaemon, begun_rollout
 from edgetune import disk
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.slot import Slot
-from edgetune.parts.fleet.bases.owner import Owner
+from edgetune.parts.fleet.bases.slot import Owner
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.apply import apply
 from edgetune.parts.fleet.uptime import Moment

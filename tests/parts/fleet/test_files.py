@@ -37,19 +37,16 @@ from edgetune.parts.fleet.bases.slot import (
 from edgetune.parts.fleet.membership import invites, members
 from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.artifact import read_artifact
-from edgetune.parts.fleet.rollout.folder import newest_order, read_device
-from edgetune.parts.fleet.rollout.ring_time import Waiting
+from edgetune.parts.fleet.rollout.folder import newest_order
+from edgetune.parts.fleet.rollout.reports import read_device
 from edgetune.parts.fleet.rounds.answer import RoundAnswer, open_answer
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.history import history_of
-from edgetune.parts.fleet.rounds.next_task import gathered
+from edgetune.parts.fleet.rounds.lead import gathered, make_task
+from edgetune.parts.fleet.rounds.member import train_round
 from edgetune.parts.fleet.rounds.options import RoundOptions
-from edgetune.parts.fleet.rounds.outcome import read_outcome
-from edgetune.parts.fleet.rounds.task import RoundTask, open_task
-from edgetune.parts.fleet.rounds.train_round import train_round
+from edgetune.parts.fleet.rounds.task import RoundTask, open_task, read_outcome
 from edgetune.parts.fleet.signed_folder import MAX_FACTS
-from edgetune.parts.fleet.status import rollout_status
-from edgetune.parts.fleet.uptime import Moment
+from edgetune.parts.fleet.status import history_of, rollout_status
+from edgetune.parts.fleet.uptime import Moment, waited
 from edgetune.persisted import from_json
 from edgetune.training.config import TrainConfig
 
@@ -183,7 +180,7 @@ class Place:
         self.slot.path.mkdir()
         write_trial(self.slot, Trial("1-x", *SIDES, ["sha256:0", "sha256:1"], STARTED, 1, "because", {"p": 0.1}))
         write_origin(self.slot.path, BaseOrigin("1-x", "0", "sha256:0"))
-        Waiting(folder, folder).seconds("1-x", 0, 1, Moment("boot", 1.0))
+        waited(folder, "1-x", 0, 1, Moment("boot", 1.0), folder)
         self.task = folder / "round-0004" / "task"
         self.paths = {
             "order": order.folder / "orders" / f"{order.facts.number:06}" / "order.json",
@@ -200,7 +197,7 @@ class Place:
          "invite": lambda: invites.join(self.folder, self.code, "d2", "2" * 64, 1),
          "origin": lambda: read_origin(self.slot.path), "history": lambda: history_of(self.folder),
          "outcome": lambda: read_outcome(self.task),
-         "waited": lambda: Waiting(self.folder, self.folder).seconds("1-x", 0, 1, Moment("boot", 2.0))}[kind]()
+         "waited": lambda: waited(self.folder, "1-x", 0, 1, Moment("boot", 2.0), self.folder)}[kind]()
 
     def order(self):
         order = newest_order(self.folder)

@@ -36,13 +36,12 @@ from edgetune.parts.fleet.carriers.flower.app.parcel import (
     unpack,
 )
 from edgetune.parts.fleet.carriers.flower.app.settings import NodeSettings
-from edgetune.parts.fleet.carriers.flower.environment import Flower, find, state_of
+from edgetune.parts.fleet.carriers.flower.environment import Flower, command, find, last_line, running, state_of
 from edgetune.parts.fleet.carriers.flower.node import Node
-from edgetune.parts.fleet.carriers.flower.processes import command, last_line, running
 from edgetune.parts.fleet.carriers.flower.server import node_keys
 from edgetune.parts.fleet.rounds import answer as answers
 from edgetune.parts.fleet.rounds import task as tasks
-from edgetune.parts.fleet.rounds.first_task import make_task
+from edgetune.parts.fleet.rounds.lead import make_task
 from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.config import TrainConfig

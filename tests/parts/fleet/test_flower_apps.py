@@ -15,9 +15,8 @@ import pytest
 from json_lines import write_lines
 
 from edgetune.parts.fleet.carriers.flower.app.settings import NODE, NodeSettings, ServerSettings, write_settings
-from edgetune.parts.fleet.carriers.flower.processes import command
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.next_task import write_next
+from edgetune.parts.fleet.carriers.flower.environment import command
+from edgetune.parts.fleet.rounds.lead import make_task, write_next
 from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.task import open_task
 from edgetune.training.config import TrainConfig

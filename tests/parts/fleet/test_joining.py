@@ -21,8 +21,8 @@ from edgetune.parts.fleet.membership import invites, members
 from edgetune.parts.fleet.membership.device import joined
 from edgetune.parts.fleet.membership.lead import Signing, ask_to_join, open_lead, rotate, state_of
 from edgetune.parts.fleet.membership.requests import WINDOW, Checker, signed
-from edgetune.parts.fleet.rollout.daemons import LeadByHttp
-from edgetune.parts.fleet.rollout.folder import DeviceFile, read_devices, write_device
+from edgetune.parts.fleet.rollout.http import LeadByHttp
+from edgetune.parts.fleet.rollout.reports import DeviceFile, read_devices, write_device
 from edgetune.parts.fleet.uptime import Moment
 
 pytest.importorskip("cryptography")
@@ -148,10 +148,10 @@ def test_requests_count_once_and_in_their_time(tmp_path):
     def check(authorization, method="GET", path="/v1/fleet/round"):
         return checker.sender(authorization, method, path, now)
 
-    assert check(asked()).member.device == "a"
+    assert check(asked())[0].device == "a"
     with pytest.raises(MismatchError, match="was sent before"):
         check(asked())
-    assert check(asked(path="/behind/a/proxy/v1/fleet/round", at=now + 1)).digest == empty
+    assert check(asked(path="/behind/a/proxy/v1/fleet/round", at=now + 1))[1] == empty
     for made, method, path in ((asked(at=now + 2), "PUT", "/v1/fleet/round"),
                                (asked(at=now + 2), "GET", "/v1/fleet/order"),
                                (asked(at=now + 2, by=Ed25519PrivateKey.generate()), "GET", "/v1/fleet/round"),

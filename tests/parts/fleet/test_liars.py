@@ -17,14 +17,11 @@ from edgetune.errors import EdgetuneError
 from edgetune.formats.signature import private_key, sign
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.rounds.answer import open_answer
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.lead import RoundLead
-from edgetune.parts.fleet.rounds.next_task import gathered, write_next
+from edgetune.parts.fleet.rounds.lead import RoundLead, gathered, make_task, write_next
+from edgetune.parts.fleet.rounds.member import train_round
 from edgetune.parts.fleet.rounds.options import RoundOptions
-from edgetune.parts.fleet.rounds.outcome import read_outcome
 from edgetune.parts.fleet.rounds.reach import reach_of, usual_norm
-from edgetune.parts.fleet.rounds.task import open_task
-from edgetune.parts.fleet.rounds.train_round import train_round
+from edgetune.parts.fleet.rounds.task import open_task, read_outcome
 from edgetune.training.config import TrainConfig
 
 WAYS = {"svd": {}, "frozen-a": {}, "rolora": {}, "median": {"aggregation": "frozen-a", "average": "median"},
@@ -140,7 +137,7 @@ def test_a_large_update_that_a_training_could_make_is_scaled_down(bundle, tmp_pa
     task = begin(bundle, tmp_path / "task", aggregation=aggregation, clip=2.0, refuse=10.0)
     own = answer(task, bundle, tmp_path, "m", 8)
     sent = np.concatenate([array.ravel() for array in load_file(own / "update.safetensors").values()])
-    most = 0.7 * reach_of(task, rows, sent.size).mean / np.sqrt(np.mean(sent.astype(np.float64) ** 2))
+    most = 0.7 * reach_of(task, rows, sent.size)[0] / np.sqrt(np.mean(sent.astype(np.float64) ** 2))
     large = lie(own, tmp_path, "large", lambda array: array * np.float16(most), rows=rows)
     ended = write_next(task, bundle, [own, large], tmp_path / "two")
     found = {one.update.device: one for one in ended.aggregate.counted}
@@ -155,7 +152,7 @@ def test_a_large_update_that_a_training_could_make_is_scaled_down(bundle, tmp_pa
 
 def test_the_reach_ends_whatever_a_device_says(bundle, tmp_path):
     task = begin(bundle, tmp_path / "task")
-    found = [reach_of(task, rows, 1000).mean for rows in (1, 8, 100, 10**4, 10**6, 10**12)]
+    found = [reach_of(task, rows, 1000)[0] for rows in (1, 8, 100, 10**4, 10**6, 10**12)]
     assert found == sorted(found)
     assert found[-1] < 0.5
 

@@ -22,7 +22,7 @@ from edgetune.data.dataset import load_rows
 from edgetune.errors import UsageError
 from edgetune.evaluation.canary import Drift
 from edgetune.formats.bundle import open_bundle, write_copy
-from edgetune.parts.fleet.bases.gate import MeasuredBase, comparable, measured, rise
+from edgetune.parts.fleet.bases.job import MeasuredBase, comparable, measured, rise
 from edgetune.parts.fleet.bases.slot import make_slot
 from edgetune.parts.fleet.rollout.daemons import DaemonByHttp
 from edgetune.serving.llama import LlamaModel

@@ -15,7 +15,8 @@ from other_servers import ANSWERS, answering, told, write_files
 from edgetune.daemon.client import Client
 from edgetune.errors import AwayError
 from edgetune.parts.fleet.membership.device import begin, joined
-from edgetune.parts.fleet.rollout.daemons import DaemonByHttp, LeadByHttp
+from edgetune.parts.fleet.rollout.daemons import DaemonByHttp
+from edgetune.parts.fleet.rollout.http import LeadByHttp
 
 
 @pytest.fixture

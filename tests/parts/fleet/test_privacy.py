@@ -12,9 +12,9 @@ from json_lines import write_lines
 from safetensors.numpy import load_file
 
 from edgetune.errors import UsageError
-from edgetune.parts.fleet.privacy import delta_of, epsilon_of, multiplier_for, sampled_epsilon, total
-from edgetune.parts.fleet.rounds.epsilons import spent
-from edgetune.parts.fleet.rounds.noise import Noise, noisy
+from edgetune.parts.fleet.privacy import delta_of, epsilon_of, multiplier_for, sampled_epsilon, spent, total
+from edgetune.parts.fleet.rounds.member import noisy
+from edgetune.parts.fleet.rounds.options import Noise
 from edgetune.parts.fleet.rounds.task import RoundRecord
 
 OWN = ("--threads", 1, "--no-govern", "--eval", "none")

@@ -7,12 +7,11 @@ from dataclasses import replace
 import pytest
 from json_lines import write_lines
 
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.next_task import write_next
+from edgetune.parts.fleet.rounds.lead import make_task, write_next
+from edgetune.parts.fleet.rounds.member import train_round
 from edgetune.parts.fleet.rounds.options import RoundOptions
-from edgetune.parts.fleet.rounds.rate import rate_of, share_of
+from edgetune.parts.fleet.rounds.reach import rate_of, share_of
 from edgetune.parts.fleet.rounds.task import open_task
-from edgetune.parts.fleet.rounds.train_round import train_round
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 

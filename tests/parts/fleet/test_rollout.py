@@ -16,7 +16,8 @@ from edgetune.parts.fleet.rollout import rings
 from edgetune.parts.fleet.rollout.apply import apply
 from edgetune.parts.fleet.rollout.artifact import open_artifact, write_artifact
 from edgetune.parts.fleet.rollout.daemons import DaemonByHttp
-from edgetune.parts.fleet.rollout.folder import newest_order, read_device, read_devices
+from edgetune.parts.fleet.rollout.folder import newest_order
+from edgetune.parts.fleet.rollout.reports import read_device, read_devices
 
 
 @pytest.fixture(scope="module")

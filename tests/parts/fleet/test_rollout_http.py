@@ -12,9 +12,9 @@ from rollouts import on_device, write_adapters
 
 from edgetune.daemon.client import Client
 from edgetune.errors import FormatError
-from edgetune.parts.fleet.rollout.daemons import LeadByHttp
-from edgetune.parts.fleet.rollout.folder import newest_order, read_device, read_devices
-from edgetune.parts.fleet.rollout.http import FILES, fetch, take_report
+from edgetune.parts.fleet.rollout.folder import newest_order
+from edgetune.parts.fleet.rollout.http import FILES, LeadByHttp, fetch, take_report
+from edgetune.parts.fleet.rollout.reports import read_device, read_devices
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,11 @@ from edgetune.errors import EdgetuneError, FormatError, Interrupted, MismatchErr
 from edgetune.formats.bundle import open_bundle
 from edgetune.machine.device import read_device
 from edgetune.parts.fleet.rounds.answer import open_answer
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.history import history_of
-from edgetune.parts.fleet.rounds.next_task import write_next
-from edgetune.parts.fleet.rounds.noise import Noise
-from edgetune.parts.fleet.rounds.options import RoundOptions
-from edgetune.parts.fleet.rounds.outcome import KindLoss, Outcome, losses_by_kind
-from edgetune.parts.fleet.rounds.task import open_task
-from edgetune.parts.fleet.rounds.train_round import train_round
+from edgetune.parts.fleet.rounds.lead import make_task, write_next
+from edgetune.parts.fleet.rounds.member import train_round
+from edgetune.parts.fleet.rounds.options import Noise, RoundOptions
+from edgetune.parts.fleet.rounds.task import Outcome, losses_by_kind, open_task
+from edgetune.parts.fleet.status import history_of
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 
@@ -239,12 +236,12 @@ def test_what_became_of_a_round_is_kept_for_people(bundle, round_one, tmp_path):
     assert str(tmp_path) not in (tmp_path / "next" / "round.json").read_text()
     facts = [open_answer(folder, task).facts for folder in named]
     pi, pc = losses_by_kind(found)
-    assert (pi.kind, pi.devices, pi.loss_after) == (kinds[0], 1, facts[0].loss_after)
-    assert (pc.kind, pc.devices) == ("x86_64", 2)
-    assert pc.loss_before == pytest.approx(np.average([one.loss_before for one in facts[1:]],
+    assert (pi["kind"], pi["devices"], pi["loss_after"]) == (kinds[0], 1, facts[0].loss_after)
+    assert (pc["kind"], pc["devices"]) == ("x86_64", 2)
+    assert pc["loss_before"] == pytest.approx(np.average([one.loss_before for one in facts[1:]],
                                                       weights=[one.held_rows for one in facts[1:]]))
     assert losses_by_kind(Outcome(1, 1, [{"device": "a", "kind": "x", "loss_before": None, "held_rows": 0}])) == [
-        KindLoss("x", 1, None, None)]
+        {"kind": "x", "devices": 1, "loss_before": None, "loss_after": None}]
     assert open_answer(folders[0], task).facts.kind == read_device().kind
     open_task(tmp_path / "next", bundle)  # which has one more file
     (tmp_path / "next" / "round.json").write_text("{")

@@ -21,14 +21,12 @@ from json_lines import write_lines
 
 from edgetune.daemon.client import Client
 from edgetune.errors import EdgetuneError, FormatError, MismatchError, NotFoundError, UnansweredError, UsageError
-from edgetune.parts.fleet.carriers.copies import CopyMember, fetch
-from edgetune.parts.fleet.carriers.exchange import served_round, take_answer
+from edgetune.parts.fleet.carriers.exchange import CopyMember, fetch, served_round, take_answer
 from edgetune.parts.fleet.carriers.http.child import RoundsInChild
 from edgetune.parts.fleet.carriers.http.client import RoundsByHttp
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.membership.lead import ask_to_join, open_lead
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.lead import RoundLead
+from edgetune.parts.fleet.rounds.lead import RoundLead, make_task
 from edgetune.parts.fleet.rounds.member import Member
 from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.places import RoundPlace, newest
@@ -103,7 +101,7 @@ def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_fol
         for number in (1, 2):
             for one in both:
                 part = one.answer(CALLS)
-                assert (part.place.number, part.facts.device) == (number, one.member.device)
+                assert (part[0].number, part[1].device) == (number, one.member.device)
                 assert one.answer(CALLS) is None
                 assert one.server.round(one.member.device, one._known) is None  # no body: nothing is new
             assert lead(folder, bundle).end_round().record.devices == 2
@@ -112,7 +110,7 @@ def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_fol
         assert [path.name for path in (tmp_path / "copy-a").iterdir()] == ["round-0002"]
         both[0]._known = ""
         again = follower(Counted(client), bundle, rows, "a", tmp_path)  # the command is started again
-        assert again.answer(CALLS).place.number == 3
+        assert again.answer(CALLS)[0].number == 3
         assert again.answer(CALLS) is None
         assert len(loaded) == 15
         assert not any(b"say" in path.read_bytes() for path in folder.rglob("*") if path.is_file())
@@ -369,7 +367,7 @@ def test_the_process_that_asks_ends_before_a_training(bundle, rows, tiny_llama, 
         monkeypatch.setattr(Member, "make", lambda self, place, calls: (
             alone.append(server._process), train(self, place, calls))[1])
         one = follower(server, bundle, rows, "a", tmp_path)
-        assert one.answer(CALLS).place.number == 1
+        assert one.answer(CALLS)[0].number == 1
         assert alone == [None]
         server._process.kill()
         with pytest.raises(UnansweredError, match="has ended: signal 9"):

@@ -19,10 +19,8 @@ from edgetune.formats import signature
 from edgetune.formats.signature import private_key
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.pauses import again
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.lead import RoundLead
+from edgetune.parts.fleet.rounds.lead import RoundLead, devices_table, gathered, make_task
 from edgetune.parts.fleet.rounds.member import Member
-from edgetune.parts.fleet.rounds.next_task import devices_table, gathered
 from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.places import check_name, newest
 from edgetune.parts.fleet.rounds.task import open_task
@@ -54,7 +52,7 @@ def test_two_devices_and_a_lead_pass_through_two_rounds(bundle, begun, tmp_path)
     for number in (1, 2):
         assert leader.end_round() is None
         part = members[0].answer(CALLS)
-        assert (part.place.number, part.facts.device) == (number, "a")
+        assert (part[0].number, part[1].device) == (number, "a")
         assert members[0].answer(CALLS) is None
         assert leader.end_round() is None
         members[1].answer(CALLS)

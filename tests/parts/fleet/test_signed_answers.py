@@ -16,9 +16,7 @@ from edgetune.parts.fleet.carriers.exchange import served_round
 from edgetune.parts.fleet.membership import invites, members
 from edgetune.parts.fleet.membership.device import SIGNING, joined
 from edgetune.parts.fleet.membership.lead import ask_to_join
-from edgetune.parts.fleet.rounds.first_task import make_task
-from edgetune.parts.fleet.rounds.lead import RoundLead
-from edgetune.parts.fleet.rounds.next_task import devices_table
+from edgetune.parts.fleet.rounds.lead import RoundLead, devices_table, make_task
 from edgetune.parts.fleet.rounds.options import RoundOptions
 from edgetune.parts.fleet.rounds.places import newest
 from edgetune.training.config import TrainConfig

@@ -15,18 +15,17 @@ from edgetune.errors import MismatchError, UsageError
 from edgetune.parts.fleet.membership import invites, members
 from edgetune.parts.fleet.membership.lead import ask_to_join
 from edgetune.parts.fleet.rollout import rings
-from edgetune.parts.fleet.rollout.folder import (
+from edgetune.parts.fleet.rollout.folder import begin, newest_order, step
+from edgetune.parts.fleet.rollout.http import take_report
+from edgetune.parts.fleet.rollout.reports import (
     DeviceFile,
-    begin,
-    newest_order,
     read_device,
     read_devices,
     reports_of,
-    step,
+    sign,
+    unsigned,
     write_device,
 )
-from edgetune.parts.fleet.rollout.http import take_report
-from edgetune.parts.fleet.rollout.reports import sign, unsigned
 from edgetune.parts.fleet.rollout.rings import RingPlan
 
 pytest.importorskip("cryptography")

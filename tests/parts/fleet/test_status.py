@@ -15,8 +15,8 @@ from edgetune.formats.signature import private_key
 from edgetune.parts.fleet.membership import invites, members
 from edgetune.parts.fleet.membership.device import public_of
 from edgetune.parts.fleet.rollout import rings
-from edgetune.parts.fleet.rollout.folder import newest_order, read_device, step, write_device
-from edgetune.parts.fleet.rollout.reports import sign
+from edgetune.parts.fleet.rollout.folder import newest_order, step
+from edgetune.parts.fleet.rollout.reports import read_device, sign, write_device
 from edgetune.parts.fleet.status import EXCLUDED, OUTSIDE, status_json, status_of
 
 

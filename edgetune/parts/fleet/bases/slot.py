@@ -1,22 +1,27 @@
 """What a roll-out writes into a slot: bases, where they came from, and the trial of one.
 
-    a/origin.json     in a side: the roll-out that brought its base; none in the first one
-    a/adapter/        in a side: the adapter that came with it
-    trial.json        a base that is being tried: see Trial
+a/origin.json     in a side: the roll-out that brought its base; none in the first one
+a/adapter/        in a side: the adapter that came with it
+trial.json        a base that is being tried: see Trial
 """
 
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ....disk import json_text, new_folder, read_object, replaced
-from ....errors import FormatError, UsageError
+from ....disk import alone, json_text, new_folder, read_object, replaced
+from ....errors import EdgetuneError, FormatError, UsageError, shell_word
 from ....formats.bundle import open_bundle, write_copy
 from ....formats.gguf import ENCODERS
-from ....formats.slot import LINK, SIDES, Slot
+from ....formats.slot import LINK, SIDES, Slot, slot_of
 from ....persisted import from_json
 from ..uptime import UNKNOWN, Moment
 
@@ -110,3 +115,47 @@ def write_trial(slot: Slot, trial: Trial) -> None:
 def end_trial(slot: Slot) -> None:
     (slot.path / TRIAL).unlink(missing_ok=True)
 
+
+@dataclass(frozen=True)
+class Owner:
+    """What a look may do with a slot. restart: restarts the daemon, or raises EdgetuneError. wait: seconds in which it
+    must answer then. links: whether files of the artifact are this device's own, which the slot may share.
+    """
+
+    slot: Slot
+    restart: Callable[[], None]
+    wait: float
+    links: bool = False
+
+
+@contextmanager
+def owned(path: Path | None, restart: str, wait: float, links: bool) -> Iterator[Owner | None]:
+    """Yields the owner of a slot, held against other processes; None: no path is given. restart: a command. wait,
+    links: as of Owner. Raises UsageError for no slot or no command, and while another process owns it.
+    """
+    if path is None:
+        if restart:
+            raise UsageError("--restart is given without --base-slot", "give both, or neither")
+        yield None
+        return
+    slot = slot_of(path)
+    if slot is None:
+        raise UsageError(f"{path} is no slot", f"edgetune fleet slot MODEL {shell_word(path)} makes one")
+    if not shlex.split(restart):
+        raise UsageError("--base-slot is given without --restart", "give the command that restarts the daemon, such as "
+                         "'systemctl restart edgetune'")
+    with alone(path):
+        yield Owner(slot, partial(_restart, shlex.split(restart), wait), wait, links)
+
+
+def _restart(command: list[str], seconds: float) -> None:
+    """Runs the command. Raises EdgetuneError if it fails or takes too long."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                              timeout=seconds)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise EdgetuneError(f"{command[0]} cannot restart the daemon: {error}", "mend --restart") from None
+    if done.returncode:
+        said = " ".join(done.stderr.split())
+        raise EdgetuneError(f"{command[0]} ended with the code {done.returncode}: {said:.200}", "look at the daemon's "
+                            "log")

@@ -10,36 +10,27 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from ....disk import cannot_write, require_room
-from ....errors import (
-    AwayError,
-    EdgetuneError,
-    MismatchError,
-    TooMuchError,
-    UnansweredError,
-    UsageError,
-    shell_word,
-)
+from ....errors import AwayError, EdgetuneError, MismatchError, TooMuchError, UnansweredError, UsageError, shell_word
 from ....formats.bundle import MODEL, open_bundle
 from ....formats.gguf import open_gguf
 from ..rollout import rings
 from ..rollout.artifact import BASE, RolloutArtifact
-from ..rollout.folder import DeviceFile, Order
-from ..rollout.look import NUMBERS, About, Look, superseded_by
+from ..rollout.daemons import DaemonByHttp
+from ..rollout.folder import Order
+from ..rollout.reports import NUMBERS, DeviceFile, Look, superseded_by
 from ..uptime import Moment
-from .owner import Owner
 from .slot import (
     BACK,
     PASSED,
     STARTED,
     SWITCHED,
     BaseOrigin,
+    Owner,
     Trial,
     end_trial,
     read_origin,
@@ -51,31 +42,7 @@ from .slot import (
 POLL = 0.5  # seconds
 
 
-@dataclass(frozen=True)
-class ServedSlot:
-    """The slot that a daemon serves. path: its folder. bad, good: ratings since it opened its base first."""
-
-    path: str
-    bad: int = 0
-    good: int = 0
-
-
-class SlotDaemon(Protocol):
-    """The daemon of a device, as apply.Daemon, which serves a slot."""
-
-    def about(self) -> About:
-        """Returns what it is, and what it answers with."""
-
-    def slot(self) -> ServedSlot | None:
-        """Returns the slot that it serves; None: it serves none."""
-
-    def evaluate_base(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Lets the gate evaluate the base in the other side of its slot, and returns the verdict. Raises UsageError
-        if nothing can decide or it takes too much memory, TooMuchError if it can be tried later.
-        """
-
-
-def settle(owner: Owner, daemon: SlotDaemon, now: int) -> Trial | None:
+def settle(owner: Owner, daemon: DaemonByHttp, now: int) -> Trial | None:
     """Ends a switch that was begun: the daemon answers with the base that is tried, or with the one before. Returns
     the trial as it is then. Raises EdgetuneError if the daemon answers with neither.
     """
@@ -87,7 +54,7 @@ def settle(owner: Owner, daemon: SlotDaemon, now: int) -> Trial | None:
     return trial
 
 
-def _started(owner: Owner, daemon: SlotDaemon, trial: Trial, now: int) -> Trial:
+def _started(owner: Owner, daemon: DaemonByHttp, trial: Trial, now: int) -> Trial:
     try:
         _switch(owner, daemon, trial.to, trial.bases[0], starts_by_itself=True)
         trial = replace(trial, state=STARTED, at=now)
@@ -98,7 +65,7 @@ def _started(owner: Owner, daemon: SlotDaemon, trial: Trial, now: int) -> Trial:
     return trial
 
 
-def _switch(owner: Owner, daemon: SlotDaemon, side: str, base: str, starts_by_itself: bool) -> None:
+def _switch(owner: Owner, daemon: DaemonByHttp, side: str, base: str, starts_by_itself: bool) -> None:
     """Lets the daemon answer with the base of a side, unless it does. starts_by_itself: a daemon that does not answer
     now is starting, after a power cut. Raises EdgetuneError if it does not answer with it in time.
     """
@@ -116,7 +83,7 @@ def _switch(owner: Owner, daemon: SlotDaemon, side: str, base: str, starts_by_it
                             "look at its log, and start it; the next look continues")
 
 
-def _answers(daemon: SlotDaemon, base: str, seconds: float) -> bool:
+def _answers(daemon: DaemonByHttp, base: str, seconds: float) -> bool:
     """Returns whether the daemon answers with a base within this time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -130,7 +97,7 @@ def _answers(daemon: SlotDaemon, base: str, seconds: float) -> bool:
 class BaseLook(Look):
     """A look at a roll-out of a base. owner: None if the owner of the device gave no slot. at: the moment."""
 
-    def __init__(self, folder: Path, own: DeviceFile, daemon: SlotDaemon, owner: Owner | None, now: int,
+    def __init__(self, folder: Path, own: DeviceFile, daemon: DaemonByHttp, owner: Owner | None, now: int,
                  at: Moment) -> None:
         super().__init__(folder, own, now)
         self.at = at

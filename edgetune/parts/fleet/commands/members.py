@@ -93,7 +93,7 @@ def fleet_join(url: str, code: str, device: str, every: float, as_json: bool) ->
     from ..membership.lead import ask_to_join, state_of
     from ..membership.members import APPROVED, REVOKED, shown_key
     from ..pauses import again
-    from .roles import tell
+    from .rounds import tell
     own = ask_to_join(url, code, device or device_name()) if code else joined(url)
     if own is None:
         raise UsageError(f"this device has not asked to join {url}", "give the code that its owner made with --code")

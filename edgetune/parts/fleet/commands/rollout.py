@@ -12,11 +12,11 @@ from ....cli.app import MODEL, ModelPath, Share, Time, command, show
 from ....cli.remote import request
 from ....errors import shell_word
 from ....version import __version__
-from .roles import JOINED_AT
-from .rounds import KEY, URLS, fleet
+from .rounds import JOINED_AT, KEY, URLS, fleet
 
 if TYPE_CHECKING:
-    from ..rollout.folder import DeviceFile, Order
+    from ..rollout.folder import Order
+    from ..rollout.reports import DeviceFile
 
 FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 
@@ -54,7 +54,8 @@ def fleet_rollout(source: Path, folder: Path, adapter: Path | None, rings: str, 
     The gate of each device decides. Run apply on each device, again and again, and advance here, unless a daemon serves
     FOLDER with --fleet.
     """
-    from ..rollout.folder import begin, read_devices
+    from ..rollout.folder import begin
+    from ..rollout.reports import read_devices
     from ..rollout.rings import RingPlan
     plan = RingPlan(tuple(rings.split(",")), success, error, quorum, wait)
     evaluation = {"required": required, "if_none": if_none, "probation": probation, "bad_ratings": bad_ratings}
@@ -118,15 +119,14 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at:
     from dataclasses import asdict
 
     from ....formats.signature import private_key
-    from ..bases.owner import owned
+    from ..bases.slot import owned
     from ..bases.trial import settle
     from ..membership.device import check_no_signer, device_name, signer_at
     from ..membership.lead import open_lead
     from ..rollout.apply import apply
-    from ..rollout.daemons import DaemonByHttp, LeadByHttp
-    from ..rollout.folder import write_device
-    from ..rollout.http import copy_of, fetch, fetch_base, send
-    from ..rollout.reports import sign
+    from ..rollout.daemons import DaemonByHttp
+    from ..rollout.http import LeadByHttp, copy_of, fetch, fetch_base
+    from ..rollout.reports import sign, write_device
     here = DaemonByHttp(client)
     now = int(time.time())
     is_url = fleet_.startswith(URLS)
@@ -145,7 +145,7 @@ def fleet_apply(client: Any, fleet_: str, lead_key_file: Path | None, joined_at:
                 if owner:
                     fetch_base(lead, copy, name)
                 own, order = apply(copy, name, here, now, owner)
-                send(lead, copy, name)
+                lead.report(own)
         elif signer:  # its own file is in a copy: the one in the folder may be forged
             name, key = signer
             copy = copy_of(joined_at, name)
@@ -162,7 +162,7 @@ def _show(order: Order, devices: dict[str, DeviceFile], wrong: list[str], as_jso
     from dataclasses import asdict
 
     from ....errors import printable
-    from ..rollout.folder import reports_of
+    from ..rollout.reports import reports_of
     from ..status import rollout_status
     from .status import rollout_lines
     reports = reports_of(devices, order.facts.rollout)

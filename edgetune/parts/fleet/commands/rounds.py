@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,13 +28,14 @@ from ....cli.app import (
 from ....errors import shell_word
 from ....options import declared
 from ....training.config import FILE_OPTIONS, CommonOptions, TrainConfig
+from ..carriers.registry import RoundAddress, carrier_of, carriers
 from ..rounds.options import LOCAL, USUAL_ROUNDS, RoundOptions
 
 if TYPE_CHECKING:
+    from ..privacy import NoiseSpent
     from ..rounds.answer import AnswerFacts
-    from ..rounds.epsilons import NoiseSpent
-    from ..rounds.next_task import Ended
-    from ..rounds.noise import Noise
+    from ..rounds.lead import Ended
+    from ..rounds.options import Noise
     from ..rounds.task import RoundRecord
 
 OWN = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt_column", "completion_column")
@@ -57,6 +60,12 @@ DEVICE_OPTIONS = (
     click.option("--noise-norm", type=click.FloatRange(0.0, min_open=True), default=1.0, show_default=True,
                  help="With --noise: scale the answer down to this norm before."),
     KEY, config_options(*OWN), policy_file_option, policy_options)
+SECONDS = ", ".join(f"{one.name} {one.seconds:.0f}" for one in carriers() if one.schemes)
+FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+JOINED_AT = click.option("--joined", "joined_at", default="", metavar="URL",
+                         help="In a folder: sign by the key of the fleet at URL.")
+EVERY = click.option("--every", type=click.FloatRange(0.1), default=60.0, show_default=True,
+                     help="Seconds between two looks at the folder.")
 
 
 def out_option(says: str) -> Any:
@@ -90,7 +99,7 @@ def fleet_task(model: Path, to: Path, start: Path | None, least_rows: int, key: 
     """
     from ....adapters.store import recorded_size
     from ....formats.bundle import open_bundle
-    from ..rounds.first_task import make_task
+    from ..rounds.lead import make_task
     asked = RoundOptions(**{spec.name: options.pop(spec.name) for spec in fields(RoundOptions)}).check()
     begun = {name: value for name, value in recorded_size(start).items() if name not in ("family", "rslora")}
     config = TrainConfig(**{**options, **DEFAULTS, **begun, **explicit(options)})
@@ -125,8 +134,8 @@ def fleet_train_round(task: Path, rows: Path, to: Path, model: Path, held_out: s
     from ....formats.bundle import open_bundle
     from ....training.callbacks import RunCallbacks
     from ..membership.device import device_name
+    from ..rounds.member import train_round
     from ..rounds.task import open_task
-    from ..rounds.train_round import train_round
     asked = noise_of(noise, noise_norm)
     governor = governor_of(policy_file, options)
     bundle = open_bundle(model)
@@ -147,7 +156,7 @@ def fleet_aggregate(task: Path, answers: tuple[Path, ...], to: Path, model: Path
     task.
     """
     from ....formats.bundle import open_bundle
-    from ..rounds.next_task import write_next
+    from ..rounds.lead import write_next
     from ..rounds.task import open_task
     bundle = open_bundle(model)
     ended = write_next(open_task(task, bundle), bundle, answers, to, key)
@@ -159,7 +168,7 @@ def fleet_aggregate(task: Path, answers: tuple[Path, ...], to: Path, model: Path
 def noise_of(noise: float | None, norm: float) -> Noise | None:
     """Returns the noise that options ask for. Raises UsageError for a norm without it."""
     from ....errors import UsageError
-    from ..rounds.noise import Noise
+    from ..rounds.options import Noise
     if noise is None and explicit({"noise_norm": norm}):
         raise UsageError("--noise-norm is given without --noise", "give both, or neither")
     return None if noise is None else Noise(norm, noise).check()
@@ -177,7 +186,7 @@ def answer_line(to: Path, number: int, facts: AnswerFacts) -> str:
 
 
 def round_json(ended: Ended) -> dict[str, Any]:
-    from ..rounds.next_task import devices_table
+    from ..rounds.lead import devices_table
     return {**vars(ended.record), "counted": devices_table(ended), "refused": [vars(one) for one in ended.left_out],
             "privacy": spent_json(ended.spent)}
 
@@ -186,7 +195,7 @@ def round_lines(ended: Ended) -> list[Any]:
     """Returns what a person is told of a round."""
     from ....console import table
     from ....errors import printable
-    from ..rounds.next_task import devices_table
+    from ..rounds.lead import devices_table
     record = ended.record
     rows = [[printable(one["device"])[:24], f"{one['share']:.1%}", str(one["rows"]), _loss(one),
              f"{one['norm']:.3g}{' clipped' if one['clipped'] else ''}"] for one in devices_table(ended)]
@@ -226,3 +235,92 @@ def _bound(epsilon: float | None) -> str:
 
 def _loss(one: dict[str, Any]) -> str:
     return "" if one["loss_before"] is None else f"{one['loss_before']:.3f} -> {one['loss_after']:.3f}"
+
+
+@command("follow", click.argument("folder"), click.argument("rows", type=RowsPath()), BASE,
+         click.option("--every", type=click.FloatRange(0.1),
+                      help=f"Seconds between two looks [{SECONDS}]."),
+         click.option("--lead-key-file", type=click.Path(path_type=Path),
+                      help="At a URL that this device has not joined: file with a key."),
+         JOINED_AT,
+         click.option("--rounds", type=click.IntRange(0), default=0, help="Stop after this many answers; 0: never."),
+         *DEVICE_OPTIONS, group=fleet)
+def fleet_follow(folder: str, rows: Path, model: Path, every: float | None, lead_key_file: Path | None, joined_at: str,
+                 rounds: int, held_out: str | None, device: str, rank: int, noise: float | None, noise_norm: float,
+                 key: Path | None, policy_file: Path | None, as_json: bool, **options: Any) -> None:
+    """Answer each round in a FOLDER with ROWS.
+
+    FOLDER is carried by anything, such as a sync, or is the URL of a daemon that serves one with --fleet. ROWS are read
+    again each round. Nothing is sent but the answer's folder; checkpoints are not in FOLDER. Ctrl-C stops; the same
+    command continues.
+    """
+    from ....disk import state_folder
+    from ....formats.bundle import open_bundle
+    from ....training.callbacks import RunCallbacks
+    from ..carriers.exchange import CopyMember
+    from ..pauses import again
+    from ..rounds.member import Member
+    governor = governor_of(policy_file, options)  # takes its options away
+    asked = noise_of(noise, noise_norm)
+    bundle = open_bundle(model)
+    answered: list[int] = []
+    with ExitStack() as opened, stop_on_signals() as should_stop, train_progress(as_json) as progress:
+        carrier = carrier_of(folder)
+        found = carrier.open(RoundAddress(folder, device, key, joined_at, lead_key_file), opened)
+        name = found.device
+        own = Member(found.folder, bundle, rows, name, state_folder() / "fleet", held_out, rank, asked, found.key,
+                     options)
+        member = CopyMember(found.server, own) if found.server else own
+
+        def look() -> bool:
+            while made := member.answer(RunCallbacks(progress.event, should_stop, governor)):
+                place, facts = made
+                tell(as_json)(answer_line(place.answers / name, place.number, facts))
+                answered.append(place.number)
+                if len(answered) == rounds > 0:
+                    return True
+            return False
+
+        again(look, every or carrier.seconds, should_stop, tell(as_json))
+    show(as_json, {"device": name, "answered": answered}, f"{len(answered)} rounds answered")
+
+
+@command("lead", FOLDER, BASE, EVERY,
+         click.option("--rounds", type=click.IntRange(1), default=10, show_default=True,
+                      help="Rounds to end; the task after the last one has the adapter."),
+         click.option("--devices", type=click.IntRange(1), default=1, show_default=True,
+                      help="Answers that end a round."),
+         click.option("--wait", type=click.FloatRange(0.0), default=86400.0, show_default=True,
+                      help="Seconds after which the quorum of the task is enough."), KEY, group=fleet)
+def fleet_lead(folder: Path, model: Path, every: float, rounds: int, devices: int, wait: float, key: Path | None,
+               as_json: bool) -> None:
+    """End the rounds in a FOLDER and write their next tasks.
+
+    One device of the fleet does it; it may also follow. Ctrl-C stops; the same command continues.
+    """
+    from ....formats.bundle import open_bundle
+    from ..pauses import again
+    from ..rounds.lead import RoundLead
+    leader = RoundLead(folder, open_bundle(model), devices, wait, key)
+    ended: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        found = leader.end_round()
+        if found is not None:
+            ended.append(round_json(found))
+            if not as_json:
+                show(False, {}, *round_lines(found))
+        return len(ended) == rounds
+
+    with stop_on_signals() as should_stop:
+        again(look, every, should_stop, tell(as_json))
+    show(as_json, {"rounds": ended}, f"{len(ended)} rounds ended")
+
+
+def tell(as_json: bool) -> Callable[[str], object]:
+    """Says a line to a person; with --json nothing, because stdout has only the result."""
+    def say(line: str) -> None:
+        if not as_json:
+            show(False, {}, line)
+
+    return say

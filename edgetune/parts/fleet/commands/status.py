@@ -1,20 +1,53 @@
-"""fleet status: the rounds so far, the newest roll-out, and the devices."""
+"""fleet status: the rounds so far, the newest roll-out, and the devices; fleet privacy: what noise hides."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ....cli.app import command, show
-from .privacy import DELTA_OPTION
 from .rounds import fleet, spent_lines
 
 if TYPE_CHECKING:
-    from ..rounds.epsilons import NoiseSpent
-    from ..rounds.history import RoundHistory
-    from ..status import FleetStatus, RolloutStatus
+    from ..privacy import NoiseSpent
+    from ..status import FleetStatus, RolloutStatus, RoundHistory
+
+DELTA_OPTION = click.option("--delta", type=click.FloatRange(0.0, 1.0, min_open=True, max_open=True), default=1e-5,
+                            show_default=True, help="Chance by which epsilon may not hold; far below 1 / devices.")
+
+
+@command("privacy",
+         click.option("--noise", type=click.FloatRange(0.0, min_open=True), help="Noise, as for edgetune fleet task."),
+         click.option("--epsilon", type=click.FloatRange(0.0, min_open=True),
+                      help="In place of --noise: find the noise by which all sums together have this epsilon."),
+         click.option("--devices", type=click.IntRange(1), required=True, help="Devices in the fleet."),
+         click.option("--rounds", type=click.IntRange(1), default=10, show_default=True, help="Rounds."),
+         click.option("--share", type=click.FloatRange(0.0, 1.0, min_open=True), default=1.0, show_default=True,
+                      help="Chance of each device to take part in a round, where nobody sees who does."),
+         DELTA_OPTION, group=fleet)
+def fleet_privacy(noise: float | None, epsilon: float | None, devices: int, rounds: int, share: float, delta: float,
+                  as_json: bool) -> None:
+    """Say what noise hides, by differential privacy.
+
+    Epsilon compares what a device sends with an answer that changes nothing; between any two answers it is that of half
+    the noise. Whoever sees only the sums sees the noise of all devices.
+    """
+    from ....errors import UsageError
+    from ..privacy import multiplier_for, sampled_epsilon
+    if (noise is None) == (epsilon is None):
+        raise UsageError("--noise and --epsilon are both given, or neither is", "give one of them")
+    root = math.sqrt(devices * share)
+    noise = noise or multiplier_for(epsilon or 0.0, share, rounds, delta) / root
+    found = {who: {"last": sampled_epsilon(multiplier, chance, 1, delta),
+                   "total": sampled_epsilon(multiplier, chance, rounds, delta)}
+             for who, multiplier, chance in (("answer", noise, 1.0), ("sum", noise * root, share))}
+    show(as_json, {"noise": noise, "devices": devices, "rounds": rounds, "share": share, "delta": delta, **found},
+         f"--noise {noise:.3g} on each of {devices} devices, delta {delta:g}",
+         *(f"epsilon {one['last']:.3g} a round and {one['total']:.3g} in {rounds}, against whoever sees {whom}"
+           for whom, one in (("the answers of a device", found["answer"]), ("the sums alone", found["sum"]))))
 
 
 @command("status", click.argument("path", metavar="FOLDER", type=click.Path(path_type=Path)), DELTA_OPTION,
@@ -25,7 +58,7 @@ def fleet_status(path: Path, delta: float, as_json: bool) -> None:
     It may be that of a task, of rounds, of roll-outs, or of both. For rounds it shows the losses, also by kind of
     device, what was left out and why, and whose answers have arrived.
     """
-    from ..rounds.epsilons import spent
+    from ..privacy import spent
     from ..status import status_json
     found = _found(path)
     noise = spent(found.rounds.records, delta) if found.rounds else None
@@ -43,10 +76,9 @@ def fleet_status(path: Path, delta: float, as_json: bool) -> None:
 
 def _found(path: Path) -> FleetStatus:
     """Raises the errors of history_of where there are neither devices, roll-outs nor rounds."""
-    from ..rounds.history import history_of
     from ..rounds.task import FACTS
     from ..signed_folder import is_whole
-    from ..status import FleetStatus, status_of
+    from ..status import FleetStatus, history_of, status_of
     if is_whole(path, FACTS):
         return FleetStatus(rounds=history_of(path))
     found = status_of(path)

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 from ....errors import EdgetuneError
 from ....formats.signature import private_key
 from ..membership.members import MEMBERS
-from ..uptime import Moment, moment
+from ..uptime import Moment, moment, waited
 from . import rings
-from .folder import DEVICES, ORDERS, ROLLOUTS, newest_order, step
-from .ring_time import Waiting
+from .folder import ORDERS, ROLLOUTS, newest_order, step
+from .reports import DEVICES
 
 if TYPE_CHECKING:
-    from .folder import DeviceFile, Order
+    from .folder import Order
+    from .reports import DeviceFile
 
 EVERY = 60.0  # seconds between two looks at the folders' times
 ANYWAY = 3600.0  # seconds after which reports are read all the same: a sync may write into a file in place
@@ -130,9 +131,8 @@ class Advancer:
             return
         after, _, _ = step(self.folder, int(now), key=self.key, state_of=self.state, at=at)
         if after.state.status == rings.RUNNING:
-            waited = Waiting(self.folder, self.state).seconds(after.facts.rollout, after.state.ring, after.state.since,
-                                                              at)
-            self._read_at = min(self._read_at, at.seconds + after.state.plan.wait - waited)
+            seconds = waited(self.folder, after.facts.rollout, after.state.ring, after.state.since, at, self.state)
+            self._read_at = min(self._read_at, at.seconds + after.state.plan.wait - seconds)
         if (after.state.ring, after.state.status) != (order.state.ring, order.state.status):
             log.info("the roll-out %s is %s in ring %d of %d: %s", after.facts.rollout, after.state.status,
                      after.state.ring + 1, len(after.state.rings), after.state.reason)

@@ -6,20 +6,19 @@ look continues.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from ....errors import AwayError, EdgetuneError, MismatchError, TooMuchError, UsageError
 from ....version import __version__
-from ..bases.owner import Owner
-from ..bases.trial import BaseLook, SlotDaemon, settle
+from ..bases.slot import Owner
+from ..bases.trial import BaseLook, settle
 from ..uptime import Moment, moment
 from . import rings
 from .artifact import BASE, RolloutArtifact
-from .folder import DeviceFile, Order, newest_order, read_device
-from .look import NUMBERS, Look, superseded_by
+from .daemons import DaemonByHttp
+from .folder import Order, newest_order
+from .reports import NUMBERS, DeviceFile, Look, read_device, superseded_by
 
 PASSED = "passed"  # states of a probation
 RUNNING = "running"
@@ -28,38 +27,7 @@ REPLACED = "replaced"
 KEPT = 2  # adapters of roll-outs: the last one, and the one before, to go back to
 
 
-@dataclass(frozen=True)
-class Held:
-    """An adapter that the daemon has. probation: its state, "": it has none."""
-
-    is_active: bool
-    passed: bool
-    reason: str
-    verdict: Mapping[str, Any]
-    probation: str = ""
-    bad_ratings: int = 0
-
-
-class Daemon(SlotDaemon, Protocol):
-    """The daemon of a device. All raise EdgetuneError if it does not answer."""
-
-    def add(self, adapter: Path) -> str:
-        """Adds an adapter; its id. Raises EdgetuneError if it cannot be used."""
-
-    def evaluate(self, id: str, options: Mapping[str, Any]) -> None:
-        """Lets the gate evaluate it, and activate it if it passes. Raises UsageError if nothing can decide."""
-
-    def held(self, id: str) -> Held | None:
-        """Returns what the daemon knows of it; None: it is gone."""
-
-    def go_back(self, id: str) -> bool:
-        """Activates the adapter before, if this one is active; returns whether it was."""
-
-    def delete(self, id: str) -> None:
-        """Removes it."""
-
-
-def apply(folder: Path, device: str, daemon: Daemon, now: int,
+def apply(folder: Path, device: str, daemon: DaemonByHttp, now: int,
           owner: Owner | None = None, own_folder: Path | None = None,
           at: Moment | None = None) -> tuple[DeviceFile, Order | None]:
     """Does what the roll-out asks of this device, and returns its file as it was written, and the order. owner: of the
@@ -101,7 +69,7 @@ def _concerns(order: Order, own: DeviceFile) -> bool:
 class AdapterLook(Look):
     """A look at a roll-out of an adapter."""
 
-    def __init__(self, folder: Path, own: DeviceFile, daemon: Daemon, now: int) -> None:
+    def __init__(self, folder: Path, own: DeviceFile, daemon: DaemonByHttp, now: int) -> None:
         super().__init__(folder, own, now)
         self.daemon = daemon
 

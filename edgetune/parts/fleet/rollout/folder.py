@@ -15,31 +15,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ....disk import Record, exclusive, json_text, new_folder, replaced
-from ....errors import DiskError, EdgetuneError, FormatError, UsageError
+from ....disk import exclusive, new_folder
+from ....errors import EdgetuneError, FormatError, UsageError
 from ....persisted import from_json
 from ....version import __version__
-from ..membership.members import REPORTS, approved, is_joined, reason_against
 from ..signed_folder import AGAIN, is_whole, read_facts, write_facts
-from ..uptime import Moment, moment
+from ..uptime import Moment, moment, waited
 from . import artifact, rings
 from .artifact import RolloutArtifact
-from .reports import unsigned
-from .ring_time import Waiting
-from .rings import NAME, RingPlan, RingReport, RolloutState
+from .reports import DeviceFile, keep, read_devices, reports_of
+from .rings import NAME, RingPlan, RolloutState
 
 VERSION = 1
 FACTS = "order.json"
-DEVICES = "devices"
 ROLLOUTS = "rollouts"
 ORDERS = "orders"
 ARTIFACT = "artifact"
-MOST = 64 * 1024  # bytes of a device's file
 KEPT_ORDERS = 8
 EVALUATION = {"required": "better", "if_none": "refuse", "probation": 86_400, "bad_ratings": 3}
 
@@ -89,146 +84,6 @@ class Order:
     def stated(self) -> RolloutArtifact:
         """Returns the artifact, whose files are not looked at. Raises its errors."""
         return artifact.read_artifact(self.folder / ARTIFACT, self.facts.artifact)
-
-
-@dataclass(frozen=True)
-class DeviceFile:
-    """What a device last did. rollout: the roll-out that the report is about. adapter: the daemon's id of it. at: when.
-    installed, superseded: digests of what roll-outs brought, and of what those replaced. kept: ids of those that
-    the daemon has. model: a fingerprint. verdict: numbers of its gate. kind: of the device, as machine.device has it;
-    base: the model's name; active: the id of the adapter that answers, "": none. number: rises with each report;
-    signature: of all other fields, as of reports.py, "": none.
-    """
-
-    device: str
-    at: int = 0
-    model: str = ""
-    rollout: str = ""
-    execution: str = rings.NOTHING
-    finished: str = rings.NOTHING
-    reason: str = ""
-    adapter: str = ""
-    verdict: dict[str, Any] = field(default_factory=dict)
-    installed: list[str] = field(default_factory=list)
-    superseded: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    version: int = VERSION
-    edgetune: str = __version__
-    kind: str = ""
-    base: str = ""
-    active: str = ""
-    number: int = 0
-    signature: str = ""
-
-    @property
-    def report(self) -> RingReport:
-        return RingReport(self.execution, self.finished, self.reason)
-
-
-# ---- devices ---------------------------------------------------------------------------------------------------------
-
-
-def read_device(folder: Path, device: str) -> DeviceFile:
-    """Returns what a device wrote; one that has done nothing if there is no file. Raises FormatError and UsageError."""
-    if not NAME.fullmatch(device):
-        raise UsageError(f"the device is called {device!r:.70}", "take up to 64 letters, digits, dots, dashes and "
-                         "underscores, a letter or digit first")
-    return _read_file(folder / DEVICES, device) or DeviceFile(device)
-
-
-def _read_file(place: Path, device: str) -> DeviceFile | None:
-    """Returns a device's file in a folder; None: there is none. Raises FormatError."""
-    return _record(place, device).read()
-
-
-def _record(place: Path, device: str) -> Record[DeviceFile]:
-    def parse(written: Any, source: str) -> DeviceFile:
-        found = from_json(DeviceFile, written, source)
-        if found.version != VERSION or found.device != device:
-            raise FormatError(f"{source} is of the device {found.device!r:.70}, version {found.version}", "remove it")
-        found.report.check(source)
-        return found
-
-    return Record(place / f"{device}.json", parse, "remove it, and run edgetune fleet apply", MOST)
-
-
-def write_device(folder: Path, found: DeviceFile) -> None:
-    """Replaces a device's file, whatever it has: others may have written it. Raises DiskError."""
-    place = folder / DEVICES
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"cannot write to {folder}: {error.strerror}", "mount it, or name another") from None
-    with exclusive(place), replaced(place / f"{found.device}.json") as beside:
-        beside.write_text(json_text(asdict(found), indent=1) + "\n", encoding="utf-8")
-
-
-def read_devices(folder: Path) -> tuple[dict[str, DeviceFile], list[str]]:
-    """Returns (the devices by name, why others could not be read or do not count)"""
-    found, excluded, wrong = read_reports(folder)
-    return found, [*wrong, *(why for _, why in excluded)]
-
-
-def read_reports(folder: Path) -> tuple[dict[str, DeviceFile], list[tuple[DeviceFile, str]], list[str]]:
-    """Returns (the devices that count, by name; those that have not joined, were revoked or did not sign, and why; why
-    reports of others could not be read, or an earlier one of the device counts)
-    """
-    found: dict[str, DeviceFile] = {}
-    excluded: list[tuple[DeviceFile, str]] = []
-    wrong: list[str] = []
-    places = (folder / DEVICES, folder / REPORTS)
-    for name in sorted({path.stem for place in places for path in place.glob("*.json")}):
-        sent = None
-        try:
-            sent = read_device(folder, name) if (places[0] / f"{name}.json").exists() else None
-        except EdgetuneError as error:
-            wrong.append(error.what)
-        counts, why = _counting(folder, name, sent)
-        if counts:
-            found[name] = counts
-            wrong += [why] if why else []
-        elif sent:
-            excluded.append((sent, why))
-        elif why:  # the one that counted before is damaged
-            wrong.append(why)
-    return found, excluded, wrong
-
-
-def _counting(folder: Path, name: str, sent: DeviceFile | None) -> tuple[DeviceFile | None, str]:
-    """Returns (the report of a device that counts; why the one that was sent does not, "" if it does or there is none)
-    """
-    if (why := reason_against(folder, name)) or not is_joined(folder):
-        return None if why else sent, why if sent else ""
-    try:
-        before = _read_file(folder / REPORTS, name)
-    except FormatError as error:
-        return None, error.what
-    why = unsigned(sent, approved(folder, name).key) if sent else ""
-    if sent and before and not why and sent.number < before.number:
-        why = f"the report of {name} is older than one that counted"
-    return before if why else sent or before, why
-
-
-def _keep(folder: Path, devices: dict[str, DeviceFile]) -> None:
-    """Keeps the reports that count, if they are signed."""
-    if not is_joined(folder):
-        return
-    (folder / REPORTS).mkdir(exist_ok=True)
-    for name, found in devices.items():
-        _record(folder / REPORTS, name).change(partial(_newer, found))
-
-
-def _newer(found: DeviceFile, before: DeviceFile | None) -> DeviceFile:
-    """Returns the newer of two reports of a device: another may have kept one meanwhile."""
-    return before if before and before.number > found.number else found
-
-
-def reports_of(devices: dict[str, DeviceFile], rollout: str) -> dict[str, RingReport]:
-    """Returns the reports about one roll-out."""
-    return {name: device.report for name, device in devices.items() if device.rollout == rollout}
-
-
-# ---- orders ----------------------------------------------------------------------------------------------------------
 
 
 def newest_order(folder: Path) -> Order | None:
@@ -310,7 +165,7 @@ def begin(folder: Path, source: Path, plan: RingPlan, evaluation: dict[str, Any]
                             least=least, key=key)
     name = artifact.read_artifact(rollout / ARTIFACT).name
     _write_order(rollout, 1, state, name, evaluation, now, key)
-    Waiting(folder).seconds(id, state.ring, state.since, at or moment())
+    waited(folder, id, state.ring, state.since, at or moment())
     return _read_order(rollout, rollout / ORDERS / "000001")
 
 
@@ -327,8 +182,8 @@ def _finished(folder: Path, kind: str) -> list[str]:
 def step(folder: Path, now: int, change: str = "", key: Path | None = None, state_of: Path | None = None,
          at: Moment | None = None) -> tuple[Order, dict[str, DeviceFile], list[str]]:
     """Counts the reports and moves on by a ring at most. change: what a person asks for, one of CHANGES; it comes
-    first. now: seconds since 1970; at: the moment by the kernel's clock [now], by which rings wait; state_of: as of
-    Waiting. Returns the order that counts then, the devices, and why reports of others are left out.
+    first. now: seconds since 1970; at: the moment by the kernel's clock [now], by which rings wait; state_of: as
+    `state` of waited. Returns the order that counts then, the devices, and why reports of others are left out.
 
     Raises UsageError if nothing was rolled out, errors of `rings.changed`, and UsageError if the orders are
     signed and no key is given.
@@ -339,13 +194,12 @@ def step(folder: Path, now: int, change: str = "", key: Path | None = None, stat
         order = newest_order(folder)
         assert order
         at = at or moment()
-        waiting = Waiting(folder, state_of)
         devices, wrong = read_devices(folder)
-        _keep(folder, devices)
+        keep(folder, devices)
         reports = reports_of(devices, order.facts.rollout)
-        waited = waiting.seconds(order.facts.rollout, order.state.ring, order.state.since, at)
-        state = rings.changed(order.state, change, reports, now, waited) if change else order.state
-        state = rings.advance(rings.join(state, devices), reports, now, waited)
+        seconds = waited(folder, order.facts.rollout, order.state.ring, order.state.since, at, state_of)
+        state = rings.changed(order.state, change, reports, now, seconds) if change else order.state
+        state = rings.advance(rings.join(state, devices), reports, now, seconds)
         if state == order.state:
             return order, devices, wrong
         if order.signer and key is None:  # devices that believe this signer would obey no other
@@ -354,6 +208,6 @@ def step(folder: Path, now: int, change: str = "", key: Path | None = None, stat
                              "daemon --fleet-sign KEY")
         number = order.facts.number + 1
         _write_order(order.folder, number, state, order.facts.artifact, order.facts.evaluation, now, key)
-        waiting.seconds(order.facts.rollout, state.ring, state.since, at)  # the next ring waits from now on
+        waited(folder, order.facts.rollout, state.ring, state.since, at, state_of)  # the next ring waits from now on
         facts = replace(order.facts, number=number, at=now)
         return replace(order, facts=facts, state=state), devices, wrong

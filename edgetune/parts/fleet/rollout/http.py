@@ -8,11 +8,13 @@ port.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from ....disk import json_text, new_folder, read_small, require_room, state_folder, sync
 from ....errors import FormatError, MismatchError, NotFoundError, UsageError
@@ -21,28 +23,15 @@ from ....persisted import from_json
 from ..membership.members import approved, is_joined
 from ..signed_folder import MAX_FACTS
 from . import artifact
-from .folder import ARTIFACT, FACTS, MOST, ORDERS, ROLLOUTS, DeviceFile, newest_order, read_device, write_device
-from .reports import unsigned
+from .folder import ARTIFACT, FACTS, ORDERS, ROLLOUTS, newest_order
+from .reports import MOST, DeviceFile, read_device, sign, unsigned, write_device
 from .rings import DEPLOY, NAME, NOTHING
+
+if TYPE_CHECKING:
+    from ....daemon.client import Client
 
 FILES = (artifact.FACTS, signature.FILE, *artifact.FILES)
 WRONG = "update edgetune on both sides"
-
-
-class RolloutLead(Protocol):
-    """The daemon that serves a folder. All raise EdgetuneError if it does not answer."""
-
-    def order(self) -> Mapping[str, Any]:
-        """Returns the order that counts, as `served_order` returns it."""
-
-    def load(self, rollout: str, file: str, target: Path) -> None:
-        """Writes a file of an artifact into a new one."""
-
-    def load_rest(self, rollout: str, file: str, target: Path, size: int) -> None:
-        """Writes a file of this number of bytes, or what one that was broken off lacks of it."""
-
-    def report(self, found: DeviceFile) -> None:
-        """Sends a device's file, which it signs if the device has joined."""
 
 
 # ---- the daemon that serves ------------------------------------------------------------------------------------------
@@ -104,7 +93,33 @@ def copy_of(url: str, device: str) -> Path:
     return state_folder() / "fleet" / name
 
 
-def fetch(lead: RolloutLead, folder: Path) -> None:
+class LeadByHttp:
+    """The daemon that serves a folder, by its client. All methods raise EdgetuneError if it does not answer."""
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+
+    def order(self) -> Mapping[str, Any]:
+        """Returns the order that counts, as `served_order` returns it."""
+        return self.client.get("/v1/fleet/order")
+
+    def load(self, rollout: str, file: str, target: Path) -> None:
+        """Writes a file of an artifact into a new one."""
+        self.client.download(f"/v1/fleet/rollouts/{quote(rollout)}/{quote(file)}", target)
+
+    def load_rest(self, rollout: str, file: str, target: Path, size: int) -> None:
+        """Writes a file of this number of bytes, or what one that was broken off lacks of it."""
+        self.client.download_rest(f"/v1/fleet/rollouts/{quote(rollout)}/{quote(file)}", target, size)
+
+    def report(self, found: DeviceFile) -> None:
+        """Sends a device's file, signed by the key that signs the client's requests if the device has joined."""
+        from ..membership.lead import Signing
+        if isinstance(self.client.sign, Signing):
+            found = sign(found, self.client.sign.key())
+        self.client.put(f"/v1/fleet/devices/{quote(found.device)}", json.loads(json_text(asdict(found))))
+
+
+def fetch(lead: LeadByHttp, folder: Path) -> None:
     """Brings the device's copy of the folder up to date, without a base. Raises FormatError for an answer that is none,
     and errors of the artifact; what is not whole or not signed leaves nothing.
     """
@@ -133,7 +148,7 @@ def fetch(lead: RolloutLead, folder: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _load_small(lead: RolloutLead, rollout: str, files: Sequence[str], beside: Path) -> None:
+def _load_small(lead: LeadByHttp, rollout: str, files: Sequence[str], beside: Path) -> None:
     """Loads all of an artifact but a base, which is large and may never be needed here."""
     (beside / artifact.ADAPTER).mkdir()
     for file in files:
@@ -148,7 +163,7 @@ def _load_small(lead: RolloutLead, rollout: str, files: Sequence[str], beside: P
             found.check_file(file, beside / file)
 
 
-def fetch_base(lead: RolloutLead, folder: Path, device: str) -> None:
+def fetch_base(lead: LeadByHttp, folder: Path, device: str) -> None:
     """Loads the files of a base that the device is to install, or continues where that was broken off. Removes those of
     one that it has installed or refused. Raises UnansweredError, DiskError, and FormatError for a damaged file.
     """
@@ -177,8 +192,3 @@ def fetch_base(lead: RolloutLead, folder: Path, device: str) -> None:
             raise
         sync(part)
         part.rename(target)
-
-
-def send(lead: RolloutLead, folder: Path, device: str) -> None:
-    """Sends the file that the device wrote last."""
-    lead.report(read_device(folder, device))

@@ -22,8 +22,8 @@ from ....formats.safetensors import Place, Safetensors
 from ....formats.signature import Check
 from ....formats.work import finish
 from ..signed_folder import check_file, read_facts, write_facts
-from ..sums.low_rank_sums import best_of_rank, term_of
-from ..sums.ways import A, B
+from .low_rank_sums import best_of_rank, term_of
+from .options import A, B
 from .task import RoundTask
 
 VERSION = 1

@@ -1,13 +1,29 @@
-"""The options of a fleet's rounds that training does not have: name, type, default and help."""
+"""The options of a fleet's rounds that training does not have, and what they say of a round: its halves and its noise.
+
+The way to sum decides which half of the adapter a round trains. With one half frozen at the fleet's value the sum of
+the products is the product of the sum, so nothing is lost: frozen-a is FFA-LoRA (Sun et al. 2024, arXiv:2403.12313),
+rolora takes turns (Chen et al. 2025, arXiv:2502.01755). svd trains both, sums the products and keeps the best of the
+rank, as FlexLoRA (Bai et al. 2024, arXiv:2402.11505).
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ....errors import UsageError
 from ....options import check_options, option
-from ..sums.ways import SVD, WAYS
 
+A = "a"
+B = "b"
+SVD = "svd"
+FROZEN_A = "frozen-a"
+ROLORA = "rolora"
+WAYS = {SVD: (A + B,), FROZEN_A: (B,), ROLORA: (B, A)}
+"""The halves that are trained in round 1, 2 and so on, from the first again after the last."""
+
+FAMILIES = {A: "lora-fb", B: "lora-fa", A + B: "lora"}
+"""The adapter family that trains them."""
 USUAL_ROUNDS = 10  # until devices know what only others had rows of (docs/results/fleet.md)
 MEAN = "mean"
 TRIMMED = "trimmed-mean"
@@ -16,6 +32,12 @@ PLAIN = "plain"
 ADAM = "adam"
 LOCAL = ("memory", "weights", "threads", "backend", "checkpoint_every", "prompt")
 """Options of training that a device decides for itself."""
+
+
+def half_of(way: str, number: int) -> str:
+    """Returns the halves of the pairs that round 1, 2, ... trains."""
+    turns = WAYS[way]
+    return turns[(number - 1) % len(turns)]
 
 
 @dataclass(frozen=True)
@@ -53,4 +75,25 @@ class RoundOptions:
                              "take --aggregation frozen-a or rolora")
         if 0.0 < self.refuse < self.clip:
             raise UsageError(f"refuse is {self.refuse:g}, less than clip, {self.clip:g}", "raise --refuse")
+        return self
+
+
+@dataclass(frozen=True)
+class Noise:
+    """most: the L2 norm of all values of an answer; larger ones are scaled down. multiplier: of `most`, which is the
+    standard deviation of the noise on each value.
+    """
+
+    most: float
+    multiplier: float
+
+    @property
+    def deviation(self) -> float:
+        """Returns the standard deviation of the noise on each value."""
+        return self.most * self.multiplier
+
+    def check(self) -> Noise:
+        """Returns self; raises UsageError for numbers that are not above 0."""
+        if not (0.0 < self.most < math.inf and 0.0 < self.multiplier < math.inf):
+            raise UsageError(f"noise is {self.multiplier:g} with the norm {self.most:g}", "give both above 0")
         return self

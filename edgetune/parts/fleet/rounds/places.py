@@ -29,19 +29,16 @@ class RoundPlace:
 
     @property
     def task(self) -> Path:
-        return self._part("task")
+        return self.folder / f"round-{self.number:04}" / "task"
 
     @property
     def answers(self) -> Path:
-        return self._part("answers")
+        return self.folder / f"round-{self.number:04}" / "answers"
 
     def answer_folders(self) -> list[Path]:
         """Returns the answers that have begun to arrive."""
         found = self.answers.iterdir() if self.answers.is_dir() else ()
         return [path for path in found if NAME.fullmatch(path.name) and is_whole(path, ANSWER)]
-
-    def _part(self, name: str) -> Path:
-        return self.folder / f"round-{self.number:04}" / name
 
 
 def newest(folder: Path) -> RoundPlace:

@@ -1,26 +1,36 @@
-"""The reach of a device's training: an answer that moved the values of the adapter further is a lie.
+"""The learning rate of a device's run in a round, and how far such a run can move the values of the adapter.
 
-The rule needs the task and the answer only, so it holds also if there are few other answers, or none. A step of Adam
-moves a value by about the rate (Kingma and Ba 2015, section 2.1), S steps at most by S times that. Most gradients point
-to and fro, so that S steps move the values by about the root of S: measured 1.0 to 1.2 times with SmolLM2, and up to
-2.7 with tiny models that memorise few rows. Slow trainings that last go further than that, to where the loss is
-least: tiny models by 0.05 in 20,000 steps.
+If the task leaves the rate open, it is high in a short round. A run of edgetune train learns all by itself. A round is
+one of many, and the average over devices takes away what each learned by chance, so that few steps may be large:
+measured with 8 steps of a row each, and 20 devices (docs/results). With more steps the rate falls by their root, as
+chance makes devices go apart, down to the usual one.
+
+An answer that moved the values further than its training can is a lie. The rule needs the task and the answer only, so
+it holds also if there are few other answers, or none. A step of Adam moves a value by about the rate (Kingma and Ba
+2015, section 2.1), S steps at most by S times that. Most gradients point to and fro, so that S steps move the values by
+about the root of S: measured 1.0 to 1.2 times with SmolLM2, and up to 2.7 with tiny models that memorise few rows. Slow
+trainings that last go further than that, to where the loss is least: tiny models by 0.05 in 20,000 steps.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from ....data.files import read_rows
 from ....errors import MismatchError
-from ....training.length import total_steps
-from ..sums.ways import A, B
+from ....training.config import TrainConfig
+from ....training.length import peak_rate, steps_per_epoch, total_steps
 from .answer import LEAVE_OUT, RoundAnswer
-from .rate import rate_for, share_of
+from .options import FAMILIES, A, B
 from .task import RoundTask
 
+SHORT = 8  # steps, up to which the rate is the highest
+HIGHEST = {FAMILIES[A + B]: 4e-3, FAMILIES[A]: 4e-3, FAMILIES[B]: 8e-3}  # B has to move further
+LAST = 0.05  # of the rate, in the last of the planned rounds: small steps take away what devices differ in by chance
+TEXT = ".txt"  # a file whose number of rows is known only when it is divided
 STEADY = 2.0  # times the rate for each step, if all steps went one way
 WANDERING = 4.0  # times the rate, and the root of the steps
 MOST_STEPS = 10_000  # of which the root grows: a device can claim any number of rows
@@ -30,22 +40,41 @@ NOISE = 1.5  # times the deviation of the noise: its root mean square with the c
 FLOAT16 = 2.0**-10  # of a value that is sent whole, by which rounding may move it
 
 
-@dataclass(frozen=True)
-class Reach:
-    """mean: the root mean square of all changes at most; largest: the largest of them."""
+def share_of(planned: int, number: int) -> float:
+    """Returns the share of its rate that a round has: from 1 in the first to LAST in the last of the planned rounds,
+    and LAST after them. planned 0: always 1. number: of the round, from 1.
+    """
+    if planned == 0:
+        return 1.0
+    done = min((number - 1) / max(planned - 1, 1), 1.0)
+    return 1.0 - (1.0 - LAST) * done
 
-    mean: float
-    largest: float
+
+def rate_of(config: TrainConfig, rows: Path) -> float:
+    """Returns the peak learning rate of a run on a file of rows. Raises DataError for rows that cannot be read."""
+    unknown = not isinstance(config.lr, str) or rows.suffix.lower() == TEXT
+    return rate_for(config, 0 if unknown else sum(1 for _ in read_rows(rows)))
 
 
-def reach_of(task: RoundTask, rows: int, values: int) -> Reach:
-    """Returns the reach for these numbers of rows that a device learned and of values, with the noise of the task."""
+def rate_for(config: TrainConfig, count: int) -> float:
+    """Returns the peak learning rate of a run on this number of rows. count 0: it is unknown."""
+    usual = peak_rate(config, count)
+    if not isinstance(config.lr, str) or count == 0 or isinstance(config.epochs, str):
+        return usual
+    steps = config.steps or config.epochs * steps_per_epoch(config, count)
+    return max(HIGHEST[config.family.name] * min(math.sqrt(SHORT / steps), 1.0), usual)
+
+
+def reach_of(task: RoundTask, rows: int, values: int) -> tuple[float, float]:
+    """Returns (the root mean square of all changes at most, the largest of them) for these numbers of rows that a
+    device learned and of values, with the noise of the task.
+    """
     if task.noise:  # then the rows are not said
-        return Reach(task.noise.most / math.sqrt(values) + NOISE * task.noise.deviation,
-                     task.noise.most + LARGEST * task.noise.deviation)
+        return (task.noise.most / math.sqrt(values) + NOISE * task.noise.deviation,
+                task.noise.most + LARGEST * task.noise.deviation)
     rate, steps = _length(task, rows)
     mean = min(STEADY * rate * steps, max(WANDERING * rate * math.sqrt(min(steps, MOST_STEPS)), FAR))
-    return Reach(mean, LARGEST * mean)
+    return mean, LARGEST * mean
 
 
 def usual_norm(task: RoundTask, rows: int) -> float:
@@ -86,9 +115,9 @@ def check_reach(task: RoundTask, answer: RoundAnswer) -> None:
             largest = max(largest, float(np.abs(change).max()))
             if task.half == A + B:  # which are sent whole
                 rounded += float(np.sum((FLOAT16 * before) ** 2))
-    reach = reach_of(task, answer.facts.rows, values)
+    most, peak = reach_of(task, answer.facts.rows, values)
     mean, error = math.sqrt(moved / values), math.sqrt(rounded / values)
-    if math.isfinite(moved) and (mean > reach.mean + error or largest > reach.largest + LARGEST * error):
+    if math.isfinite(moved) and (mean > most + error or largest > peak + LARGEST * error):
         raise MismatchError(f"the update moves its values by {mean:.3g} on average and {largest:.3g} at most, further "
-                            f"than a training of {answer.facts.rows} rows can, {reach.mean:.3g} and "
-                            f"{reach.largest:.3g}", LEAVE_OUT)
+                            f"than a training of {answer.facts.rows} rows can, {most:.3g} and {peak:.3g}",
+                            LEAVE_OUT)

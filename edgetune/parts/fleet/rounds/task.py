@@ -3,7 +3,7 @@
     task.json                what is trained and how; the digests of the others
     adapter/                 adapter.gguf and run.json: `edgetune chat MODEL --adapter TASK/adapter` answers with it
     server.safetensors       FedAdam's moments, which devices do not need
-    round.json               what became of the round before, which devices do not need either (outcome.py)
+    round.json               what became of the round before, for people: who counted, and why not
     manifest.sig             the signature, where there is one
 
 A task is named by the SHA-256 of its task.json. The adapter is written in float16, and what is written is what devices
@@ -13,6 +13,7 @@ and the server begin from, so that all agree on it to the bit.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from ....adapters import store
 from ....adapters.lora import Lora
-from ....disk import MIB, json_text, new_folder, sha256
+from ....disk import MIB, json_text, new_folder, read_small, sha256
 from ....errors import FormatError, MismatchError, UsageError
 from ....formats.bundle import Bundle
 from ....formats.safetensors import read_safetensors, write_safetensors
@@ -32,11 +33,13 @@ from ....persisted import checked_fields, from_json
 from ....training.config import TrainConfig
 from ....version import __version__
 from ..signed_folder import AGAIN, check_file, read_facts, write_facts
-from ..sums.ways import FAMILIES, half_of
-from . import outcome
-from .noise import Noise
-from .options import LOCAL, RoundOptions
+from .aggregation import LeftOut
+from .options import FAMILIES, LOCAL, Noise, RoundOptions, half_of
 
+OUTCOME_VERSION = 1
+OUTCOME = "round.json"
+MOST_OUTCOME = 16 * MIB
+MOST_ROWS = 10**12
 VERSION = 1
 FACTS = "task.json"
 ADAPTER = "adapter"
@@ -46,6 +49,78 @@ MOST_BYTES = 2048 * MIB  # of an adapter
 FORMAT = "F16"
 TEMPLATE = "tokenizer.chat_template"
 MOST_HISTORY = 1000  # rounds whose records a task carries
+
+
+@dataclass(frozen=True)
+class DeviceOutcome:
+    """A device that counted. share: of its update in the sum; norm: of the update, and in medians of all; clipped:
+    whether it was scaled down. The others are as of AnswerFacts.
+    """
+
+    device: str
+    share: float = 0.0
+    norm: float = 0.0
+    of_median: float = 1.0
+    clipped: bool = False
+    kind: str = ""
+    rows: int = 0
+    tokens: int = 0
+    held_rows: int = 0
+    loss_before: float | None = None
+    loss_after: float | None = None
+    noise: float = 0.0
+    seconds: float = 0.0
+    peak_mib: float = 0.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """round.json. round: its number. devices: the fields of DeviceOutcome of each that counted. left_out: `device` and
+    `reason` of each answer that did not.
+    """
+
+    version: int
+    round: int
+    devices: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+
+
+def read_outcome(task: Path) -> Outcome | None:
+    """Returns the outcome of the round before a task's; None if the task has none. Raises FormatError."""
+    path = task / OUTCOME
+    try:
+        raw = read_small(path, MOST_OUTCOME)
+        found = from_json(Outcome, json.loads(raw), str(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"cannot read {path}: {error}", AGAIN) from None
+    if found.version != OUTCOME_VERSION:
+        raise FormatError(f"{path} is of version {found.version}, this edgetune reads {OUTCOME_VERSION}",
+                          "update edgetune")
+    devices = [asdict(from_json(DeviceOutcome, one, f"a device in {path}")) for one in found.devices]
+    left_out = [vars(from_json(LeftOut, one, f"a device in {path}")) for one in found.left_out]
+    if wrong := [one["device"] for one in devices if not 0 <= one["held_rows"] <= MOST_ROWS]:
+        raise FormatError(f"{path} has a number of rows of {wrong[0]:.70} that is none", AGAIN)
+    return replace(found, devices=devices, left_out=left_out)
+
+
+def losses_by_kind(found: Outcome) -> list[dict[str, Any]]:
+    """Returns the mean losses of a round by the kind of device, ordered by name, as JSON. Devices that say none are of
+    the kind "".
+    """
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for device in found.devices:
+        kinds.setdefault(str(device.get("kind", "")), []).append(device)
+    return [{"kind": kind, "devices": len(devices), "loss_before": mean_loss(devices, "loss_before"),
+             "loss_after": mean_loss(devices, "loss_after")} for kind, devices in sorted(kinds.items())]
+
+
+def mean_loss(devices: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """Returns the mean of a loss of devices by their held-out rows; None: none of them measured any."""
+    measured = [one for one in devices if one.get("loss_before") is not None and one.get("loss_after") is not None]
+    rows = sum(one["held_rows"] for one in measured)
+    return sum(one[name] * one["held_rows"] for one in measured) / rows if rows else None
 
 
 @dataclass(frozen=True)
@@ -107,18 +182,6 @@ class TaskFacts:
             raise UsageError(f"{source} asks for a sum in secret, which this edgetune no longer has",
                              "begin a new fleet with edgetune fleet task")
         return cls(**checked_fields(cls, {name: found[name] for name in found if name != "secret"}, source))
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a task says besides the model and the adapter. config: of a device's run; the others as of TaskFacts."""
-
-    config: TrainConfig
-    options: RoundOptions
-    number: int = 1
-    least_rows: int = 1
-    before: str = ""
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,56 +263,43 @@ def of_round(config: TrainConfig, options: RoundOptions, number: int) -> TrainCo
                           "rank": size["rank"], "alpha": size["alpha"]})
 
 
-def following(task: RoundTask, record: RoundRecord) -> Content:
-    """Returns what the task after this one says, whose round ended with this record."""
-    number = task.number + 1
-    history = [*task.facts.history, asdict(record)][-MOST_HISTORY:]
-    config = of_round(task.config, task.options, number)
-    config = replace(config, seed=task.config.seed + 1)  # another order of rows
-    return Content(config, task.options, number, task.facts.least_rows, task.name, history)
-
-
 def records_of(history: Sequence[Mapping[str, Any]], source: str) -> list[RoundRecord]:
     """Returns the records of a task's history. source: what holds it. Raises FormatError."""
     return [from_json(RoundRecord, one, f"a round in {source}") for one in history]
 
 
-def write_task(folder: Path, bundle: Bundle, pairs: Lora, content: Content, *,
-               moments: Mapping[str, NDArray[np.float32]] | None = None, before: outcome.Outcome | None = None,
+def write_task(folder: Path, bundle: Bundle, pairs: Lora, config: TrainConfig, options: RoundOptions, *,
+               number: int = 1, least_rows: int = 1, before: str = "", history: Sequence[dict[str, Any]] = (),
+               moments: Mapping[str, NDArray[np.float32]] | None = None, outcome: Outcome | None = None,
                key: Path | None = None) -> None:
-    """Writes a task as a new folder, whole or not at all. pairs: its adapter. moments: of the server. before: what
-    became of the round before. key: signs it.
+    """Writes a task as a new folder, whole or not at all. pairs: its adapter. config: of a device's run. number,
+    least_rows, before, history: as of TaskFacts. moments: of the server. outcome: of the round before. key: signs it.
 
     Raises UsageError if the folder exists, NumericsError for pairs that float16 cannot hold, DiskError.
     """
+    base = base_of(bundle)
+    record = {"status": "fleet", "edgetune": __version__, "round": number, "system": config.system,
+              "base": {"name": base.name, "fingerprint": base.fingerprint}, "options": config.to_json()}
     with new_folder(folder) as beside:
         (beside / ADAPTER).mkdir()
-        store.save_run(beside / ADAPTER, pairs, bundle.gguf, _record(bundle, content), FORMAT)
+        store.save_run(beside / ADAPTER, pairs, bundle.gguf, record, FORMAT)
         if moments:
             write_safetensors(beside / MOMENTS, dict(moments))
-        if before:
-            outcome.write_outcome(beside / outcome.FILE, before)
-        names = (*NEEDED, *([MOMENTS] if moments else []), *([outcome.FILE] if before else []))
+        if outcome:
+            (beside / OUTCOME).write_text(json_text(vars(outcome), indent=1) + "\n", encoding="utf-8")
+        names = (*NEEDED, *([MOMENTS] if moments else []), *([OUTCOME] if outcome else []))
         files = {name: sha256(beside / name) for name in names}
-        base = base_of(bundle)
-        facts = TaskFacts(VERSION, content.number, vars(base), files, content.config.to_json(), vars(content.options),
-                          content.least_rows, __version__, content.before, content.history)
+        facts = TaskFacts(VERSION, number, vars(base), files, config.to_json(), vars(options), least_rows, __version__,
+                          before, [*history])
         write_facts(beside, FACTS, facts, key)
-
-
-def _record(bundle: Bundle, content: Content) -> dict[str, Any]:
-    """run.json of the adapter: what commands that answer with it, or train from it, need to know."""
-    return {"status": "fleet", "edgetune": __version__, "round": content.number, "system": content.config.system,
-            "base": {"name": store.base_name(bundle.gguf), "fingerprint": bundle.fingerprint},
-            "options": content.config.to_json()}
 
 
 def base_of(bundle: Bundle) -> BaseIdentity:
     """Returns the identity of a model: three hashes, so that an error says which part differs."""
-    metadata = bundle.gguf.metadata
-    words = {key: metadata[key] for key in metadata if key.startswith("tokenizer.") and not key.startswith(TEMPLATE)}
-    templates = {key: metadata[key] for key in metadata if key.startswith(TEMPLATE)}
-    return BaseIdentity(store.base_name(bundle.gguf), bundle.fingerprint, _digest(words), _digest(templates))
+    words = {key: value for key, value in bundle.gguf.metadata.items() if key.startswith("tokenizer.")}
+    templates = {key: words.pop(key) for key in [*words] if key.startswith(TEMPLATE)}
+    digests = [hashlib.sha256(json_text(one, sort_keys=True).encode()).hexdigest() for one in (words, templates)]
+    return BaseIdentity(store.base_name(bundle.gguf), bundle.fingerprint, *(f"sha256:{one}" for one in digests))
 
 
 def check_base(asked: BaseIdentity, found: BaseIdentity, source: str) -> None:
@@ -260,7 +310,3 @@ def check_base(asked: BaseIdentity, found: BaseIdentity, source: str) -> None:
         if wanted != given:
             raise MismatchError(f"{source} is of {asked.name} with the {what} {wanted:.19}, {found.name} here has "
                                 f"{given:.19}", "give the same model file on all devices, by --model")
-
-
-def _digest(values: dict[str, Any]) -> str:
-    return f"sha256:{hashlib.sha256(json_text(values, sort_keys=True).encode()).hexdigest()}"

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .....cli.app import GIVEN, RowsPath, command, show, stop_on_signals
-from ...commands.roles import FOLDER, tell
-from ...commands.rounds import BASE, DEVICE_OPTIONS, KEY, fleet, learned, noise_of
+from ...commands.rounds import BASE, DEVICE_OPTIONS, FOLDER, KEY, fleet, learned, noise_of, tell
 
 if TYPE_CHECKING:
     from ...rounds.task import RoundRecord

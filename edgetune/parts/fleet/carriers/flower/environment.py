@@ -11,12 +11,17 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .....errors import EdgetuneError, UnsupportedError, install_hint, printable
+from .....python_child import child, die_with
 
 LEAST = (1, 42)
 """Of flwr: the messages that the apps use. Later ones are tried when they are out."""
@@ -26,6 +31,9 @@ _OFF = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1"}
 _VERSION = "import importlib.metadata as m, sys; print(m.version('flwr'), '%d.%d' % sys.version_info[:2])"
 _SECONDS = 60.0
+STOP_SECONDS = 10.0
+_TAIL = 1 << 14  # bytes of a log that are looked at
+_OWN = ("PYTHONPATH", "GGML_NO_BACKTRACE", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -137,3 +145,36 @@ clientapp = "{APP}.client_app:app"
 
 [tool.flwr.app.config]
 """
+
+
+def command(*words: str) -> tuple[list[str], dict[str, str]]:
+    """Returns (the words of a command of this edgetune, variables that its environment needs)."""
+    started = child("edgetune.__main__")
+    return [*started["args"], *words], {name: started["env"][name] for name in _OWN if name in started["env"]}
+
+
+@contextmanager
+def running(words: Sequence[str], variables: Mapping[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Yields a program with all that it starts, which are asked to end when the block does. log: what they print is
+    added.
+    """
+    with log.open("ab") as file:
+        process = subprocess.Popen(words, env=variables, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                                   start_new_session=True, preexec_fn=partial(die_with, os.getpid()))
+    try:
+        yield process
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+
+
+def last_line(log: Path) -> str:
+    """Returns the last line of a log that says something, as one line of a sentence."""
+    with suppress(OSError), log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _TAIL))
+        lines = [" ".join(line.split()) for line in file.read().decode("utf-8", "replace").splitlines()]
+        return printable(next((line for line in reversed(lines) if line), "")[:300])
+    return ""

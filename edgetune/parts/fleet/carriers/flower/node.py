@@ -14,8 +14,7 @@ from .....disk import alone, private_folder, read_small
 from .....errors import UsageError
 from ...pauses import stopped
 from .app.settings import NODE, NodeSettings, write_settings
-from .environment import Flower
-from .processes import command, last_line, running
+from .environment import Flower, command, last_line, running
 
 LOG = "supernode.log"
 PAUSE = 15.0  # before SuperNode begins again

@@ -23,8 +23,7 @@ from ...pauses import wait
 from ...rounds.places import newest
 from ...rounds.task import RoundRecord, open_task, records_of
 from .app.settings import ENDED, PROCESS, SERVER, ServerSettings, write_settings
-from .environment import Flower
-from .processes import command, last_line, running
+from .environment import Flower, command, last_line, running
 
 START_SECONDS = 120.0  # for SuperLink, and for the server app
 PAUSE = 5.0  # before SuperLink or a run begins again

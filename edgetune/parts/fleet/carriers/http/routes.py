@@ -14,8 +14,7 @@ from starlette.responses import Response
 from .....daemon.api.errors import RESPONSES, JsonRoute, of_type
 from .....daemon.api.shapes import Answer
 from .....formats import signature
-from ...api.dependencies import TheDevice, TheFolder, check_sender
-from ...api.rollouts import BYTES
+from ...api.routes import BYTES, TheDevice, TheFolder, check_sender
 from ...rounds import answer as answers
 from .. import exchange
 
