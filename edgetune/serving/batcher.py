@@ -155,7 +155,7 @@ class Batcher(Answering[AnswerInProgress]):
         """Begin answers while the cache has room for their prompts and for everybody's next tokens."""
         while self._waiting and len(self._working) < self.parallel:
             answer = self._waiting[0]
-            if any(other.request.repeats for other in (answer, *self._working)):
+            if answer.request.repeats or self._keeps_order():
                 if not self._has_room_in_order(answer):
                     return
                 self._working.append(self._waiting.popleft())
@@ -175,12 +175,16 @@ class Batcher(Answering[AnswerInProgress]):
         """
         count = sum(self._cells.needed(each.completion.adapter, each.pending + each.left)
                     for each in (answer, *self._working))
-        if self._cells.can_stay_in_order(count + FEWEST - 1):
+        to_begin = [each for each in self._working if each.sequence not in self._cells.working]
+        if self._cells.can_stay_in_order(count + FEWEST - 1, 1 + len(to_begin)):
             return True
         if self._working:
             return False
         self._cells.clear()
         return True
+
+    def _keeps_order(self) -> bool:
+        return any(answer.request.repeats for answer in self._working)
 
     def _step(self) -> None:
         """One decode of one adapter's answers."""
@@ -311,13 +315,13 @@ class Batcher(Answering[AnswerInProgress]):
     def _put_back(self, answer: AnswerInProgress) -> None:
         """Let an answer wait until there is room again; its cells are kept until somebody needs them."""
         self._working.remove(answer)
-        self._cells.end(answer.sequence)
+        self._cells.end(answer.sequence, self._keeps_order())
         answer.sequence = kv_cache.nowhere()
         self._waiting.appendleft(answer)
 
     def _end(self, answer: AnswerInProgress, finish: str, piece: str = "") -> None:
         if answer in self._working:
-            self._cells.end(answer.sequence)
+            self._cells.end(answer.sequence, self._keeps_order())
         self._turns.pop(answer, None)
         answer.request.sampler.close()
         super()._end(answer, finish, piece)

@@ -20,6 +20,7 @@ from ..llamacpp.context import Context, common
 from ..llamacpp.kv_state import Prefix
 
 CUT = 16  # tokens of a prompt that are computed at once if an answer must repeat
+FORGOTTEN = ""  # the adapter of sequences that nobody may share any more
 
 
 @dataclass(eq=False)
@@ -32,11 +33,6 @@ class Sequence:
     cells: list[int] = field(repr=False)  # numbers of our own, one a token, those of virtual tokens first
     repeatable: int = 0  # tokens at its beginning that were computed in pieces of CUT
     virtual: int = 0  # positions before its first token
-
-
-def _shared(prefix: Prefix, repeats: bool) -> int:
-    """Tokens of a prefix that need not be computed."""
-    return len(prefix.tokens) // CUT * CUT if repeats else len(prefix.tokens)
 
 
 def nowhere() -> Sequence:
@@ -76,9 +72,9 @@ class KvCache:
         """Available cells: those that nobody holds, or only kept sequences."""
         return self.size - len(self._at_work())
 
-    def can_stay_in_order(self, count: int) -> bool:
-        """Whether another sequence and this many tokens have room without giving cells back."""
-        return self.in_order and bool(self._ids) and self.used + count <= self.size
+    def can_stay_in_order(self, count: int, sequences: int) -> bool:
+        """Whether this many more tokens and sequences have room without giving cells back."""
+        return self.in_order and len(self._ids) >= sequences and self.used + count <= self.size
 
     def missing(self, adapter: str | None, tokens: list[int], repeats: bool = False) -> int:
         """The number of free cells that these tokens would take."""
@@ -106,22 +102,20 @@ class KvCache:
             self._context.copy(source.id, begun.id, count)
         self._holders.update(begun.cells)
         prefix = self._prefix_of(adapter)
-        if prefix and count < prefix.virtual + _shared(prefix, repeats) and prefix.begins(tokens[:-1]):
-            self._restore(begun, prefix, repeats)
+        if prefix and count < prefix.size and prefix.begins(tokens[:-1]):
+            self._restore(begun, prefix)
         self.working.append(begun)
         return begun
 
-    def _restore(self, sequence: Sequence, prefix: Prefix, repeats: bool) -> None:
+    def _restore(self, sequence: Sequence, prefix: Prefix) -> None:
         """Lets a sequence begin with a prefix, in place of what it holds."""
         self._let_go(sequence)
         self.make_room(prefix.size)
         self._context.restore(sequence.id, prefix.saved)
-        count = _shared(prefix, repeats)
-        self._context.cut(sequence.id, prefix.virtual + count)
         sequence.virtual = prefix.virtual
         sequence.tokens.clear()
         sequence.cells.clear()
-        self.extend(sequence, list(prefix.tokens[:count]), repeatable=True)
+        self.extend(sequence, list(prefix.tokens), repeatable=True)
 
     def make_room(self, count: int) -> bool:
         """Drop kept sequences until this many cells are free; return whether they are."""
@@ -140,11 +134,12 @@ class KvCache:
             sequence.repeatable = len(sequence.tokens)
         self._holders.update(cells)
 
-    def end(self, sequence: Sequence) -> None:
-        """Keep a sequence that is no longer in use; drop an older one that it continues."""
+    def end(self, sequence: Sequence, keeps_order: bool) -> None:
+        """Keep a sequence that is no longer in use; drop an older one that it continues. keeps_order: not if that gives
+        cells back.
+        """
         if sequence not in self.working:  # it is nowhere, or all was cleared
             return
-        keeps_order = any(each.repeatable for each in self.working)
         self.working.remove(sequence)
         for old in [old for old in self.kept if old.adapter == sequence.adapter]:
             is_shared = all(self._holders[cell] > 1 for cell in old.cells)
@@ -155,9 +150,10 @@ class KvCache:
             self._drop(sequence)
 
     def forget(self, adapter: str) -> None:
-        """Drop the kept sequences of an adapter."""
-        for sequence in [kept for kept in self.kept if kept.adapter == adapter]:
-            self._drop(sequence)
+        """Share nothing of an adapter any more. Its cells are given back when others need them, to stay in order."""
+        for sequence in self.kept:
+            if sequence.adapter == adapter:
+                sequence.adapter = FORGOTTEN
 
     def _at_work(self) -> set[int]:
         return {cell for sequence in self.working for cell in sequence.cells}
@@ -169,14 +165,21 @@ class KvCache:
         for sequence in [each for each in (*self.kept, *self.working) if each.adapter == adapter]:
             alike = common(sequence.tokens, tokens[:-1])
             if repeats:
-                alike = min(alike, sequence.repeatable) // CUT * CUT
+                alike = self._whole(adapter, min(alike, sequence.repeatable))
             if sequence.virtual + alike <= count:
                 continue
             held = self._context.held(sequence.id, sequence.virtual + alike)
-            if held > count and not (repeats and (held - sequence.virtual) % CUT):
+            left = held - sequence.virtual
+            if held > count and not (repeats and left != self._whole(adapter, left)):
                 count = held
                 source = sequence
         return count, source
+
+    def _whole(self, adapter: str | None, count: int) -> int:
+        """Of `count` known tokens, those that an answer that must repeat may share: pieces of CUT, or just a prefix."""
+        prefix = self._prefix_of(adapter)
+        least = len(prefix.tokens) if prefix else 0
+        return max(least, count // CUT * CUT) if count >= least else 0
 
     def _drop(self, sequence: Sequence) -> None:
         self.kept.remove(sequence)

@@ -111,18 +111,19 @@ print(json.dumps([*sys.modules]))
 """
 NEEDED = {
     "adapters": "base heads lora low_rank stacks store",
-    "cli": "names app configured grouped learn objective output",
-    "data": "anchors around calls dataset files forest formats lengths loader packing parts "
-            "preferences prompted question rows thoughts trees",
-    "llamacpp": "kv_state library markup pieces thinking tokenizer tokenizers tool_text wordpiece",
-    "models": "attention base block_embedding cache choices common decoder gated head input_file kept kinds lent_keys "
-              "linear needed networks norms placed prefix recurrent repeated residual short_conv states stream "
-              "structure sublayer taped value virtual",
+    "cli": "app configured grouped learn names objective output",
+    "data": "anchors around calls dataset files forest formats lengths loader packing parts preferences "
+            "prompted question rows thoughts trees",
+    "llamacpp": "chat_template kv_state library markup thinking tokenizer tokenizers wordpiece",
+    "models": "attention base batch_arrays block_embedding cache choices common decoder gated head kept "
+              "linear networks norms recorded recurrent shared_keys short_conv states stream structure "
+              "sublayer",
     "objectives": "base sft",
-    "runs": "reported result train chart history report tables",  # the report is written after training
-    "training": "anchored answered batches begin callbacks checkpoint config cost gradient length metrics optim origin "
-                "passes plan planned reference referred repeat resume run sized source state throttle "
-                "tradeoffs trainer verdict",
+    "runs": "chart history report reported result tables train",
+    "serving": "labels",
+    "training": "anchored batches begin callbacks checkpoint config cost length metrics optim origin passes "
+                "plan reference referred resume rewards run sizing source throttle tradeoffs trainer "
+                "verdict",
 }
 SMALL = ("backends", "formats", "machine")  # rooms that are needed whole, or nearly
 OTHERS = ("asyncio", "concurrent", "email", "graphlib", "http", "llama_cpp", "multiprocessing", "socket",

@@ -98,7 +98,7 @@ def test_cells_are_those_of_llama_cpp(served, data):
         if sequences.working and data.draw(st.booleans()):
             sequence = data.draw(st.sampled_from(sequences.working))
             if data.draw(st.booleans()):
-                sequences.end(sequence)
+                sequences.end(sequence, data.draw(st.booleans()))
         elif len(sequences.working) < context.sequences - 2:
             prompt = data.draw(st.lists(st.integers(3, 5), min_size=1, max_size=90))
             adapter = data.draw(st.sampled_from(ADAPTERS))
@@ -120,3 +120,16 @@ def test_cells_are_those_of_llama_cpp(served, data):
             assert len(sequence.cells) == len(sequence.tokens)
         assert sequences.used == len({cell for sequence in held for cell in sequence.cells}) <= context.size
         assert sequences.free >= context.size - sequences.used
+
+
+def test_an_adapter_that_leaves_gives_its_cells_back_later(served):
+    """Cells that come free between others are out of order for an answer that must repeat and is in progress."""
+    sequences = KvCache(served.cache)
+    gone = sequences.begin("a", [3, 4, 5])
+    sequences.extend(gone, [3, 4, 5])
+    sequences.end(gone, keeps_order=True)
+    sequences.forget("a")
+    assert sequences.in_order
+    assert sequences.begin("a", [3, 4, 5]).tokens == []
+    assert sequences.make_room(served.cache.size)
+    assert sequences.used == 0

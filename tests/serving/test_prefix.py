@@ -232,7 +232,7 @@ def test_other_texts_and_requests_at_once(compiled):
                 for _ in range(2):
                     found = [batcher.submit(prompt, adapter="out", max_tokens=6, seed=seed) for prompt in prompts]
                     assert [each.text() for each in found] == alone
-                assert found[0].cached_tokens >= (size if seed is None else size // 16 * 16)
+                assert found[0].cached_tokens >= size
 
 
 @pytest.mark.parametrize("seed", [None, 3])

@@ -78,6 +78,30 @@ def test_answers_with_a_seed_repeat_in_any_order_and_company(served):
         batcher.stop()
 
 
+def test_answers_with_a_seed_repeat_if_all_sequences_are_kept(served):
+    """Answers that begin at once need as many sequences; to take one from a kept answer leaves a gap in the cells."""
+    batcher = Batcher(served, parallel=PARALLEL, queue=64)
+    batcher.start()
+    try:
+        def ask(question):
+            return batcher.submit(prompt(served, question), max_tokens=8, logprobs=0, seed=1)
+
+        together = {}
+
+        def ask_all():
+            together.update({question: ask(question) for question in QUESTIONS})
+            return True
+
+        alone = {question: facts(ask(question)) for question in QUESTIONS}
+        for free in range(PARALLEL):
+            while len(batcher._cells._ids) > free:
+                ask(f"{len(batcher._cells._ids)} {QUESTIONS[0]}").text()
+            batcher.between(ask_all)  # so that they are admitted together
+            assert {question: facts(answer) for question, answer in together.items()} == alone
+    finally:
+        batcher.stop()
+
+
 def test_answers_with_a_seed_repeat_wherever_their_cells_begin(path):
     """From 256 cells in use on, llama.cpp divides the attention of one token between its threads by cells."""
     env = {name: value for name, value in os.environ.items() if name != "OMP_THREAD_LIMIT"}  # see conftest.py
