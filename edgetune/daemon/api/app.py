@@ -128,7 +128,7 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
         for route in made.routes:
             if isinstance(route, APIRoute) and route.include_in_schema:
                 scope = scope_of(route)
-                for method in route.methods:
+                for method in route.methods or ():
                     operation = schema["paths"][route.path_format][method.lower()]
                     operation["security"] = [{"key": [scope.word]}] if scope else []
     return schema
