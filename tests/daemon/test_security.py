@@ -94,6 +94,10 @@ def test_three_keys_may_what_the_table_says_on_all_routes(keyed):
         for words in ("DELETE '/v1/feedback/feedback-1'", "scope admin", "is feedback"):
             assert words in refused.json()["error"]["message"]
         assert http.post(CHAT, json=ASK, headers=bearer(made[KeyScope.ANSWER])).status_code == 200
+        paths = http.get("/openapi.json", headers=bearer(made[KeyScope.ANSWER])).json()["paths"]
+        assert paths[CHAT]["post"]["security"] == [{"key": ["answer"]}]
+        assert paths["/v1/learn"]["post"]["security"] == [{"key": ["admin"]}]
+        assert paths["/"]["get"]["security"] == []
 
 
 def test_a_key_counts_and_ends_at_once_and_a_file_that_others_may_write_lets_nobody_in(keyed, caplog):
