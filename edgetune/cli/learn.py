@@ -28,6 +28,7 @@ from .app import (
     policy_file_option,
     policy_options,
     show,
+    step_progress,
     stop_on_signals,
     threads_option,
     train_progress,
@@ -258,6 +259,8 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     from ..demo import run as demo
     from ..training.callbacks import RunCallbacks
     began = time.monotonic()
+    with step_progress(out, as_json) as fetching:
+        demo.fetch_model(fetching.step)
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed,
                           callbacks=RunCallbacks(progress.event, should_stop))

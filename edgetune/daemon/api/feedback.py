@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field, create_model
 
 from ...errors import UsageError
+from ..keys import KeyScope
 from ..kinds.feedback import NEW
 from ..kinds.registry import kinds
 from ..learning.items import FeedbackItem, Heading
@@ -20,6 +21,7 @@ from .errors import RESPONSES, JsonRoute
 from .fine_tuning import After, Limit, job_object, page
 from .generation import ChatMessage
 from .schemas import Deleted, Job, Page
+from .security import needs
 from .shapes import Answer, Body, Id, Time, Whole
 
 
@@ -178,6 +180,7 @@ AS_PROPOSED = ProposalAccept(correction=None)
 
 
 @router.post("/v1/feedback", response_model=FeedbackObject)
+@needs(KeyScope.FEEDBACK)
 def give_feedback(body: FeedbackRequest, request: Request, service: TheService) -> Any:
     """Gives feedback on an answer. It waits to be learned, or is held out to evaluate what is learned."""
     return heading_object(service.feedback.add(**given(body, request)).heading)

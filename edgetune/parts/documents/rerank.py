@@ -14,7 +14,9 @@ from ...daemon.api.completions import TheService
 from ...daemon.api.embeddings import TEXTS, TOGETHER, EmbeddingUsage, vectors_of
 from ...daemon.api.errors import RESPONSES, JsonRoute
 from ...daemon.api.pools import Pools
+from ...daemon.api.security import needs
 from ...daemon.api.shapes import Answer, Body, Whole
+from ...daemon.keys import KeyScope
 from ...daemon.service import Service
 from ...errors import NotFoundError, UsageError
 from .running import stores_of
@@ -58,6 +60,7 @@ class Ranking(Answer):
 
 
 @router.post("/v1/rerank", response_model=Ranking, response_model_exclude_none=True)
+@needs(KeyScope.ANSWER)
 async def rerank(body: RerankRequest, request: Request, service: TheService) -> Any:
     """Ranks documents by a question: by the vectors of --embeddings, of a model that is an encoder, or of the encoder
     of documents. /rerank, /v1/reranking and /reranking do the same.

@@ -14,7 +14,9 @@ from ...daemon.api.completions import TheService
 from ...daemon.api.errors import RESPONSES, JsonRoute, about
 from ...daemon.api.fine_tuning import After, Limit, page
 from ...daemon.api.schemas import Metadata
+from ...daemon.api.security import needs
 from ...daemon.api.shapes import Answer, AsGiven, Body, Id, Time, Whole
+from ...daemon.keys import KeyScope
 from ...errors import NotFoundError, UsageError
 from .running import stores_of
 from .store_records import CANCELLED, COMPLETED, FAILED, IN_PROGRESS, Attached, VectorStore
@@ -286,6 +288,7 @@ def list_batch_files(store_id: str, batch_id: str, stores: TheStores, after: Aft
 
 
 @router.post("/v1/vector_stores/{store_id}/search", response_model=SearchPage)
+@needs(KeyScope.ANSWER)
 def search_store(store_id: str, body: SearchRequest, stores: TheStores) -> Any:
     """Finds the passages that answer a question; none, where the store does not answer it."""
     queries = [body.query] if isinstance(body.query, str) else body.query
