@@ -234,6 +234,8 @@ class Index:
         self._encoding.check(self._fact(store, "encoder_sha256", str), str(self.path))
         self.least = self._fact(store, "least_evidence", float)
         self._ranking = ChunkRanking(store, self._encoding)
+        self.files = [*store.files()]
+        self.passages = store.totals()[0]
 
     def refresh(self) -> int:
         """Opens the file again where another index has its name now, and returns a number that changes with it. Where
