@@ -3,10 +3,11 @@
 
 const ACTIONS = { yield: "yielded", slower: "slowed down", pause: "paused", go: "continued" };
 
+/** jobs: the oldest first; history, decisions: the latest first. */
 function showJournal(jobs, history, decisions) {
   const activated = ({ at, adapter, cause }) =>
     [at, `${short(adapter)} is active: ${cause.replace(/^ftjob-\w+: /, "")}`];
-  const lines = [...jobs.flatMap(linesOf), ...together(decisions), ...history.map(activated)];
+  const lines = [...jobs.toReversed().flatMap(linesOf), ...together(decisions), ...history.map(activated)];
   $("no-events").hidden = lines.length > 0;
   showLines($("events"), lines);
 }
@@ -14,7 +15,7 @@ function showJournal(jobs, history, decisions) {
 function linesOf(job) {
   const title = titleOf(job), why = job.error ? job.error.message : job.verdict && job.verdict.reason;
   const ended = [title, job.state, why].filter(Boolean).join(": ");
-  return [[job.started_at, `${title}: begins`], [job.finished_at, ended]].filter(([at]) => at);
+  return [[job.finished_at, ended], [job.started_at, `${title}: begins`]].filter(([at]) => at);
 }
 
 /** The governor's decisions, latest first, as lines; equal ones in one. */

@@ -1,11 +1,9 @@
 "use strict";
 // The line of right answers over all trainings, and what became of each of them.
 
-const MARKS = { activated: "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0", "not activated": "M-4-4 4 4M4-4-4 4",
+const MARKS = { activated: "M-5 0a5 5 0 1 0 10 0a5 5 0 1 0-10 0", "not activated": "M-4-4 4 4M4-4-4 4",
   "rolled back": "M-5-4H5L0 5z" };
 const MANY = 40; // from so many trainings on, marks are smaller
-const lessons = lessonsFigure();
-$("all-trainings").append(lessons);
 
 /** jobs: all of them, in any order. history: changes of the active adapter, the newest first. */
 function showLessons(jobs, history) {
@@ -29,13 +27,15 @@ function fateOf({ fine_tuned_model: id, verdict }, history) {
 
 function lessonsFigure() {
   const svg = draw("svg", { role: "img" }), words = el("p", { class: "small" });
-  const keys = Object.entries(MARKS).map(([fate, d]) => {
+  const key = (text, kind, d) => {
     const sample = draw("svg", { class: "sample", viewBox: "-8 -8 16 16", "aria-hidden": "true" });
-    sample.append(draw("path", { class: `mark-${fate.replace(" ", "-")}`, d }));
-    return el("span", { class: "row" }, sample, fate);
-  });
+    sample.append(draw("path", { class: kind, d }));
+    return el("span", { class: "row" }, sample, text);
+  };
+  const keys = Object.entries(MARKS).map(([fate, d]) => key(fate, markOf(fate), d));
   const figure = el("figure", { class: "lessons", hidden: true }, words, svg,
-    el("figcaption", { class: "row small soft" }, ...keys, el("span", { class: "key", text: "the active adapter" })));
+    el("figcaption", { class: "row small soft" }, ...keys, key("before", "stem", "M-5 0H5"),
+      el("span", { class: "key", text: "the active adapter" })));
   let points = [];
   new ResizeObserver(() => svg.clientWidth && plotLessons(svg, points)).observe(svg);
   figure.show = (found) => {
@@ -43,14 +43,16 @@ function lessonsFigure() {
     points = found;
     figure.hidden = !found.length;
     if (same || !found.length) return;
-    put(words, `Right answers to held-out questions: ${saidOf(found[found.length - 1])}.`);
+    const { right, of, before, fate } = found[found.length - 1];
+    put(words, `Latest: ${right} of ${of} held-out questions right, ${before} before; ${fate}.`);
     svg.setAttribute("aria-label", `Share of right answers by training: ${found.map(saidOf).join("; ")}`);
     if (svg.clientWidth) plotLessons(svg, found);
   };
   return figure;
 }
 
-const saidOf = ({ title, right, of, before, fate }) => `${title}: ${right} of ${of}, ${before} before, ${fate}`;
+const markOf = (fate) => `mark-${fate.replace(" ", "-")}`;
+const saidOf = ({ title, right, of, before, fate }) => `${title}: ${right} of ${of} right, ${before} before, ${fate}`;
 
 /** A mark for each training at what it reached, a tick at what was right before, and the line of what answers after. */
 function plotLessons(svg, points) {
@@ -60,7 +62,7 @@ function plotLessons(svg, points) {
   const text = (x, y, anchor, text) => draw("text", { x, y, "text-anchor": anchor }, text);
   const after = points.map(({ right, before, of, fate }, i) => [x(i), y((fate === "activated" ? right : before) / of)]);
   const marks = points.map((point, i) => {
-    const mark = draw("path", { class: `mark-${point.fate.replace(" ", "-")}`, d: MARKS[point.fate],
+    const mark = draw("path", { class: markOf(point.fate), d: MARKS[point.fate],
       transform: `translate(${x(i)} ${y(point.right / point.of)}) scale(${scale})` });
     mark.append(draw("title", {}, saidOf(point)));
     return mark;
@@ -75,3 +77,6 @@ function plotLessons(svg, points) {
       d: `M${x(i) - 5 * scale} ${y(before / of)}h${10 * scale}M${x(i)} ${y(before / of)}V${y(right / of)}` })),
     draw("path", { class: "train", d: after.map(([x, y], i) => `${i ? "L" : "M"}${x} ${y}`).join("") }), ...marks);
 }
+
+const lessons = lessonsFigure();
+$("all-trainings").append(lessons);

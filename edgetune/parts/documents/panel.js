@@ -18,7 +18,7 @@ function indexCard({ id }) {
   const files = el("ol", { class: "small stack tight", tabIndex: 0, "aria-label": "Documents" });
   const rest = el("p", { class: "small soft", hidden: true });
   const fold = el("details", { ontoggle: () => fold.open && look() },
-    el("summary", { class: "small soft", text: "Documents" }), files, rest);
+    el("summary", { class: "small soft", text: "Names" }), files, rest);
   const card = el("li", {}, el("div", { class: "row" }, title, badge), facts, fold);
   card.show = (found) => {
     const counts = found.file_counts || { total: found.files, in_progress: 0, failed: 0, cancelled: 0 };
@@ -49,7 +49,7 @@ function indexCard({ id }) {
 function documentLine({ id, status, last_error: wrong }) {
   const [state, colour] = READING[status || "completed"];
   const marks = state === "ready" ? [] : [el("span", { class: `badge ${colour}`, text: state })];
-  const why = wrong ? [el("p", { class: "bad", text: sentence(wrong.message) })] : [];
+  const why = wrong ? [el("p", { class: "bad", text: wrong.message.replace(`${id}/`, "") })] : [];
   const name = el("span", { class: "said", text: names.get(id) || id });
   return el("li", {}, el("div", { class: "row" }, name, ...marks), ...why);
 }
