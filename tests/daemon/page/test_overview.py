@@ -54,7 +54,8 @@ def test_the_line_of_right_answers_has_each_training_and_what_became_of_it(page,
     chart = figure.get_by_role("img")
     expect(chart).to_have_attribute("aria-label", f"Share of right answers by training: {'; '.join(said)}")
     for fate, mark in MARKS.items():  # a form of its own, beside the colour
-        assert chart.locator(f"{mark} title").all_text_contents() == [each for each in said if each.endswith(f", {fate}")]
+        wanted = [each for each in said if each.endswith(f", {fate}")]
+        assert chart.locator(f"{mark} title").all_text_contents() == wanted
         expect(figure.locator("figcaption")).to_contain_text(fate)
     assert len({chart.locator(mark).get_attribute("d") for mark in MARKS.values()}) == 3
     found = jobs[-1]["verdict"]
