@@ -28,7 +28,7 @@ class RunningDocuments(RunningPart):
     def __init__(self, config: DaemonConfig) -> None:
         options = cast(DocumentsOptions, config)
         self.index = Index(Path(options.index).expanduser(), config.threads) if options.index else None
-        self._passages = self.index and Passages(self.index.search, options.passages, self.index.refresh)
+        self._passages = Passages(self.index.search, options.passages, self.index.refresh) if self.index else None
 
     @property
     def around(self) -> Instruction:
