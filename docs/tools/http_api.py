@@ -88,7 +88,7 @@ GROUPS = {  # the heading of the routes that begin with a path; the longest path
     "/v1/models": "Models", "/v1/files": "Files", "/v1/fine_tuning/jobs": "Jobs",
     "/v1/fine_tuning/alpha/graders": "Graders", "/v1/adapters": "Adapters", "/v1/feedback": "Feedback",
     "/v1/learn": "Feedback", "/v1/proposals": "Feedback", "/v1/drawn": "Feedback", "/v1/prompts": "Prompts",
-    "/v1/vector_stores": "Vector stores",
+    "/v1/vector_stores": "Vector stores", "/v1/documents": "Vector stores",
     "/v1/fleet": "Fleet", "/v1/base": "Fleet",
     "/api": "Ollama's API", "/": "The daemon and its device"}
 

@@ -48,14 +48,13 @@ from .adapters import AnAdapter, adapter_object, zipped
 from .asking import RecentAnswers
 from .bodies import Bodies
 from .completions import TheService
-from .errors import RESPONSES, JsonRoute, of_type
+from .errors import JSONL, RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
 from .security import HEALTH, Guard, Keys, needs, scope_of
 
 Purpose = Annotated[str | None, Query(description="Only files of this purpose.")]
-JSONL = "application/jsonl"
 CSV = "text/csv"
 BYTES = "application/octet-stream"
 ZIP = "application/zip"

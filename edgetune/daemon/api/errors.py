@@ -134,6 +134,9 @@ def _body_model(request: Request) -> type[BaseModel] | None:
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
+JSONL = "application/jsonl"
+
+
 def of_type(*kinds: str) -> dict[int | str, dict[str, Any]]:
     """The schema of responses that are not JSON; their errors are."""
     return {200: {"content": {kind: {"schema": {"type": "string"}} for kind in kinds}}}

@@ -19,7 +19,7 @@ from ...daemon.api.shapes import Answer, Body, Whole
 from ...daemon.keys import KeyScope
 from ...daemon.service import Service
 from ...errors import NotFoundError, UsageError
-from .running import stores_of
+from .running import documents_of
 
 OTHER_PATHS = ("/rerank", "/v1/reranking", "/reranking")  # llama-server's
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
@@ -90,7 +90,7 @@ async def _encoded(texts: Sequence[str], model: str, service: Service,
         parts = await vectors_of(texts, model, request, truncate=True)
         return parts[0].model, np.concatenate([part.vectors for part in parts]), sum(part.tokens for part in parts)
     try:
-        encoding = stores_of(service).encoder()
+        encoding = documents_of(service).stores.encoder()
     except NotFoundError:
         raise UsageError("no encoder is here, by whose vectors documents could be ranked",
                          "start the daemon with --embeddings, or edgetune pull minilm") from None
