@@ -65,7 +65,7 @@ class Sweep:
 
     @property
     def means(self) -> list[dict[str, Any]]:
-        """Of runs that differ only in their seed: `loss` and `exact`, each the mean, the least and the most.
+        """Runs that differ only in their seed, as `loss` and `exact`: each the mean, the least and the most.
 
         None for what one of them did not measure, and no list for a sweep of one seed.
         """
