@@ -74,8 +74,8 @@ class Sweep:
             if "seed" in tried.point:
                 groups.setdefault(folder_name(_without_seed(tried.point)), []).append(tried)
         return [{"options": _without_seed(group[0].point), "runs": len(group),
-                 "loss": _spread([one.result and one.result.loss_after for one in group]),
-                 "exact": _spread([one.result and one.result.exact_after for one in group])}
+                 "loss": _spread([one.result.loss_after if one.result else None for one in group]),
+                 "exact": _spread([one.result.exact_after if one.result else None for one in group])}
                 for group in groups.values()]
 
     def to_json(self) -> dict[str, Any]:
