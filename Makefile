@@ -69,13 +69,13 @@ check: ## the kernels' harness, on every kernel set that this CPU can run; AMX's
 # Leaves a package with the emulated GPU in build/emulated/python. COMPILE: what NVIDIA's compilers are to compile. What is
 # C++ are the emulated kernels alone.
 cuda: ## many minutes: the GPU's kernels on the emulator: harness under the address sanitizer, planted faults, training; NVIDIA's compilers on them
-	$(CMAKE) -B build/emulated/check -DET_CHECK=ON -DET_EMULATE=ON -DET_SCALAR=ON -DET_EXTENSION=OFF \
+	$(CMAKE) -B build/emulated/check -DET_CHECK=ON -DET_EMULATE=ON -DET_SETS=scalar -DET_EXTENSION=OFF \
 	    -DCMAKE_CXX_FLAGS="-fsanitize=address -fno-omit-frame-pointer --param=asan-use-after-return=0" \
 	    -DCMAKE_EXE_LINKER_FLAGS=-fsanitize=address
 	$(BUILD) build/emulated/check -j $(JOBS)
 	build/emulated/check/et_check cuda
 	$(PYTHON) tests/cuda/planted.py build/emulated/check
-	$(CMAKE) -B build/emulated -DET_EMULATE=ON -DET_SCALAR=ON -DPython_EXECUTABLE=$$(command -v $(PYTHON))
+	$(CMAKE) -B build/emulated -DET_EMULATE=ON -DET_SETS=scalar -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/emulated -j $(JOBS)
 	rm -rf build/emulated/python && mkdir -p build/emulated/python && cp -r edgetune build/emulated/python
 	rm -f build/emulated/python/edgetune/backends/*.so

@@ -1,4 +1,26 @@
-/* ET_NEEDS: the CPU_* bits of all that the compiler was allowed to use in this file. */
+#ifndef ET_NEEDS_H
+#define ET_NEEDS_H
+
+/* CPU_*: features that a kernel set may need beyond its architecture's baseline. cpu.h asks CPU and OS for them.
+ * ET_NEEDS: the bits of all that the compiler was allowed to use in this file. */
+enum {
+    CPU_AVX2 = 1 << 0,
+    CPU_FMA = 1 << 1,
+    CPU_AVX512F = 1 << 2,
+    CPU_AVX512BW = 1 << 3,
+    CPU_AVX512VL = 1 << 4,
+    CPU_AVX512DQ = 1 << 5,
+    CPU_AVX512VNNI = 1 << 6,
+    CPU_AVX512BF16 = 1 << 7,
+    CPU_AMX_BF16 = 1 << 8,
+    CPU_F16C = 1 << 9,
+    CPU_AVXVNNI = 1 << 10,
+    CPU_ATOMICS = 1 << 16,
+    CPU_DOTPROD = 1 << 17,
+    CPU_I8MM = 1 << 18,
+    CPU_BF16 = 1 << 19,
+};
+
 enum {
     ET_NEEDS = 0
 #ifdef __AVX2__
@@ -47,3 +69,5 @@ enum {
     | CPU_BF16
 #endif
 };
+
+#endif

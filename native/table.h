@@ -92,29 +92,9 @@
     OP(scale, (et_context * ctx, float *x, float s, int64_t n))
 // clang-format on
 
-/* CPU features that a kernel set may need beyond its architecture's baseline. needs.h reads its needs off the macros
- * that its compiler flags set, dispatch.c asks CPU and OS for them. */
-enum {
-    CPU_AVX2 = 1 << 0,
-    CPU_FMA = 1 << 1,
-    CPU_AVX512F = 1 << 2,
-    CPU_AVX512BW = 1 << 3,
-    CPU_AVX512VL = 1 << 4,
-    CPU_AVX512DQ = 1 << 5,
-    CPU_AVX512VNNI = 1 << 6,
-    CPU_AVX512BF16 = 1 << 7,
-    CPU_AMX_BF16 = 1 << 8,
-    CPU_F16C = 1 << 9,
-    CPU_AVXVNNI = 1 << 10,
-    CPU_ATOMICS = 1 << 16,
-    CPU_DOTPROD = 1 << 17,
-    CPU_I8MM = 1 << 18,
-    CPU_BF16 = 1 << 19,
-};
-
 struct et_kernel_set {
     const char *name;
-    unsigned needs;                                                       /* CPU_* bits */
+    unsigned needs;                                                       /* CPU_* bits of needs.h */
     const char *(*product)(enum et_precision precision, int backward);    /* "float", "bf16" or "int8" */
     double (*peak)(enum et_precision precision, int backward, int64_t n); /* runs n times what peak.h has; operations */
 #define OP(name, args) void(*name) args;
