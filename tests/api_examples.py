@@ -232,6 +232,7 @@ def _feedback(story: Story) -> None:
           {"prompt": "fan on", "answer": "On.", "rejected": "Fan."}, show="id state")
     story("GET /v1/feedback", query="?limit=1",
           show="data id state question answer counts new used held")
+    story("GET /v1/feedback/rows", to="feedback.jsonl")
     story("GET /v1/feedback/{feedback_id}", feedback_id=one, show="id row messages")
     story("PATCH /v1/feedback/{feedback_id}", body={"correction": OFF.replace("lamp", "light")}, feedback_id=one,
           show="id answer state")
@@ -250,10 +251,10 @@ def _proposals(story: Story) -> None:
                     {"role": "user", "content": f"That is wrong, it is {right}."}]
         story.ask("POST /v1/chat/completions", {"messages": messages, "max_tokens": 1})
 
-    for thing, wrong, right in (("Brazil", "Rio", "Brasilia"), ("Canada", "Toronto", "Ottawa"),
-                                ("Australia", "Sydney", "Canberra")):
-        time.sleep(1)  # the newest is the first
-        correct(thing, wrong, right)
+    correct("Brazil", "Rio", "Brasilia")
+    correct("Canada", "Toronto", "Ottawa")
+    time.sleep(1)  # the newest is the first
+    correct("Australia", "Sydney", "Canberra")
     found = story("GET /v1/proposals", show="data id question answer correction")["data"]
     last, before = found[0]["id"], found[1]["id"]
     story("POST /v1/proposals/{proposal_id}/accept", proposal_id=last, show="id question answer state")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -28,7 +28,7 @@ from edgetune.machine.policy import Policy  # noqa: E402
 @contextmanager
 def served(model: Path, **options: object) -> Iterator[str]:
     """Runs a daemon with a state of its own, and yields its URL."""
-    state = model.parent / f"state-of-{model.name}"
+    state = Path(mkdtemp(prefix="state-", dir=model.parent))
     same_holdout(state)
     with daemon(model, state, policy=Policy(govern=False), **options) as running:
         yield running.url

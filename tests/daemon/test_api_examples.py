@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -100,7 +101,7 @@ def telling(tmp_path_factory):
 
     @contextmanager
     def serve(model, **options):
-        state = folder / f"state-of-{model.name}"
+        state = Path(mkdtemp(prefix="state-", dir=folder))
         same_holdout(state)
         with daemon(model, state, start_process=ThreadWorker, **options) as running:
             yield running.url

@@ -5,6 +5,10 @@ from pathlib import Path
 from api_examples import FILE, Story
 from services import until
 
+from edgetune.parts.documents.building import build
+from edgetune.parts.documents.options import IndexOptions
+from edgetune.parts.documents.search import Encoding
+
 THINGS = (("lamp in the hall", "red", "left"), ("fan in the bedroom", "white", "front"), ("oven", "grey", "door"),
           ("radio in the kitchen", "black", "top"), ("pump of the pool", "blue", "back"), ("bath", "green", "right"))
 MANUAL = "".join(f"# The {thing}\n\nThe {thing} is {color}. The button on its {side} switches it off.\n\n"
@@ -36,6 +40,18 @@ def tell(story: Story) -> None:
     story(f"GET {batches}/{{batch_id}}", **ids, batch_id=batch, show="id status")
     story(f"GET {batches}/{{batch_id}}/files", **ids, batch_id=batch, show="data id status")
     story(f"DELETE {stores}/{{store_id}}", **ids)
+    with story.serving(story.folder / "model.gguf", index=str(_index(story.folder))) as client:
+        story("GET /v1/documents", client=client)
+
+
+def _index(folder: Path) -> Path:
+    documents = folder / "documents"
+    documents.mkdir()
+    (documents / "manual.md").write_text(MANUAL)
+    encoding = Encoding(folder / "minilm", 1)
+    build(documents, folder / "home.index", encoding, IndexOptions(chunk_tokens=90))
+    encoding.close()
+    return folder / "home.index"
 
 
 TELLS = [(Path(__file__).with_name(FILE), tell)]
