@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train check clean crash cuda data dev docs durability fuzz help home-assistant-app install \
-    installs lab lint machine picture ready release sanitize slow smoke test wheels
+    installs lab lint machine ready release sanitize site slow smoke test wheels
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -29,8 +29,12 @@ ready:
 docs: ready ## the generated pages: docs/reference, the tables of docs/how-to/choose-a-model.md, llms.txt
 	$(RUN) ../docs/tools/generate.py
 
-picture: ready ## docs/img/page-*.png: the page of a daemon that has learned; minutes the first time (playwright, Chromium)
-	$(RUN) ../docs/tools/picture.py
+# build/pages has links to the pages and to what they link to, in the places that they have here.
+SITE = docs $(wildcard *.md) examples native/README.md packaging/home-assistant/DOCS.md edgetune/daemon/page/mark.svg
+site: ## the documentation as a site with search, in build/site: links and anchors are checked; needs .ci/site.txt
+	rm -rf build/pages
+	for page in $(SITE); do mkdir -p build/pages/$$(dirname $$page) && ln -s $(CURDIR)/$$page build/pages/$$page || exit 1; done
+	$(PYTHON) -m mkdocs build --strict --clean -f docs/tools/mkdocs.yml
 
 # Of llama.cpp only what edgetune uses: pip alone compiles more than twice as much. Wheels in dist/ are used if there are some.
 install: ## edgetune with the extras EXTRAS (demo), into the environment of PYTHON

@@ -199,6 +199,14 @@ def test_the_readme_leads_to_every_page():
     assert reached == pages
 
 
+def test_the_site_has_every_page_once():
+    """In its navigation; `make site` checks links and anchors."""
+    listed = re.findall(r"^ +- (\S+\.md)$", (DOCS / "tools" / "mkdocs.yml").read_text("utf-8"), re.M)
+    assert len(listed) == len(set(listed))
+    assert {ROOT / name for name in listed} >= {*DOCS.rglob("*.md"), *ROOT.glob("*.md")}
+    assert all((ROOT / name).exists() for name in listed)
+
+
 def test_the_readme_names_the_tests():
     """The command that CI runs."""
     command = "make install EXTRAS=test && make test"

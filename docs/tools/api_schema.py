@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from api_examples import Example
+from api_examples import CUT, Example
 
 Schema = Mapping[str, Any]
 COMMON = 5  # fields that are worth a reference to another route
@@ -79,25 +79,26 @@ def anchor(heading: str) -> str:
 
 def curl(example: Example) -> Iterator[str]:
     method = "" if example.method in ("GET", "POST") else f" -X {example.method}"
-    if example.is_upload:
-        purpose = " -F purpose=fine-tune" if example.asked == "/v1/files" else ""
-        yield f"curl -s $URL{example.asked}{purpose} -F file=@{example.sends}"
-        return
-    if example.body is None and example.method == "POST":
+    if example.body is None and not example.form and example.method == "POST":
         method = " -X POST"
     place = f"'{example.asked}'" if "?" in example.asked else example.asked
     place = f"$URL{place}"
-    more = " -o adapter.zip" if example.route.endswith("/download") else ""
+    more = "".join(f" -F {name}={value}" for name, value in example.form.items())
+    more += f" -o {example.to}" if example.to else ""
     if example.body is None:
-        yield f"curl -s{method} {place}{more}"
+        yield f"curl{method} {place}{more}"
     else:
-        yield f"curl -s{method} {place} -H 'content-type: application/json' -d '"
+        asked = f"""curl{method} {place} -H "$JSON" -d '"""
         *body, last = pretty(example.body)
-        yield from (*body, f"{last}'")
+        yield from [asked, *body, f"{last}'"] if body or len(asked + last) >= WIDTH else [f"{asked}{last}'"]
 
 
-def pretty(value: Any, indent: int = 0) -> list[str]:
-    """JSON in lines that are no wider than WIDTH, with few of them."""
+def pretty(value: Any) -> list[str]:
+    """JSON in lines that are no wider than WIDTH, with few of them, in which `...` stands for what is left out."""
+    return [line.replace(f'"{CUT}": "{CUT}"', CUT).replace(f'"{CUT}"', CUT) for line in _wrapped(value)]
+
+
+def _wrapped(value: Any, indent: int = 0) -> list[str]:
     line = json.dumps(value, ensure_ascii=False)
     if len(line) + indent <= WIDTH or not isinstance(value, dict | list) or not value:
         return [line]
@@ -106,7 +107,7 @@ def pretty(value: Any, indent: int = 0) -> list[str]:
         ("", part) for part in value]
     lines = [""]
     for number, (name, part) in enumerate(pairs):
-        first, *rest = pretty(part, indent + 1)
+        first, *rest = _wrapped(part, indent + 1)
         comma = "," if number < len(pairs) - 1 else ""
         whole = [name + first, *rest]
         whole[-1] += comma
@@ -116,7 +117,9 @@ def pretty(value: Any, indent: int = 0) -> list[str]:
             lines += whole
         if rest:
             lines.append("")
-    return [begin, *(" " + line for line in lines if line), end]
+    first, *rest = filter(None, lines)
+    whole = [begin + first, *(" " + line for line in rest)]
+    return [*whole[:-1], whole[-1] + end]
 
 
 def json_of(part: Schema) -> Schema:

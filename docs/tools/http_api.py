@@ -10,7 +10,7 @@ from itertools import groupby
 from types import SimpleNamespace
 from typing import Any
 
-from api_examples import ERROR, EXAMPLES, Example
+from api_examples import ERROR, Example, read_examples
 from api_fields import ENDPOINTS, IGNORED, REFUSED, Endpoint
 from api_fields import Field as Known
 from api_schema import (
@@ -47,25 +47,25 @@ from edgetune.daemon.running import running_parts
 FAULT = "A fault of the daemon, whose log has it."
 GUARD = {401: ("invalid_api_key",),  # of refusals before a route
          403: ("wrong_host", "wrong_origin", "insufficient_scope")}
+EVERYWHERE = ("id", "object", "created", "created_at")  # in answers
 FEW = 3  # ignored or refused fields that are
 METHODS = ("post", "get", "patch", "put", "delete", "head")
 WITHOUT_EFFECT = {field.name for endpoint in ENDPOINTS for field in endpoint.inner
                   if field.becomes in (IGNORED, REFUSED)}
 HEAD = """\
 The routes of `edgetune serve`, generated from its schema, `/openapi.json`. In the examples
-`URL=http://127.0.0.1:8642`. If the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`. A route says which
-scope its key must have; if it says none, that is `admin`. A key of `feedback` may do what needs `answer`, too, and one
-of `admin` everything. A test puts each example to a daemon; answers are shortened. A request without a body needs
-only its method and path, such as `curl -s -X DELETE $URL/v1/files/file-7a31` or
-`curl -s $URL'/v1/feedback?limit=1'`.
+`URL=http://127.0.0.1:8642` and `JSON='content-type: application/json'`. If the daemon has keys, add
+`-H "authorization: Bearer $EDGETUNE_KEY"`. A route says which scope its key must have; if it says none, that is
+`admin`. A key of `feedback` may do what needs `answer`, too, and one of `admin` everything. The answers are those of
+SmolLM2 and MiniLM; `...` stands for what is left out.
 
 A field that is not listed is refused with 400, and null is as good as absent. An ignored field has no effect on the
 answer, and is named once in the log. What holds without a field is its default, or stands in brackets.
 
 Lists begin with the newest item. A list that comes in parts has `data` and `has_more`; of its query `limit` is the
-number of items in a part at most, and `after` the last id of the part before. In answers `id` is the object's own,
-`object` and `type` are constants, and times are seconds since 1970, UTC. [Objects](#objects) that several routes have
-stand at the end."""
+number of items in a part at most, and `after` the last id of the part before. The own `id` of an answer, `object` and
+`created` are not listed. Times are seconds since 1970, UTC. [Objects](#objects) that several routes have stand at the
+end."""
 STATES = """\
 Give exactly one of `completion_id`, `messages` and `prompt`. Then give a `rating`, a `correction`, a `rejected` answer,
 or several. Newer feedback on the same question replaces older feedback. Which feedback is learned depends on the
@@ -107,7 +107,9 @@ class Reference:
         self.listed: dict[str, list[Field]] = {}  # fields of requests by their route
         self.answered: dict[str, list[Field]] = {}  # and of answers that have their place there
         self.fates: dict[tuple[str, str], set[str]] = {}  # ignored and refused fields by route and title
-        self.shown: set[str] = set()  # schemas of answers that an example has
+        self.examples: dict[str, list[Example]] = defaultdict(list)
+        for example in read_examples():
+            self.examples[example.route].append(example)
         self.uses = self.count()
 
     def count(self) -> Counter[str]:
@@ -137,7 +139,8 @@ class Reference:
                 if start == start_of(path):
                     groups[GROUPS[start]] += [(method.upper(), path, operations[method]) for method in METHODS
                                               if method in operations]
-        yield from (HEAD, "", *contents(groups), *errors())
+        links = ", ".join(f"[{title}](#{anchor(title)})" for title in groups)
+        yield from (HEAD, "", f"Routes: {links}.", "", *errors())
         for title, found in groups.items():
             yield from (f"## {title}", "")
             for method, path, operation in found:
@@ -152,9 +155,8 @@ class Reference:
         needed = {KeyScope.OPEN: " Needs no key.", KeyScope.ADMIN: ""}.get(scope, f" Scope: `{scope.word}`.")
         yield from (f"### {name}", "", said(operation["description"]) + needed, "")
         answer = json_of(operation["responses"].get("200", {}))
-        for example in EXAMPLES:
-            if example.route == name:
-                yield from self.example(example, name_of(answer))
+        for example in self.examples.get(name, []):
+            yield from example_lines(example)
         yield from self.query(operation)
         yield from self.request(name, path, operation)
         if name == "POST /v1/feedback":
@@ -163,14 +165,6 @@ class Reference:
             yield from metrics()
         if "$ref" in answer:
             yield from (*self.answer(answer, name), "")
-
-    def example(self, example: Example, kind: str) -> Iterator[str]:
-        """Its request, unless method and path are all of it, and the first example of its answer."""
-        if example.body is not None or example.is_upload:
-            yield from (example.what, "", "```sh", *curl(example), "```", "")
-        if example.answer not in (None, example.body) and kind not in self.shown:
-            self.shown.add(kind)
-            yield from ("```json", *pretty(example.answer), "```", "")
 
     def query(self, operation: Schema) -> Iterator[str]:
         found = [Field(one["name"], one["schema"], one.get("required", False), one.get("description", ""))
@@ -266,9 +260,9 @@ class Reference:
         """
         dash = "  " * depth + "- "
         plain = [] if is_request and not depth else [field for field in fields if is_plain(field)]
-        if plain:
+        if shown := [field for field in plain if is_request or field.name not in EVERYWHERE]:
             yield dash + ", ".join(f"`{field.name}`" + (f" ({self.kind(field.schema)})" if "const" in field.schema
-                                                       else "") for field in plain)
+                                                       else "") for field in shown)
         for _, group in groupby((field for field in fields if field not in plain), key=lambda field: (
                 self.kind(field.schema, peek=True), field.meaning, field.schema.get("default"), field.needed)):
             alike = list(group)
@@ -332,19 +326,21 @@ class Reference:
         return self.schemas[name_of(part)] if name_of(part) else part
 
 
+def example_lines(example: Example) -> Iterator[str]:
+    if example.what:
+        yield from (example.what, "")
+    first, *more = curl(example)
+    yield from ("```sh", first, *more, "```", "") if more else (f"`{first}`", "")
+    if example.answer is not None:
+        yield from ("```json", *pretty(example.answer), "```", "")
+
+
 def lines() -> Iterator[str]:
     return Reference().lines()
 
 
 def start_of(path: str) -> str:
     return max((start for start in GROUPS if path.startswith(start)), key=len)
-
-
-def contents(groups: Mapping[str, list[tuple[str, str, Schema]]]) -> Iterator[str]:
-    for title, found in groups.items():
-        links = [f"[{method} {path}](#{anchor(f'{method} {path}')})" for method, path, _ in found]
-        yield f"- [{title}](#{anchor(title)}): {', '.join(links)}"
-    yield ""
 
 
 def errors() -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Makes the pictures of the daemon's page in docs/img: light, dark and on a phone.
 
-`make picture` runs it; it needs the extras demo and daemon, playwright and Chromium. SmolLM2 learns a part of the
+It needs the extras demo and daemon, playwright and Chromium. SmolLM2 learns a part of the
 demonstration's rows once, in minutes; build/picture keeps the state. The board and its temperature are those of
 tests/boards.py; answers, scores and losses are real. The speed of answers, which is this machine's, is left out.
 """

@@ -1,95 +1,61 @@
-"""Each request that docs/reference/http-api.md shows, put to a daemon. The answer has the fields that it shows."""
+"""What docs/reference/http-api.md shows: each request, told to tiny models, is answered as the page says."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
 pytest.importorskip("fastapi")
 
-import httpx
-from api_examples import ADAPTER, ANSWER, ASK, ERROR, EXAMPLES, FEEDBACK, FILE, JOB, ROW
-from counting import OPTIONS, dataset
-from daemons import CHAT, PATIENCE, daemon
-from encoder_daemon import labelled, write_adapter, write_tiny_encoder
-from part_tables import options_of_parts
+from api_examples import CUT, ERROR, read_examples, told
+from daemons import CHAT, daemon
+from encoder_daemon import write_tiny_encoder
+from fastapi.openapi.utils import get_openapi
+from httpx import Client
+from indexes import needs_retrieval
+from jsonschema import Draft202012Validator
+from services import same_holdout
 from thread_workers import ThreadWorker
 from tiny import write_tiny
 
-from edgetune.formats.bundle import open_bundle
-from edgetune.training import run as train
-from edgetune.training.config import TrainConfig
+from edgetune.daemon.api.app import routes
 
-PASSED = {"passed": True, "reason": "it is better"}
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory):
-    """A daemon with an active adapter, and with corrections of enough questions that some are held out."""
-    folder = tmp_path_factory.mktemp("examples")
-    model = write_tiny(folder / "model.gguf", formats="Q8_0", n_context=512)
-    train.run(open_bundle(model), dataset(8, 0), folder / "run", TrainConfig(**{**OPTIONS, "steps": 1}))
-    encoder = write_tiny_encoder(folder / "encoder.gguf")
-    with daemon(model, folder / "state", context=256, embeddings=str(encoder), **options_of_parts(model, folder),
-                start_process=ThreadWorker) as running:
-        for number in range(20):
-            running.service.feedback.add(prompt=f"lamp {number} on", correction="on")
-        yield running
+EXAMPLES = read_examples()
+WHOLE = get_openapi(title="", version="", routes=routes())
+TOOLS = Path(__file__).parents[2] / "docs" / "tools"
+MOST_LINES = 12
 
 
-@pytest.fixture(scope="module")
-def client(running):
-    with httpx.Client(base_url=running.url, timeout=PATIENCE) as made:
-        yield made
+def operation(route):
+    method, path = route.split()
+    return WHOLE["paths"][path][method.lower()]
 
 
-@pytest.fixture(scope="module")
-def of_encoder(tmp_path_factory):
-    """A client of a daemon with an encoder, whose adapter is active."""
-    folder = tmp_path_factory.mktemp("encoder")
-    model = write_tiny_encoder(folder / "model.gguf")
-    with daemon(model, folder / "state", start_process=ThreadWorker) as running:
-        made = running.service.adapters.add("ftjob-0", write_adapter(model, folder / "run", labelled()), "home", PASSED)
-        running.service.adapters.promote(made.id, "for the test")
-        with httpx.Client(base_url=running.url, timeout=PATIENCE) as client:
-            yield client
+def schema_of(part, kind="application/json"):
+    return part.get("content", {}).get(kind, {}).get("schema")
 
 
-@pytest.fixture(scope="module")
-def adapter(running):
-    adapters = running.service.adapters
-    made = adapters.add("ftjob-0", running.service.config.folder().parent / "run", "home", PASSED).id
-    adapters.promote(made, "for the test")
-    return made
+def refuse(value, schema):
+    """Raises ValidationError for what is not of a schema."""
+    Draft202012Validator({"components": WHOLE["components"], **schema}).validate(value)
 
 
-@pytest.fixture(scope="module")
-def made_elsewhere(running):
-    return (running.service.config.folder().parent / "run" / "adapter.gguf").read_bytes()
-
-
-def upload(client, content, path="/v1/files"):
-    form = {"purpose": "fine-tune"} if path == "/v1/files" else {}
-    return client.post(path, data=form, files={"file": ("rows.jsonl", content)})
-
-
-def ids(client, adapter):
-    """{an id of the examples: that of this daemon}, of things that exist."""
-    rows = "".join(json.dumps({"prompt": f"lamp {number}", "completion": "on"}) + "\n" for number in range(12))
-    file = upload(client, rows).json()["id"]
-    job = client.post("/v1/fine_tuning/jobs", json={"model": "model", "training_file": file}).json()["id"]
-    given = client.post("/v1/feedback", json={"prompt": "lamp", "correction": "on"}).json()["id"]
-    form = {"type": "json_schema", "json_schema": {"name": "word", "schema": {"enum": ["on"]}}}  # not empty
-    answer = client.post(CHAT, json={"messages": ASK, "max_tokens": 16, "response_format": form}).json()["id"]
-    return {FILE: file, JOB: job, FEEDBACK: given, ANSWER: answer, ADAPTER: adapter}
+def without(value, name):
+    """A schema without this field, or JSON without what stands for what is left out."""
+    if isinstance(value, Mapping):
+        return {key: without(one, name) for key, one in value.items() if key != name}
+    return [without(one, name) for one in value if one != name] if isinstance(value, list) else value
 
 
 def same_shape(shown, said, place="answer"):
     """Whether all that is shown is said, with values of the same kind; null is shown for what may be null."""
     if isinstance(shown, dict):
         assert isinstance(said, dict), place
-        for name in shown:
+        for name in shown.keys() - {CUT}:
             assert name in said, f"{place}.{name}"
             same_shape(shown[name], said[name], f"{place}.{name}")
     elif isinstance(shown, list):
@@ -101,47 +67,84 @@ def same_shape(shown, said, place="answer"):
         assert isinstance(said, kinds), f"{place} is {said!r}"
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.route}: {example.what}")
-def test_an_example_is_answered(request, running, client, adapter, made_elsewhere, example):
-    if example.of_encoder:
-        client = request.getfixturevalue("of_encoder")
-    text = json.dumps({"path": example.asked, "body": example.body})
-    if example.route.endswith("/evaluate"):  # the active adapter is not compared with itself
-        running.service.adapters.promote(None, "for the test")
-    if any(name in text for name in (FILE, JOB, FEEDBACK, ANSWER, ADAPTER)):
-        for name, real in ids(client, adapter).items():
-            text = text.replace(name, real)
-    asked = json.loads(text)
-    content = ROW if example.sends == "rows.jsonl" else made_elsewhere
-    said = (upload(client, content, example.asked) if example.is_upload else
-            client.request(example.method, asked["path"], json=asked["body"]))
-    assert said.status_code == 200, said.text
-    if example.answer is not None:
-        same_shape(example.answer, said.json())
+def test_every_route_has_an_example():
+    every = {f"{method.upper()} {path}" for path, found in WHOLE["paths"].items() for method in found}
+    assert {example.route for example in EXAMPLES} == every
 
 
-def test_the_error_is_one(client):
-    said = client.post(CHAT, json={})
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.route} {example.what}".strip())
+def test_an_example_is_valid_by_the_schema(example, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
+    import api_schema
+    found = operation(example.route)
+    if example.body is not None:
+        refuse(example.body, schema_of(found["requestBody"]))
+    if example.form:
+        form = schema_of(found["requestBody"], "multipart/form-data")
+        refuse(example.form, without(form, "format"))
+    answer = schema_of(found["responses"]["200"])
+    if example.answer is None:
+        assert example.to or not answer
+    else:
+        loose = without(WHOLE["components"], "required")
+        Draft202012Validator({"components": loose, **answer}).validate(without(example.answer, CUT))
+        assert len(api_schema.pretty(example.answer)) <= MOST_LINES
+
+
+@pytest.fixture(scope="module")
+def telling(tmp_path_factory):
+    """[(examples that are kept in a file, those of tiny models, their whole answers)]"""
+    needs_retrieval()
+    folder = tmp_path_factory.mktemp("examples")
+    write_tiny(folder / "model.gguf", formats="Q8_0", n_context=1024)
+    write_tiny_encoder(folder / "minilm")
+
+    @contextmanager
+    def serve(model, **options):
+        state = Path(mkdtemp(prefix="state-", dir=folder))
+        same_holdout(state)
+        with daemon(model, state, start_process=ThreadWorker, **options) as running:
+            yield running.url
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("XDG_STATE_HOME", str(folder / "home"))
+        return [(read_examples([file]), examples, answers) for file, examples, answers in told(folder, serve)]
+
+
+def test_all_that_is_told_is_shown(telling):
+    for shown, said, _ in telling:
+        assert [example.route for example in shown] == [example.route for example in said]
+
+
+def test_the_answers_are_of_the_same_form(telling):
+    for shown, said, answers in telling:
+        for example, same, answer in zip(shown, said, answers, strict=True):
+            if example.answer is not None:
+                same_shape(example.answer, answer, example.route)
+                refuse(answer, schema_of(operation(example.route)["responses"]["200"]))
+            assert (example.what, example.to, example.form) == (same.what, same.to, same.form)
+            same_shape(example.body, same.body, example.route)
+
+
+def test_the_error_is_one(tmp_path):
+    model = write_tiny(tmp_path / "model.gguf", formats="Q8_0", n_context=256)
+    with daemon(model, tmp_path / "state") as running, Client(base_url=running.url) as client:
+        said = client.post(CHAT, json={})
     assert said.status_code == 400
     same_shape(ERROR, said.json())
     assert {**ERROR["error"], "message": ""} == {**said.json()["error"], "message": ""}
 
 
-def test_examples_are_of_routes_that_exist(client):
-    paths = client.get("/openapi.json").json()["paths"]
-    for example in EXAMPLES:
-        method, path = example.route.split()
-        assert method.lower() in paths[path]
-
-
-def test_every_route_and_every_field_is_described(client):
+def test_every_route_and_every_field_is_described():
     """By a sentence; a value that is always the same says itself what it is."""
-    found = client.get("/openapi.json").json()
-    for path, operations in found["paths"].items():
-        for method, operation in operations.items():
-            assert operation.get("description"), f"{method} {path}"
-            for query in operation.get("parameters", []):
+    for path, operations in WHOLE["paths"].items():
+        for method, found in operations.items():
+            assert found.get("description"), f"{method} {path}"
+            for query in found.get("parameters", []):
                 assert query["in"] == "path" or query.get("description"), f"{method} {path}?{query['name']}"
-    for name, schema in found["components"]["schemas"].items():
+    for name, schema in WHOLE["components"]["schemas"].items():
+        if name in ("HTTPValidationError", "ValidationError"):
+            continue
         for field, one in schema.get("properties", {}).items():
             assert one.get("description") or "const" in one or one.get("type") == "null", f"{name}.{field}"

@@ -1,11 +1,23 @@
 """The fleet in the tables of all APIs and commands: options of a daemon that serves one, examples, and arguments."""
 
-from collections.abc import Iterator
+import secrets
+from pathlib import Path
 
-from api_examples import ADAPTER, AT, Example
+import httpx
+import numpy as np
+from api_examples import FILE, Story
 from fleets import write_fleet
+from slot_folders import write_slot
 
-from edgetune.formats.bundle import open_bundle
+from edgetune.formats.bundle import open_bundle, write_copy
+from edgetune.parts.fleet.membership.device import begin, public_of
+from edgetune.parts.fleet.membership.lead import Signing
+from edgetune.parts.fleet.rounds import answer
+from edgetune.parts.fleet.rounds.places import newest
+from edgetune.parts.fleet.rounds.task import open_task
+
+FLEET = "/v1/fleet"
+SAID = "device execution finished"
 
 
 def serving(model, folder):
@@ -17,31 +29,66 @@ OPTIONS = (serving,)
 ARGUMENTS = (("fleet apply", ["{folder}"]),)
 
 
-def examples() -> Iterator[Example]:
-    yield Example("GET /v1/fleet/order", "See what devices are to do.", answer={
-        "rollout": "", "number": 0, "order": "", "signature": "", "files": []})
-    report = {"device": "kitchen", "at": AT, "model": "sha256:9f86d081", "rollout": "1767182400-home",
-              "execution": "proceeding", "finished": "none", "reason": "6 of 6 examples are answered exactly",
-              "adapter": ADAPTER, "verdict": {"passed": True, "wins": 6, "losses": 0}, "installed": [],
-              "superseded": [], "kept": [], "version": 1, "edgetune": "0.1.0", "kind": "Raspberry Pi 5, aarch64",
-              "base": "smollm2", "active": ADAPTER}
-    yield Example("GET /v1/fleet/status", "See devices, rings and rounds.", answer={
-        "devices": [{"device": "kitchen", "kind": "Raspberry Pi 5, aarch64", "base": "smollm2", "edgetune": "0.1.0",
-                     "active": ADAPTER, "at": AT, "outcome": "succeeded", "reason": "6 of 6 are answered exactly"}],
-        "rollout": {"id": "1767182400-home", "status": "running", "ring": 2,
-                    "changes": ["advance", "pause", "stop", "undo"],
-                    "rings": [{"devices": 1, "begun": True, "succeeded": 1, "refused": 0, "failed": 0}]},
-        "rounds": {"base": "smollm2", "number": 4, "arrived": ["kitchen"], "records": [
-            {"round": 3, "devices": 3, "left_out": 1, "loss_before": 1.62, "loss_after": 1.46,
-             "kinds": [{"kind": "Raspberry Pi 5, aarch64", "devices": 3, "loss_before": 1.62, "loss_after": 1.46}],
-             "refused": [{"device": "shed", "reason": "its update is not finite"}]}]},
-        "members": None, "unreadable": []})
-    yield Example("POST /v1/fleet/rollout/{change}", "Stop a roll-out: no further device begins.",
-                  "/v1/fleet/rollout/stop")
-    yield Example("PUT /v1/fleet/devices/{device}", "Report what a device did.", "/v1/fleet/devices/kitchen",
-                  report, answer=report)
-    yield Example("GET /v1/fleet/members", "See which devices have asked to join.", answer={
-        "object": "list", "joined": False, "data": [], "unreadable": []})
+def tell(story: Story) -> None:
+    _roll_out(story)
+    _round(story)
+    _members(story)
+    _base(story)
 
 
-EXAMPLES = (*examples(),)
+def _roll_out(story: Story) -> None:
+    order = story(f"GET {FLEET}/order", show="rollout number files")
+    story(f"GET {FLEET}/rollouts/{{rollout}}/{{file}}", rollout=order["rollout"], file=order["files"][0],
+          to=Path(order["files"][0]).name)
+    report = {"device": "kitchen", "at": 1767182400, "model": "sha256:9f86d081", "rollout": order["rollout"],
+              "execution": "closed", "finished": "success", "reason": "6 of 6 are exact",
+              "adapter": "ft:model:home:1", "verdict": {"passed": True, "wins": 6, "losses": 0}, "installed": [],
+              "superseded": [], "kept": [], "version": 1, "edgetune": "0.1.0"}
+    story(f"PUT {FLEET}/devices/{{device}}", body=report, device="kitchen", show=SAID)
+    story(f"GET {FLEET}/status",
+          show="devices device outcome rollout id status ring")
+    story(f"POST {FLEET}/rollout/{{change}}", change="stop", show="id status")
+
+
+def _round(story: Story) -> None:
+    found = story(f"GET {FLEET}/round/{{device}}", device="kitchen")
+    number = found["round"]
+    story(f"GET {FLEET}/rounds/{{number}}/task/{{file}}", number=number, file="task.json", to="task.json")
+    task = open_task(newest(story.folder / "fleet").task, open_bundle(story.folder / "model.gguf"))
+    generator = np.random.default_rng(0)
+    arrays = {f"{name}.b": generator.normal(0, 1e-2, pair.b.shape).astype(np.float16)
+              for name, pair in task.pairs.items()}
+    facts = answer.AnswerFacts(answer.VERSION, task.name, "kitchen", task.base.fingerprint, "", "b", 2, 8, 80, 1.0)
+    answer.write_answer(story.folder / "answer", facts, arrays, None)
+    story(f"PUT {FLEET}/rounds/{{number}}/answers/{{device}}", number=number, device="kitchen",
+          form={"answer": f"@answer/{answer.FACTS}", "update": f"@answer/{answer.UPDATE}"})
+
+
+def _members(story: Story) -> None:
+    code = story(f"POST {FLEET}/invites", body={"seconds": 3600})["code"]
+    own = begin(str(story.client.base_url), "kitchen")
+    story(f"POST {FLEET}/join", body={"code": code, "device": "kitchen", "key": own.public()}, show="device state")
+    story(f"GET {FLEET}/members", show="joined data device state")
+    members = f"{FLEET}/members/{{device}}"
+    story(f"GET {members}", device="kitchen", show="device key state")
+    story(f"POST {members}/approve", device="kitchen", show="device state")
+    with httpx.Client(base_url=story.client.base_url, auth=Signing("kitchen", own.key)) as device:
+        story(f"POST {members}/rotate", "The device signs the request with the key that it had.",
+              {"key": public_of(own.next_key())}, device="kitchen", client=device, show="device key state")
+    story(f"POST {members}/revoke", device="kitchen", show="device state")
+
+
+def _base(story: Story) -> None:
+    """The other side of its slot holds the same base, of another name."""
+    slot = write_slot(story.folder / "model.gguf", story.folder / secrets.token_hex(4))
+    base = open_bundle(story.folder / "model.gguf")
+    with slot.filled("b") as beside:
+        write_copy(base, beside)
+    with story.serving(slot.path, context=512) as other:
+        for number in range(40):
+            story.ask("POST /v1/feedback", {"prompt": f"lamp {number} on", "correction": "on"}, client=other)
+        story("POST /v1/base/evaluate", body={"base": base.fingerprint, "required": "not-worse"}, client=other,
+              show="id status origin")
+
+
+TELLS = [(Path(__file__).with_name(FILE), tell)]

@@ -1,6 +1,16 @@
-"""The example of the library's route for the reference."""
+"""The examples of the library's routes for the reference."""
 
-from api_examples import ADAPTER, FILE, Example
+from pathlib import Path
 
-EXAMPLES = [Example("POST /v1/adapters/{adapter}/questions", "Let model:auto choose it for questions like its rows.",
-    f"/v1/adapters/{ADAPTER}/questions", {"file": FILE})]
+from api_examples import FILE, Story
+
+PATH = "/v1/adapters/{adapter}/questions"
+
+
+def tell(story: Story) -> None:
+    adapter = story.ids["adapter"]
+    story(f"POST {PATH}", body={"file": story.ids["file"]}, adapter=adapter, show="id name state")
+    story(f"DELETE {PATH}", adapter=adapter, show="id name state")
+
+
+TELLS = [(Path(__file__).with_name(FILE), tell)]

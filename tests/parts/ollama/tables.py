@@ -1,10 +1,10 @@
 """Ollama's API in the tables of all APIs: as a surface for answers, its fields and its examples."""
 
 import json
-from collections.abc import Iterator
+from pathlib import Path
 
 import ollama
-from api_examples import ASK, LAMP, Example
+from api_examples import ASK, FILE, Story
 from api_fields import IGNORED, PARAMETERS, REFUSED, SAMPLING, SUPPORTED, TOOL, Endpoint, Field, ignored, supported
 from daemons import PATIENCE
 from surfaces import Said, Surface
@@ -101,26 +101,19 @@ EMBED = Endpoint("/api/embed", {"model": "tiny:base", "input": "turn"}, [
 ENDPOINTS = (CHAT, GENERATE, EMBED, EMBEDDINGS)
 
 
-def examples() -> Iterator[Example]:
-    """Requests and their answers, as the reference shows them."""
+def tell(story: Story) -> None:
     options = {"num_predict": 40}
-    yield Example("POST /api/chat", "Ask as Ollama's clients do.",
-                  body={"model": "model", "messages": ASK, "stream": False, "options": options}, answer={
-                      "model": "model", "created_at": "2025-12-31T12:00:00Z",
-                      "message": {"role": "assistant", "content": LAMP}, "done": True, "done_reason": "stop",
-                      "total_duration": 412000000, "prompt_eval_count": 31, "eval_count": 12})
-    yield Example("POST /api/generate", "Ask one question.",
-                  body={"model": "model", "prompt": "switch the lamp off", "stream": False, "options": options},
-                  answer={"model": "model", "response": LAMP, "done": True, "done_reason": "stop"})
-    yield Example("POST /api/embed", "Get the vector of a text.", body={"model": "model", "input": "lamp off"},
-                  answer={"model": "model", "embeddings": [[0.01, -0.02]], "prompt_eval_count": 3})
-    yield Example("GET /api/tags", "List the models.", answer={"models": [{
-        "name": "model:latest", "model": "model:latest", "size": 91731072, "details": {
-            "format": "gguf", "family": "llama", "parameter_size": "134.52M", "quantization_level": "Q4_1"}}]})
-    yield Example("POST /api/show", "Describe one.", body={"model": "model"})
-    yield Example("GET /api/version", "Say which Ollama it resembles.", answer={"version": "0.12.0"})
-    yield Example("POST /api/pull", "See whether a model is here, as clients of Ollama do.",
-                  body={"model": "model", "stream": False}, answer={"status": "success"})
+    story("POST /api/chat", body={"model": "model", "messages": ASK, "stream": False, "options": options},
+          show="model message role content done")
+    story("POST /api/generate", body={"model": "model", "prompt": "switch the lamp off", "stream": False,
+                                      "options": options}, show="response done")
+    story("POST /api/embed", body={"model": "model", "input": "lamp off"}, show="model embeddings")
+    story("POST /api/embeddings", body={"model": "model", "prompt": "lamp off"})
+    story("GET /api/tags", show="models name size details family parameter_size")
+    story("GET /api/ps", show="models name expires_at context_length")
+    story("POST /api/show", body={"model": "model"}, show="capabilities")
+    story("GET /api/version")
+    story("POST /api/pull", body={"model": "model", "stream": False})
 
 
-EXAMPLES = (*examples(),)
+TELLS = [(Path(__file__).with_name(FILE), tell)]

@@ -1,8 +1,9 @@
 """/v1/responses in the tables of all APIs: as a surface for answers, its fields and its examples."""
 
 import json
+from pathlib import Path
 
-from api_examples import ADAPTER, AT, LAMP, Example
+from api_examples import FILE, Story
 from api_fields import FUNCTION, IGNORED, PARAMETERS, REFUSED, STORE, SUPPORTED, Endpoint, Field, ignored, supported
 from surfaces import Said, Surface
 
@@ -62,10 +63,10 @@ RESPONSES = Endpoint("/v1/responses", {"input": "turn", "max_output_tokens": 3},
 
 ENDPOINTS = (RESPONSES,)
 
-EXAMPLES = [Example("POST /v1/responses", "Ask by OpenAI's newer API.",
-              body={"input": "switch the lamp off", "max_output_tokens": 40}, answer={
-                  "id": "resp_77aa", "object": "response", "created_at": AT, "status": "completed",
-                  "model": ADAPTER, "output": [{
-                      "id": "msg_51", "type": "message", "role": "assistant", "status": "completed",
-                      "content": [{"type": "output_text", "text": LAMP}]}],
-                  "usage": {"input_tokens": 31, "output_tokens": 12, "total_tokens": 43}})]
+
+def tell(story: Story) -> None:
+    story("POST /v1/responses", body={"input": "switch the lamp off", "max_output_tokens": 16},
+          show="id object status output content text usage total_tokens")
+
+
+TELLS = [(Path(__file__).with_name(FILE), tell)]

@@ -1,6 +1,8 @@
 """The tutor in the tables of the API: options of a daemon that keeps prompts, and examples."""
 
-from api_examples import AT, Example
+from pathlib import Path
+
+from api_examples import FILE, Story
 
 
 def keeping(model, folder):  # noqa: ARG001 (as of all parts)
@@ -8,11 +10,13 @@ def keeping(model, folder):  # noqa: ARG001 (as of all parts)
     return {"keep_prompts": 100}
 
 
+def tell(story: Story) -> None:
+    prompt = story("GET /v1/prompts", query="?limit=1",
+                   show="data id question counts kept new")["data"][0]["id"]
+    story("GET /v1/prompts/{prompt_id}", prompt_id=prompt, show="id row messages role content")
+    story("DELETE /v1/prompts/{prompt_id}", prompt_id=prompt)
+    story("DELETE /v1/prompts")
+
+
 OPTIONS = (keeping,)
-EXAMPLES = (
-    Example("GET /v1/prompts", "See the newest kept prompt.", "/v1/prompts?limit=1", answer={
-        "object": "list", "data": [{"id": "prompt-e02a", "object": "prompt", "created_at": AT,
-                                    "question": "switch the lamp off", "job": None}],
-        "has_more": False, "counts": {"kept": 1, "new": 1, "most": 100}}),
-    Example("DELETE /v1/prompts", "Delete them.", answer={"object": "list", "count": 1, "remains": ""}),
-)
+TELLS = [(Path(__file__).with_name(FILE), tell)]
