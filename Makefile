@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train check clean crash cuda data dev docs durability fuzz help home-assistant-app install \
-    installs lab lint machine picture ready release sanitize slow smoke test wheels
+    installs lab lint machine picture ready release sanitize slow test test-all wheels
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -42,11 +42,10 @@ dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(BUILD) build/dev -j $(JOBS)
 	for so in build/dev/_native.*.so; do cp $$so edgetune/backends/native.tmp && mv edgetune/backends/native.tmp edgetune/backends/$$(basename $$so); done
 
-# Of the files that have one, since it would take longer to read all tests than to run these.
-smoke: ready ## a minute: tests marked smoke, some of each room
-	$(RUN) -m pytest -n $(JOBS) -m smoke $$(grep -rl --include='test_*.py' 'mark\.smoke' .)
+test: ready ## three minutes: the tests of each room that need little (EXTRAS=test), against the edgetune that PYTHON has
+	$(RUN) -m pytest -m 'not dev and not slow'
 
-test: ready ## the tests, against the edgetune that PYTHON has
+test-all: ready ## all tests, with those that need PyTorch, a browser or more seconds (EXTRAS=dev), but for `make slow`
 	$(RUN) -m pytest
 
 # .ci/lint.txt has what it needs. The format of the C is `clang-format -i` with that version.

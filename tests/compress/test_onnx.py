@@ -320,7 +320,7 @@ def test_generate_and_chat(made, tmp_path):
 def test_without_onnxruntime_it_says_what_to_install(made, monkeypatch):
     model = made().floats
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EdgetuneError, match="not installed; install the extra onnx"):
+    with pytest.raises(EdgetuneError, match="pip install 'onnxruntime"):
         OnnxModel(model)
 
 

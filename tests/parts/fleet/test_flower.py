@@ -212,7 +212,7 @@ def test_without_flower_a_sentence_says_what_to_install(tmp_path, model, monkeyp
         done = CliRunner().invoke(cli, ["fleet", *map(str, words), "--model", str(model), "--flower", str(empty)])
         assert isinstance(done.exception, UnsupportedError | SystemExit)
         assert "has no package flwr" in done.output
-        assert "install the extra flower" in done.output
+        assert "pip install 'flwr>=1.42,<1.43'" in done.output
         assert done.output.count("\n") == 1
 
 
