@@ -15,8 +15,6 @@ from formats_of_ggml import dequantize, ggml_type
 from edgetune.backends import cpu, native
 from edgetune.errors import UnsupportedError
 
-pytestmark = pytest.mark.smoke
-
 ROOT = Path(__file__).parents[2]
 KERNEL_SETS = [name for name in cpu.isa_names() if cpu.usable(name)]
 

@@ -20,8 +20,6 @@ from edgetune.compress.source import huggingface as hf
 from edgetune.errors import DataError, Interrupted, UsageError
 from edgetune.formats.gguf import open_gguf, write_gguf
 
-pytestmark = pytest.mark.smoke
-
 RNG = np.random.default_rng(0)
 TOKENS = [int(token) for token in RNG.integers(0, 416, 60)]  # past gemma3's window of 24
 WINDOWS = RNG.integers(0, 416, (12, 48)).astype(np.int32)

@@ -18,8 +18,6 @@ from edgetune.data.question import question_digest
 from edgetune.data.rows import check_row
 from edgetune.errors import DataError, TooLargeError, TooMuchError, UsageError
 
-pytestmark = pytest.mark.smoke
-
 ASKED = [{"role": "user", "content": "lamp on"}]
 
 

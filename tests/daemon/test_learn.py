@@ -27,7 +27,6 @@ def cancel(service, job):
     service.jobs.wait(job.id, 60)
 
 
-@pytest.mark.smoke
 @pytest.mark.learning
 def test_learns_and_refuses(trains):
     """What is right is learned and activated; what contradicts it does not get through, and is set aside."""

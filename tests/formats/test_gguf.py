@@ -19,8 +19,6 @@ from edgetune.errors import EdgetuneError, FormatError, UnsupportedError
 from edgetune.formats.gguf import FORMATS, Tensor, check_model, fingerprint, open_gguf, write_gguf
 from edgetune.formats.gguf.read import TYPES
 
-pytestmark = pytest.mark.smoke
-
 U8 = 0
 U32 = 4
 F32 = 6

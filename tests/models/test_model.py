@@ -40,7 +40,6 @@ from edgetune.training.trainer import Trainer
 OPTIONS = {"steps": 1, "batch_size": 2, "max_length": HEAD_TOKENS, "threads": 2}
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in ALL_FAMILIES for rope in ROPES_OF[name]])
 def test_gradients_equal_autograd_in_every_family(name, rope, tmp_path):
     """Where activations of one block are kept, of some, and of all."""

@@ -38,8 +38,6 @@ from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
-pytestmark = pytest.mark.smoke
-
 TOYS = {kind.name: base._registry._found.pop(kind.name) for kind in (Focal, Pairs)}  # known to these tests only
 
 

@@ -41,7 +41,6 @@ def answers_of(model, adapter=None):
         return ["".join(served.chat([{"role": "user", "content": row["prompt"]}], max_tokens=20)) for row in HELD]
 
 
-@pytest.mark.smoke
 @pytest.mark.learning
 def test_answers_before_and_after_are_those_of_llama_cpp(model, learned):
     before = answers_of(model)

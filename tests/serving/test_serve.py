@@ -15,8 +15,6 @@ from edgetune.llamacpp.context import BATCH, OUTPUTS, PARALLEL
 from edgetune.llamacpp.sampling import Sampling
 from edgetune.serving.llama import LlamaModel
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture(scope="module")
 def served(tiny_llama):

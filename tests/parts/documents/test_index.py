@@ -17,8 +17,6 @@ from edgetune.parts.documents.options import IndexOptions
 from edgetune.parts.documents.search import Encoding, Index, fused
 from edgetune.parts.documents.store import Citation, IndexStore
 
-pytestmark = pytest.mark.smoke
-
 OPTIONS = IndexOptions(chunk_tokens=40)
 TEXTS = {
     "lamp.md": "# Lamp\n\nThe lamp in the hall is red.\n\n## Time\n\nIt burns at six.\n",

@@ -27,8 +27,6 @@ from edgetune.parts.fleet.status import history_of
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 
-pytestmark = pytest.mark.smoke
-
 CONFIG = TrainConfig(rank=4, lr=1e-2, epochs=2.0, batch_size=4, max_length=64, precision="exact", anchors=0)
 OWN = {"threads": 1, "memory": ""}
 

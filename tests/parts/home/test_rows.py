@@ -16,8 +16,6 @@ from edgetune.parts.home.templates import NothingFits, Templates
 from edgetune.parts.home.tools import TOOLS, Call, Target, offered, same_calls, shortest
 from edgetune.parts.home.wishes import MISSING, WHICH, Wish, wish_of
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):

@@ -22,8 +22,6 @@ from edgetune.parts.tutor.rounds.gate import (
 )
 from edgetune.parts.tutor.rounds.options import TutorOptions
 
-pytestmark = pytest.mark.smoke
-
 OPTIONS = TutorOptions()
 RUNS = 300
 
