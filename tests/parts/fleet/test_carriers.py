@@ -60,5 +60,5 @@ def test_a_new_carrier_has_a_command_an_extra_a_route_and_a_right(said):
     assert said["command"] == "a box\n"
     assert re.search(r"^  box +Say that it is a box.$", said["help"], re.MULTILINE)
     assert "[box 0, folder 60, http 300]" in " ".join(said["follow"].split())
-    assert (said["extra"], said["routes"]) == ("box", ["/v1/fleet/box/{device}"])
+    assert said["routes"] == ["/v1/fleet/box/{device}"]
     assert "GET /v1/fleet/box/(?P<device>[^/]+)" in said["rights"]
