@@ -27,7 +27,7 @@ class Absent(ModuleType):
     collecting = True
 
     def __getattr__(self, name: str) -> "Absent":
-        if name.startswith("__"):
+        if Absent.collecting and name.startswith("__"):
             raise AttributeError(name)
         return self()
 

@@ -48,6 +48,7 @@ def test_programs_of_the_lab_that_pages_name_exist_and_say_what_they_take():
     assert all(f"\n{name} " in listed.stdout for name in PROGRAMS)
 
 
+@pytest.mark.dev
 def test_programs_of_the_lab_have_options():
     """In one process: some set the environment of what they import."""
     code = """

@@ -160,6 +160,7 @@ def test_silent_parts_cost_nothing(tmp_path):
     assert np.abs(hf_logits(hf.to_torch(smaller), TOKENS) - hf_logits(source, TOKENS)).max() < 1e-3
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pruned_models_are_trained(family, tmp_path):
     path, _ = make_family(family, tmp_path, num_hidden_layers=BLOCKS)

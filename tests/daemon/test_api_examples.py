@@ -101,6 +101,7 @@ def same_shape(shown, said, place="answer"):
         assert isinstance(said, kinds), f"{place} is {said!r}"
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: f"{example.route}: {example.what}")
 def test_an_example_is_answered(request, running, client, adapter, made_elsewhere, example):
     if example.of_encoder:
@@ -127,6 +128,7 @@ def test_the_error_is_one(client):
     assert {**ERROR["error"], "message": ""} == {**said.json()["error"], "message": ""}
 
 
+@pytest.mark.dev
 def test_examples_are_of_routes_that_exist(client):
     paths = client.get("/openapi.json").json()["paths"]
     for example in EXAMPLES:

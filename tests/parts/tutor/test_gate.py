@@ -158,6 +158,7 @@ def published_within(rounds, questions, has_labels, seed):
     return count / RUNS
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("rounds", [1, 5, 20])
 @pytest.mark.parametrize("questions", [ring, drifting])
 def test_useless_adapters_are_published_in_at_most_alpha_of_the_runs(rounds, questions):
