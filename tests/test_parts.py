@@ -98,6 +98,7 @@ def test_a_new_part_has_a_route_facts_of_the_device_and_requests_without_a_key(s
     assert said["device"] == "late"
     assert said["schema"]["description"] == "The time that it tells."
     assert said["admitted"] == [200, 403, 401]
+    assert said["scopes"] == [200, 403]  # of a key that is to ask: the second route declares no scope
 
 
 def test_a_new_part_answers_is_put_around_questions_and_chooses_who_answers(said):

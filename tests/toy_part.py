@@ -18,7 +18,7 @@ from daemons import ASK, CHAT, PATIENCE, daemon  # noqa: E402
 
 import edgetune  # noqa: E402
 from edgetune.cli import cli  # noqa: E402
-from edgetune.daemon.keys import add_key  # noqa: E402
+from edgetune.daemon.keys import KeyScope, add_key  # noqa: E402
 from edgetune.daemon.kinds.registry import kind_of, kinds  # noqa: E402
 from edgetune.daemon.options import DaemonConfig  # noqa: E402
 from edgetune.daemon.unit import FILES  # noqa: E402
@@ -77,10 +77,12 @@ def main(model, folder):
     with daemon(model, folder / "other") as running:
         told = get("/v1/device").json()["toy"]
         said["off"] = [told, "toy" in running.service.running]
-    add_key(folder / "keys", "owner")
+    asker = {"Authorization": f"Bearer {add_key(folder / 'keys', 'asker', KeyScope.ANSWER)}"}
     with daemon(model, folder / "state", toy=str(late), key_file=str(folder / "keys")) as running:
         said["admitted"] = [get(path).status_code for path in (
             "/v1/toy", "/v1/toy/refused", "/v1/device")]
+        said["scopes"] = [httpx.get(running.url + path, headers=asker, timeout=PATIENCE).status_code
+                          for path in ("/v1/toy/hour", "/v1/toy/clock")]
     print(json.dumps(said))
 
 

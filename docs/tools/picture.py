@@ -2,7 +2,7 @@
 
 `make picture` runs it; it needs the extras demo and daemon, playwright and Chromium. SmolLM2 learns a part of the
 demonstration's rows once, in minutes; build/picture keeps the state. The board and its temperature are those of
-tests/boards.py; answers, scores and losses are real.
+tests/boards.py; answers, scores and losses are real. The speed of answers, which is this machine's, is left out.
 """
 
 from __future__ import annotations
@@ -128,6 +128,8 @@ def take(browser: Browser, url: str, path: Path, **options: Any) -> None:
     expect(page.locator("#health")).to_have_text("running")
     talk(page)
     page.locator("#text").blur()
+    page.evaluate("() => { $('speed').parentElement.hidden = true; }")
+    page.evaluate("() => { $('tiles').style.gridTemplateColumns = 'repeat(3, 1fr)'; }")
     page.evaluate("document.documentElement.style.scrollbarGutter = 'auto'")
     page.screenshot(path=path)
     context.close()

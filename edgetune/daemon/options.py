@@ -18,6 +18,7 @@ from ..options import AUTO, check_options, declared, option, share_of
 from ..training.config import TrainConfig
 
 OFF = "off"
+IDLE_SECONDS = 600.0  # without a request, then --learn idle begins
 NUMBER = r"\d{1,4}(?:\.\d{1,4})?"
 NIGHTLY = "-nightly"  # after a value of --learn that parts add
 WHEN = ("", NIGHTLY)
@@ -132,6 +133,17 @@ class DaemonOptions:
         """Returns whether it learns from something in addition to feedback."""
         return self.learn.removesuffix(NIGHTLY) in dict(MORE)
 
+    @property
+    def learns(self) -> str:
+        """Returns when it learns by itself, as words after "it"."""
+        if self.learn == OFF:
+            return "learns when it is told to, not by itself"
+        nightly = self.learn.endswith(NIGHTLY.removeprefix("-"))
+        when = _hours_of_day(read_hours("learn-hours", self.learn_hours)) if nightly else \
+            f"when nobody has asked for {IDLE_SECONDS / 60:g} minutes"
+        return f"learns {when}" + "".join(f", also {source}" for name, source in MORE
+                                          if name == self.learn.removesuffix(NIGHTLY))
+
     def check(self: C) -> C:
         """Returns self; raises UsageError for the first option out of its range."""
         check_options(self)
@@ -190,6 +202,12 @@ class DaemonOptions:
         base = os.environ.get("STATE_DIRECTORY", "").split(":")[0]  # systemd's
         default = Path(base) if base else Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "edgetune"
         return Path(self.state).expanduser() if self.state else default.expanduser()
+
+
+def _hours_of_day(hours: tuple[int, int]) -> str:
+    """Returns minutes of the day in words: at night, from 1 to 6 o'clock."""
+    begin, end = (f"{minutes // 60}:{minutes % 60:02}".removesuffix(":00") for minutes in hours)
+    return f"{'at night' if not 6 * 60 <= hours[0] < 20 * 60 else 'each day'}, from {begin} to {end} o'clock"
 
 
 @cache

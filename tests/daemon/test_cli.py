@@ -188,12 +188,15 @@ def test_keys_over_a_unix_socket(model, tmp_path, monkeypatch):
     assert "systemctl restart edgetune" in said
     key = json.loads(run("service", "key", "phone", "--key-file", tmp_path / "keys", "--json"))["key"]
     assert key not in (tmp_path / "keys").read_text()
+    asker = json.loads(run("service", "key", "asker", "--scope", "answer", "--key-file", tmp_path / "keys", "--json"))
+    assert (asker["name"], asker["scope"]) == ("asker", "answer")
     (tmp_path / "mine").write_text(f"{key}\n")
     with process(model, tmp_path, "--socket", tmp_path / "socket", "--key-file", tmp_path / "keys") as running:
         assert running.url == f"unix:{tmp_path / 'socket'}"
         monkeypatch.setenv("EDGETUNE_URL", running.url)
         assert "active" in run("status", "--key-file", tmp_path / "mine")
         for key_given, code, words in (("", 2, "the daemon refuses: "), ("et-wrong", 2, "the daemon refuses: "),
+                                       (asker["key"], 2, "needs a key of the scope admin"),
                                        (key, 0, "active")):
             monkeypatch.setenv("EDGETUNE_KEY", key_given)
             assert words in run("adapters", *["--json"] * bool(code), code=code)

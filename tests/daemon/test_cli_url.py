@@ -8,7 +8,7 @@ from daemons import daemon
 from tiny import write_tiny
 
 from edgetune.cli import cli
-from edgetune.daemon.keys import add_key
+from edgetune.daemon.keys import KeyScope, add_key
 from edgetune.serving.llama import LlamaModel
 
 QUESTIONS = {"turn": '{"light": "off"}', "the light": "on"}
@@ -18,7 +18,7 @@ QUESTIONS = {"turn": '{"light": "off"}', "the light": "on"}
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("url")
     write_tiny(made / "tiny.gguf", formats="Q8_0")
-    (made / "key").write_text(add_key(made / "keys", "me"))
+    (made / "key").write_text(add_key(made / "keys", "me", KeyScope.FEEDBACK))
     rows = [{"prompt": "turn", "completion": '{"light":"off"}'}, {"prompt": "the light", "completion": "off"},
             {"messages": [{"role": "user", "content": "turn"}, {"role": "assistant", "content": '{"light": "off"}'}]}]
     (made / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -27,7 +27,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def running(folder):
-    """It asks for a key. What it answers to two questions are corrections."""
+    """It asks for a key, and one that may ask and give feedback is enough. What it answers to two questions are
+    corrections.
+    """
     with daemon(folder / "tiny.gguf", folder / "state", key_file=str(folder / "keys")) as made:
         for question, answer in QUESTIONS.items():
             made.service.feedback.add(messages=[{"role": "user", "content": question}], answer="", correction=answer,

@@ -134,6 +134,22 @@ def test_an_edit_is_the_latest_word(feedback, state):
     assert learned(feedback)["question 3"] == "edited"
 
 
+def test_right_answers_that_count_are_exported_with_the_wrong_ones(feedback):
+    give(feedback, 1)
+    feedback.add(messages=asked(0), answer="yes 0", correction="no, yes")  # withdraws the earlier one
+    learn(feedback, "ftjob-0", "aside")
+    for number in range(1, 40):  # more than are read at once; some are held out
+        feedback.add(messages=asked(number), answer="no", correction=f"yes {number}")
+    learn(feedback, "ftjob-1")
+    feedback.add(prompt="which?", answer="this", rating="up")
+    feedback.add(prompt="when?", answer="now", rating="down")
+    feedback.add(prompt="what today?", answer="no", correction="soup", expires_in=60)
+    *chats, last = feedback.answers()
+    assert [(row["messages"][-1]["content"], row["rejected"]) for row in chats] == [
+        (f"yes {number}", "no") for number in range(1, 40)]
+    assert last == {"prompt": "which?", "completion": "this"}
+
+
 def test_the_rest_of_a_row_stays_when_it_is_edited(feedback):
     tools = [{"type": "function", "function": {"name": "lamp"}}]
     chat = feedback.add(messages=asked(1), tools=tools, answer="on", rating="up")

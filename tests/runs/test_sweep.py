@@ -47,6 +47,22 @@ def test_the_command_makes_a_table_and_marks_the_best(place):
         assert (record["steps"], record["seconds"]) == (one["steps"], one["seconds"])
 
 
+def test_several_seeds_have_means(place):
+    out = place / "seeds"
+    text = run("train", place / "model.gguf", place / "rows.jsonl", "-o", out, "--seed", "0,1", "--lr", "1e-3,2e-2",
+               "--steps", 6, *FLAGS)
+    written = json.loads((out / "sweep.json").read_text())
+    runs = {(one["options"]["lr"], one["options"]["seed"]): one for one in written["runs"]}
+    assert [mean["options"] for mean in written["means"]] == [{"lr": 1e-3}, {"lr": 2e-2}]
+    for mean in written["means"]:
+        for fact in ("loss", "exact"):
+            first, second = (runs[mean["options"]["lr"], seed][fact] for seed in (0, 1))
+            assert mean["runs"] == 2
+            assert mean[fact] == [pytest.approx((first + second) / 2), min(first, second), max(first, second)]
+        loss, least, most = (f"{value:.4f}" for value in mean["loss"])
+        assert f"2 {loss} ({least} to {most})" in " ".join(text.split())
+
+
 @pytest.mark.slow
 def test_every_combination_and_one_that_fails(place, tmp_path):
     found = sweep(place / "model.gguf", ROWS, tmp_path / "out", grid={"lr": [2e-2, 1e30], "rank": [2, 4]},
@@ -57,6 +73,7 @@ def test_every_combination_and_one_that_fails(place, tmp_path):
     assert found.best.point["lr"] == 2e-2
     assert [one["failed"] for one in json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]] == [
         False, False, True, True]
+    assert found.means == []  # of one seed
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ from ...errors import NotFoundError, UsageError
 from ...manifest import manifests
 from ...version import __version__
 from ..jobs.decide import without_scores
+from ..keys import KeyScope
 from ..kinds.evaluation import EvaluationRequest
 from ..service import Service
 from ..state.adapters import LATEST
@@ -47,14 +48,13 @@ from .adapters import AnAdapter, adapter_object, zipped
 from .asking import RecentAnswers
 from .bodies import Bodies
 from .completions import TheService
-from .errors import RESPONSES, JsonRoute, of_type
+from .errors import JSONL, RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
 from .metrics import Counted, Metrics
 from .pools import Pools, ThePools
-from .security import HEALTH, Guard, Keys
+from .security import HEALTH, Guard, Keys, needs, scope_of
 
 Purpose = Annotated[str | None, Query(description="Only files of this purpose.")]
-JSONL = "application/jsonl"
 CSV = "text/csv"
 BYTES = "application/octet-stream"
 ZIP = "application/zip"
@@ -93,7 +93,8 @@ def app(service: Service) -> FastAPI:
     errors.install(made)
     made.openapi = _made_once(made, keyed=keys is not None)  # type: ignore[method-assign]
     made.add_middleware(Counted, metrics=made.state.metrics)
-    made.add_middleware(Guard, service=service, keys=keys, bodies=made.state.bodies, uploads=uploads())  # comes first
+    made.add_middleware(Guard, service=service, keys=keys, bodies=made.state.bodies, routes=made.routes,
+                        uploads=uploads())  # comes first
     return made
 
 
@@ -114,7 +115,7 @@ def _made_once(made: FastAPI, keyed: bool) -> Callable[[], dict[str, Any]]:
 
 
 def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
-    """The schema of FastAPI, without its 422, which is a 400 here; with the key, where one is required."""
+    """The schema of FastAPI, without its 422, which is a 400 here; with the scope of the key, if one is required."""
     schema = get_openapi(title=made.title, version=made.version, routes=made.routes)
     for path in schema["paths"].values():
         for operation in path.values():
@@ -123,19 +124,26 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
         schema["components"]["schemas"].pop(name, None)
     if keyed:
         schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        schema["security"] = [{"key": []}]
+        for route in made.routes:
+            if isinstance(route, APIRoute) and route.include_in_schema:
+                scope = scope_of(route)
+                for method in route.methods or ():
+                    operation = schema["paths"][route.path_format][method.lower()]
+                    operation["security"] = [{"key": [scope.word]}] if scope else []
     return schema
 
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
 @router.get("/v1/models", response_model=schemas.Page[schemas.Model])
+@needs(KeyScope.ANSWER)
 def list_models(service: TheService) -> Any:
     """Lists the names that requests may give as their model."""
     return {"data": _models(service)}
 
 
 @router.get("/v1/models/{model}", response_model=schemas.Model)
+@needs(KeyScope.ANSWER)
 def get_model(model: str, service: TheService) -> Any:
     """Returns one of these names, also as commands call it."""
     for found in _models(service):
@@ -307,18 +315,21 @@ def delete_adapter(adapter: AnAdapter, service: TheService) -> Any:
 
 
 @router.get("/v1/device", response_model=schemas.DeviceObject)
+@needs(KeyScope.ANSWER)
 def device(service: TheService) -> Any:
     """Returns what the machine is, and what the daemon does on it now."""
     return service.device()
 
 
 @router.get("/openapi.json", include_in_schema=False)
+@needs(KeyScope.ANSWER)
 def show_schema(request: Request) -> Response:
     """All calls; made in a thread, so that others are answered meanwhile."""
     return JSONResponse(request.app.openapi())
 
 
 @router.get("/healthz", response_model=schemas.Health)
+@needs(KeyScope.OPEN)
 async def health(service: TheService, pools: ThePools) -> Any:
     """Says whether all of the daemon works. A degraded daemon still answers. /health and /v1/health, as llama-server
     has them, say the same.
@@ -333,6 +344,7 @@ for path in HEALTH:
 
 
 @router.get("/metrics", response_class=Response, responses=of_type("text/plain"))
+@needs(KeyScope.ANSWER)
 async def metrics(request: Request, pools: ThePools) -> Response:
     """Returns metrics in Prometheus' text format."""
     text, kind = await pools.watch(request.app.state.metrics.text)

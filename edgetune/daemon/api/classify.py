@@ -14,12 +14,14 @@ from pydantic import Field
 
 from ...serving.completion import Completion
 from ...serving.encoder_model import TOGETHER
+from ..keys import KeyScope
 from ..service import Service
 from .asking import note_ignored
 from .completions import TheService
 from .embeddings import TEXTS
 from .errors import RESPONSES, JsonRoute
 from .pools import Pools, ThePools
+from .security import needs
 from .shapes import Answer, Body, Id, Time
 
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
@@ -64,6 +66,7 @@ class ClassificationList(Answer):
 
 
 @router.post("/v1/classify", response_model=ClassificationList)
+@needs(KeyScope.ANSWER)
 async def classify(body: ClassifyRequest, request: Request, service: TheService, pools: ThePools) -> Any:
     """Returns the label of each text and the probabilities of all labels, by an encoder; a model that writes text is
     refused. The adapter answers for itself: no correction is recalled.

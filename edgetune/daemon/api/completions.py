@@ -14,10 +14,12 @@ from starlette.responses import Response
 from ...serving.completion import TokenLogprob
 from ...serving.question import Question
 from ...serving.tool_calls import CallPiece
+from ..keys import KeyScope
 from ..service import Service
 from . import generation
 from .asking import AnswerStream, Asked, Piece, Said, note_ignored
 from .errors import RESPONSES, JsonRoute, status_and_body
+from .security import needs
 
 LEAST = -9999.0  # OpenAI's, for what is impossible: JSON has no infinity
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
@@ -35,12 +37,14 @@ TheService = Annotated[Service, Depends(service_of)]
 
 
 @router.post("/v1/chat/completions", response_model=generation.Chat, responses=_EVENTS)
+@needs(KeyScope.ANSWER)
 async def chat(body: generation.ChatRequest, request: Request, response: Response) -> Any:
     """Answers a conversation: the base with its active adapter, or the model that is named."""
     return await _reply(_CHAT, [body.question()], request, response, body)
 
 
 @router.post("/v1/completions", response_model=generation.Completion, responses=_EVENTS)
+@needs(KeyScope.ANSWER)
 async def completions(body: generation.CompletionRequest, request: Request, response: Response) -> Any:
     """Continues a text, or each of several."""
     return await _reply(_TEXT, body.questions(), request, response, body)

@@ -12,11 +12,13 @@ from pydantic import Field
 
 from ...errors import UsageError
 from ..embeddings import Embedded, Text
+from ..keys import KeyScope
 from ..service import Service
 from .asking import calling_when_gone, note_ignored
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute
 from .pools import Pools
+from .security import needs
 from .shapes import Answer, Body, Whole
 
 TEXTS = 2048  # of a request, as OpenAI has it
@@ -68,6 +70,7 @@ class EmbeddingList(Answer):
 
 
 @router.post("/v1/embeddings", response_model=EmbeddingList)
+@needs(KeyScope.ANSWER)
 async def embeddings(body: EmbeddingRequest, request: Request, service: TheService) -> Any:
     """Returns a vector of length 1 for each text: the mean of the model's hidden states, or what --embeddings makes."""
     note_ignored(request, ["user"] if body.user is not None else [])

@@ -62,7 +62,8 @@ def about(param: str) -> Iterator[None]:
 
 STATUSES = {
     400: "A field or its value is wrong.", 401: "The key is missing or wrong.",
-    403: "A page of another origin asks, or the Host is not this daemon's.", 404: "Nothing has this name or id.",
+    403: "A page of another origin asks, the Host is not this daemon's, or the key's scope does not allow it.",
+    404: "Nothing has this name or id.",
     408: "The body came too slowly.", 413: "A body, a file or a text is too large.",
     429: "Too many requests wait; ask again later.",
     503: "Too many bytes are in progress, another program holds the database, or the daemon stops.",
@@ -131,6 +132,9 @@ def _body_model(request: Request) -> type[BaseModel] | None:
     field = getattr(request.scope.get("route"), "body_field", None)
     kind = field.field_info.annotation if field else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+JSONL = "application/jsonl"
 
 
 def of_type(*kinds: str) -> dict[int | str, dict[str, Any]]:

@@ -9,17 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
 from pydantic import Field, create_model
 
 from ...errors import UsageError
+from ..keys import KeyScope
 from ..kinds.feedback import NEW
 from ..kinds.registry import kinds
 from ..learning.items import FeedbackItem, Heading
+from ..state.database import dump
 from .completions import TheService
-from .errors import RESPONSES, JsonRoute
+from .errors import JSONL, RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
 from .generation import ChatMessage
 from .schemas import Deleted, Job, Page
+from .security import needs
 from .shapes import Answer, Body, Id, Time, Whole
 
 
@@ -178,6 +182,7 @@ AS_PROPOSED = ProposalAccept(correction=None)
 
 
 @router.post("/v1/feedback", response_model=FeedbackObject)
+@needs(KeyScope.FEEDBACK)
 def give_feedback(body: FeedbackRequest, request: Request, service: TheService) -> Any:
     """Gives feedback on an answer. It waits to be learned, or is held out to evaluate what is learned."""
     return heading_object(service.feedback.add(**given(body, request)).heading)
@@ -208,6 +213,14 @@ def list_feedback(service: TheService, after: After = None, limit: Limit = 100) 
     """Lists feedback, the newest first, with the beginnings of questions and answers."""
     found = [heading_object(heading) for heading in service.feedback.headings(after, limit + 1)]
     return {**page(found, limit), "counts": service.feedback.counts()}
+
+
+@router.get("/v1/feedback/rows", response_class=Response, responses=of_type(JSONL))
+def export_feedback(service: TheService) -> Response:
+    """Returns right answers as rows of JSON Lines, the oldest first, as `edgetune train` takes them; `rejected` is the
+    wrong answer. Feedback that is set aside or withdrawn, or that expires, is left out.
+    """
+    return StreamingResponse((f"{dump(row)}\n" for row in service.feedback.answers()), media_type=JSONL)
 
 
 @router.get("/v1/feedback/{feedback_id}", response_model=WholeFeedback)

@@ -19,6 +19,7 @@ from .errors import RESPONSES, JsonRoute, about
 
 router = APIRouter(prefix="/v1/fine_tuning", route_class=JsonRoute, responses=RESPONSES)
 STATUSES = {"pausing": "running", "paused": "queued"}  # OpenAI's, of those that it has no word for
+VERDICT = ("passed", "reason", "old", "new")  # its adapter has all of it
 After = Annotated[str | None, Query(description="The id after which the part begins.")]
 Limit = Annotated[int, Query(ge=1, le=100, description="Items of the part at most.")]
 
@@ -94,6 +95,7 @@ def job_object(job: Any) -> dict[str, Any]:
         "estimated_finish": int(time.time() + eta) if eta is not None else None,
         "fine_tuned_model": job.result, "hyperparameters": named,
         "method": {"type": kind, kind: {**others, "hyperparameters": {**config, **shown(objective, job), **named}}},
+        "verdict": job.verdict and {name: job.verdict[name] for name in VERDICT if name in job.verdict},
         "rounds": job.rounds or [], "report": f"{router.prefix}/jobs/{job.id}/report" if job.report else None,
     }
 

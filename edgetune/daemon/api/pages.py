@@ -15,8 +15,10 @@ from starlette.responses import Response
 
 from ...errors import NotFoundError
 from ...manifest import manifests
+from ..keys import KeyScope
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute, of_type
+from .security import needs
 
 FOLDER = Path(__file__).parents[1] / "page"
 STYLE = re.compile(r'<link rel="stylesheet" href="(\w+\.css)">')
@@ -30,6 +32,7 @@ router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 
 @router.head("/", include_in_schema=False)
 @router.get("/", response_class=Response, responses=of_type("text/html"))
+@needs(KeyScope.OPEN)
 async def show_page() -> Response:
     """Returns the daemon's page for browsers, which loads nothing else."""
     html, policy = _page()

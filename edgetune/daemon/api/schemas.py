@@ -234,6 +234,8 @@ class Job(Answer):
                                                         "held_out_loss, reward, held_out_reward, tokens_per_s, eta_s, "
                                                         "counts of rows that the gate asks; of work in rounds: round, "
                                                         "rounds, says (a sentence).")
+    verdict: dict[str, Any] | None = Field(description="The gate's decision: passed, reason, old and new (right, rows, "
+                                                       "...); null: it has not decided.")
     rounds: list[dict[str, Any]] = Field(default_factory=list, description="Of work in rounds: round, held_out (share "
                                          "of held-out questions that are right, or their score), held_out_before, "
                                          "questions, published, reason.")
@@ -425,6 +427,8 @@ class CommonDevice(Answer):
 
     object: Literal["device"] = "device"
     model: str = Field(description="The model's name.")
+    short_name: str = Field(description="Its name for commands, such as smollm2, which requests may use too; without "
+                                        "one, the same.")
     fingerprint: str = Field(description="sha256 of the model, which adapters name.")
     adapter: str | None = Field(description="The active adapter's id; null: only the base answers.")
     device: dict[str, Any] = Field(description="model, machine, kind, cpu, cores, "
@@ -435,8 +439,9 @@ class CommonDevice(Answer):
     serving: dict[str, Any] = Field(description="Since the start: requests, prompt_tokens, cached_tokens, "
                                     "completion_tokens. Now: waiting, working, tokens_per_s, cells_used, cells.")
     answered: dict[str, int] = Field(description="Answers since the start, by who gave them, such as model and recall.")
-    learning: dict[str, Any] = Field(description="on, mode, state (a sentence), needed, and counts of feedback; "
-                                                 "by the origin of other jobs that it begins, the same.")
+    learning: dict[str, Any] = Field(description="on, mode, learns (the mode in words), state (a sentence), "
+                                                 "needed, and counts of feedback; by the origin of other jobs that it "
+                                                 "begins, the same.")
     drawn: dict[str, int] = Field(description="Questions drawn to test new adapters: days for which one is kept, kept, "
                                               "unrated.")
     proposals: int = Field(description="Corrections in chats that wait to be accepted or dismissed.")

@@ -1,4 +1,4 @@
-"""ASGI middleware in front of the API: who may ask (key, Host, Origin), how much, and headers for browsers.
+"""ASGI middleware in front of the API: who may ask what (key, Host, Origin), how much, and headers for browsers.
 
 A web page in the owner's browser can send requests to a server on loopback. It cannot read the answers (no CORS), its
 writes are refused by their Origin, and a name that it lets point to 127.0.0.1 (DNS rebinding) by the Host.
@@ -16,15 +16,16 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import EdgetuneError
 from ...manifest import manifests
-from ..keys import hash_of, read_keys
+from ..keys import KeyScope, hash_of, read_keys
 from ..options import LOOPBACK
 from .bodies import Bodies, Body, Digested
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from ..service import Service
 
 HEALTH = ("/healthz", "/health", "/v1/health")
-OPEN = ("/", *HEALTH)  # without a key: the page, which holds no data, and whether the daemon is well
 _FORM = 64 * 1024  # what a form has around its file at most
 _READS = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
@@ -83,6 +83,25 @@ class Seldom:
             self._log.warning("%s", text)
 
 
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+
+
+def needs(scope: KeyScope) -> Callable[[Endpoint], Endpoint]:
+    """Declares the scope that a key must have for the routes of a function; without it that is ADMIN."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        endpoint.key_scope = scope  # type: ignore[attr-defined]
+        return endpoint
+
+    return declare
+
+
+def scope_of(route: BaseRoute) -> KeyScope:
+    """Returns the scope that a key must have for a route."""
+    found: KeyScope = getattr(getattr(route, "endpoint", None), "key_scope", KeyScope.ADMIN)
+    return found
+
+
 log = Seldom(logging.getLogger("edgetune.daemon"))
 Stamp = tuple[int, ...]
 
@@ -93,21 +112,23 @@ class Keys:
     def __init__(self, path: Path) -> None:
         """Raises UsageError or FormatError for a file that is none."""
         self.path = path
-        self._hashes = list(read_keys(path))
+        self._keys = read_keys(path)
         self._seen: Stamp = ()  # so read again at the first request
 
-    def accept(self, key: str) -> bool:
-        """Takes the same time for every key. While the file cannot be read, none is accepted."""
+    def scope_of(self, key: str) -> KeyScope:
+        """Returns what a key is for; OPEN: it is none. Takes the same time for every key. While the file cannot be
+        read, there are none.
+        """
         try:
             stamp = self._stamp()
             if stamp != self._seen:
-                self._hashes = list(read_keys(self.path))
+                self._keys = read_keys(self.path)
                 self._seen = stamp
         except (OSError, EdgetuneError) as error:
             log.warning(f"every key is refused: {error}")
-            return False
+            return KeyScope.OPEN
         shown = hash_of(key)
-        return sum(hmac.compare_digest(shown, known) for known in self._hashes) > 0
+        return max(KeyScope(hmac.compare_digest(shown, known) * found.scope) for known, found in self._keys.items())
 
     def _stamp(self) -> Stamp:
         """A stamp that changes with the content of the file, and with its permissions."""
@@ -127,13 +148,14 @@ class Guard:
     """Refuses forbidden requests, counts the bodies of others, and adds the headers to every answer."""
 
     def __init__(self, app: ASGIApp, service: Service, keys: Keys | None, bodies: Bodies,
-                 uploads: Sequence[re.Pattern[str]]) -> None:
-        """uploads: paths that take files."""
+                 routes: Sequence[BaseRoute], uploads: Sequence[re.Pattern[str]]) -> None:
+        """routes: in the order of the router, which takes the first that fits. uploads: paths that take files."""
         self.app = app
         self.service = service
         self.config = service.config
         self.keys = keys
         self.bodies = bodies
+        self.routes = routes
         self.uploads = uploads
         self.proxy = TrustedProxy(service.config.trusted_proxy)
 
@@ -172,8 +194,8 @@ class Guard:
         for part in self.service.running.values():
             if (digest := part.admit(scope)) is not None:
                 return digest
-        if not trusted:
-            self._check_key(scope["path"], headers.get("authorization", ""))
+        if self.keys and not trusted:
+            self._check_key(scope, self.keys, headers.get("authorization", ""))
         return ""
 
     def body(self, scope: Scope, receive: Receive) -> Body:
@@ -201,14 +223,22 @@ class Guard:
             raise Refused(403, f"a page of {origin!r:.100} may not write here; use the page of this daemon",
                           "wrong_origin")
 
-    def _check_key(self, path: str, authorization: str) -> None:
-        if self.keys is None or path in OPEN:
+    def _check_key(self, scope: Scope, keys: Keys, authorization: str) -> None:
+        needed = next((scope_of(route) for route in self.routes if route.matches(scope)[0] is Match.FULL),
+                      KeyScope.ANSWER)  # of what there is not: the app says so to whoever has a key
+        if needed is KeyScope.OPEN:
             return
         scheme, _, key = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not self.keys.accept(key.strip()):
+        held = keys.scope_of(key.strip()) if scheme.lower() == "bearer" else KeyScope.OPEN
+        if held is KeyScope.OPEN:
             what = "the key is not one of this daemon's" if authorization else "this daemon asks for a key"
             raise Refused(401, f"{what}; send it as Authorization: Bearer KEY (edgetune service key NAME makes one)",
                           "invalid_api_key", {"WWW-Authenticate": "Bearer"})
+        if held < needed:
+            raise Refused(403, f"{scope['method']} {scope['path']!r:.100} needs a key of the scope {needed.word}, and "
+                          f"this one's is {held.word}; edgetune service key NAME --scope {needed.word} makes one",
+                          "insufficient_scope",
+                          {"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{needed.word}"'})
 
 
 async def _answer(refused: HTTPException, path: str, send: Send) -> None:

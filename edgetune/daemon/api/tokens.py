@@ -9,8 +9,10 @@ from pydantic import Field
 
 from ...errors import UsageError
 from ...llamacpp.tokenizer import Tokenizer
+from ..keys import KeyScope
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute
+from .security import needs
 from .shapes import Answer, Body, Whole
 
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
@@ -53,6 +55,7 @@ class Detokenized(Answer):
 
 
 @router.post("/tokenize", response_model=Tokens)
+@needs(KeyScope.ANSWER)
 def tokenize(body: TokenizeRequest, service: TheService) -> Any:
     """Cuts a text into the tokens of the model that answers, as llama-server does."""
     tokenizer = service.served.tokenizer
@@ -69,6 +72,7 @@ def tokenize(body: TokenizeRequest, service: TheService) -> Any:
 
 
 @router.post("/detokenize", response_model=Detokenized)
+@needs(KeyScope.ANSWER)
 def detokenize(body: DetokenizeRequest, service: TheService) -> Any:
     """Writes tokens as text, as llama-server does."""
     tokenizer = service.served.tokenizer

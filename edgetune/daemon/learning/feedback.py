@@ -308,6 +308,14 @@ class Feedback:
         for rows in self._together("id", ids):
             yield from self.store.objects("feedback", rows, item_of)
 
+    def answers(self) -> Iterator[Row]:
+        """Yields right answers as rows, the oldest first, with `rejected`: the wrong answer, where one is known."""
+        found = self.store.read(f"SELECT rowid FROM feedback WHERE state IN ('new', 'used') AND {HAS_ANSWER} "
+                                "ORDER BY rowid")
+        for rows in self._together("rowid", (row["rowid"] for row in found)):
+            for item in self.store.objects("feedback", rows, item_of):
+                yield right_answer(item) | ({} if item.rejected is None else {"rejected": item.rejected})
+
     def _together(self, column: str, values: Iterable[Any]) -> Iterator[Sequence[sqlite3.Row]]:
         """Yields rows with these values of a column, TOGETHER at most at once: one statement each is slow for many."""
         left = iter(values)

@@ -21,15 +21,13 @@ from ..jobs.table import Job
 from ..kinds.base import Starter
 from ..kinds.feedback import NEW
 from ..kinds.registry import kinds
-from ..options import DaemonConfig
+from ..options import IDLE_SECONDS, DaemonConfig
 from ..state.database import Store
 
 log = logging.getLogger("edgetune.daemon")
 SWITCH = "learning"  # its name in the database
-IDLE_SECONDS = 600.0  # without a request, then --learn idle begins
 CHECK_SECONDS = 5.0
 RETRY_SECONDS = 60.0  # after the disk refused, or something broke
-NOT_BY_ITSELF = "learns when it is told to, not by itself"
 
 
 class Learner:
@@ -122,17 +120,18 @@ class Learner:
     # ---- the state ----------------------------------------------------------------------------------------------
 
     def state(self, now: float | None = None) -> dict[str, Any]:
-        """Returns on (whether it may begin by itself), mode (--learn), the facts of the starter for new feedback, and
-        `state`: why no job over feedback begins now, or that one does. Facts of other kinds follow under their origins.
+        """Returns on (whether it may begin by itself), mode (--learn), learns (what that says, in words), the facts of
+        the starter for new feedback, and `state`: why no job over feedback begins now, or that one does. Facts of other
+        kinds follow under their origins.
         """
-        found: dict[str, Any] = {"on": self.is_on, "mode": self.config.learn}
+        found: dict[str, Any] = {"on": self.is_on, "mode": self.config.learn, "learns": self.config.learns}
         for name, starter in self.starters.items():
             facts = {**starter.facts(), "needed": starter.needed}
             facts["state"] = self._obstacle(starter, starter.waiting(), now) or f"begins to {starter.doing}"
             if name == NEW:
                 found |= facts
                 if self.config.learn == "off" and not self._unfinished():
-                    found["state"] = NOT_BY_ITSELF
+                    found["state"] = self.config.learns
             elif starter.origin != self.starters[NEW].origin:
                 found[starter.origin] = facts
         return found

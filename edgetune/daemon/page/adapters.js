@@ -8,14 +8,10 @@ function showAdapters({ data, serving, history }) {
     if (name) called.set(id, name);
     if (holds) structured.add(id);
   }
-  put($("name"), base);
   $("no-adapters").hidden = data.length > 0;
   const of = (active) => data.filter(({ id }) => (id === serving) === active); // the active one comes first
   list($("adapters"), [...of(true), ...of(false)], (adapter) => adapter.id, adapterCard);
-  const lines = history.slice().sort((a, b) => b.at - a.at);
-  $("past").hidden = lines.length === 0;
-  $("back").disabled = lines.length === 0;
-  showLines($("history"), lines.map((line) => [line.at, `${short(line.adapter)}: ${line.cause}`]));
+  $("back").disabled = history.length === 0;
   showChoices(data, serving);
 }
 

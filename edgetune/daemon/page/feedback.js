@@ -6,6 +6,8 @@ const KINDS = { new: [WAITS, "warm"], used: ["learned", "good"], aside: ["set as
   withdrawn: ["taken back", ""], counted: ["noted", ""] };
 const MORE = 20;
 let wanted = MORE; // pieces of feedback that are shown, if there are as many
+const exported = fileLink("Export the right answers", "v1/feedback/rows", { name: "feedback.jsonl", saved: true });
+$("under-feedback").append(exported);
 
 /** The latest, while somebody looks. */
 async function showFeedback() {
@@ -19,6 +21,7 @@ async function showFeedback() {
   } while (page.has_more && items.length < wanted);
   $("no-feedback").hidden = items.length > 0;
   $("more").hidden = !page.has_more;
+  exported.hidden = !items.length;
   list($("feedback"), items, (item) => item.id, feedbackCard);
 }
 

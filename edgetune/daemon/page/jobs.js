@@ -6,14 +6,30 @@ const ALIVE = ["queued", "running", "pausing", "paused"];
 const ORIGINS = { learn: "From feedback", evaluate: "Evaluation", base: "Evaluation of a base" };
 const COLOURS = { succeeded: "good", running: "good", pausing: "warm", paused: "warm", failed: "bad" };
 
-/** adapters: what the gate found of each is its job's result. */
-async function showJobs(jobs, adapters) {
+const everyJob = new Map(); // that the daemon has, by id, the oldest first
+
+/** The latest jobs. Those before them, which do not change any more, are fetched once. */
+async function fetchJobs() {
+  const path = "v1/fine_tuning/jobs?limit=", found = [];
+  let page = await get(`${path}20`);
+  const latest = page.data;
+  for (;;) {
+    found.push(...page.data);
+    if (!page.has_more || page.data.some((job) => everyJob.has(job.id))) break;
+    page = await get(`${path}100&after=${encodeURIComponent(found[found.length - 1].id)}`);
+  }
+  found.reverse().forEach((job) => everyJob.set(job.id, job));
+  return latest;
+}
+
+const titleOf = (job) => ORIGINS[job.origin] || job.suffix || names.get(job.training_file) || "A training";
+
+async function showJobs(jobs) {
   $("no-jobs").hidden = jobs.length > 0;
-  const unknown = jobs.map((job) => job.training_file).filter((id) => id && !names.has(id));
+  const unknown = [...everyJob.values()].map((job) => job.training_file).filter((id) => id && !names.has(id));
   unknown.forEach((id) => names.set(id, id)); // it may be deleted by now
   if (unknown.length) for (const file of (await get("v1/files")).data) names.set(file.id, file.filename);
-  const verdicts = new Map(adapters.map((adapter) => [adapter.job, adapter.verdict]));
-  list($("jobs"), jobs.map((job) => ({ ...job, verdict: verdicts.get(job.id) || {} })), (job) => job.id, jobCard);
+  list($("jobs"), jobs, (job) => job.id, jobCard);
 }
 
 function jobCard(first) {
@@ -28,13 +44,13 @@ function jobCard(first) {
     el("div", { class: "row small-buttons" }, report, pause, resume, cancel)), bar, result, wrong, story);
   card.show = (job) => {
     const { progress, state } = job, alive = ALIVE.includes(state);
-    put(title, ORIGINS[job.origin] || job.suffix || names.get(job.training_file));
+    put(title, titleOf(job));
     put(badge, state);
     badge.className = `badge ${COLOURS[state] || ""}`;
     bar.hidden = !alive;
     bar.value = progress && progress.steps ? progress.step / progress.steps : 0;
     put(facts, progress && alive ? pace(progress) : ended(job));
-    result.show(job.verdict);
+    result.show(job.verdict || {});
     wrong.hidden = !job.error;
     put(wrong, job.error ? sentence(job.error.message) : "");
     pause.hidden = !["running", "queued"].includes(state);

@@ -17,17 +17,19 @@ const look = () => (looking ||= lookNow().finally(() => (looking = null)));
 async function lookNow() {
   try {
     const [device, adapters, jobs, health] = await Promise.all([get("v1/device"), get("v1/adapters"),
-      get("v1/fine_tuning/jobs?limit=20"), get("healthz")]);
+      fetchJobs(), get("healthz")]);
     base = device.model;
     showDevice(device);
     showAdapters(adapters);
-    await showJobs(jobs.data, adapters.data);
+    await showJobs(jobs);
+    showLessons([...everyJob.values()], adapters.history);
+    showJournal([...everyJob.values()], adapters.history, device.governor);
     await showFeedback();
     await showProposals(device.proposals);
     await showChecks(device.drawn, device.adapter);
     for (const show of panels) await show(device);
     for (const [section, button] of tabs) button.hidden = section.hidden;
-    for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs.data[i]);
+    for (const [i, card] of [...$("jobs").children].entries()) await card.learn(jobs[i]);
     showHealth(health);
     if (lost) notice("");
     lost = false;

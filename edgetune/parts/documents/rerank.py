@@ -14,10 +14,12 @@ from ...daemon.api.completions import TheService
 from ...daemon.api.embeddings import TEXTS, TOGETHER, EmbeddingUsage, vectors_of
 from ...daemon.api.errors import RESPONSES, JsonRoute
 from ...daemon.api.pools import Pools
+from ...daemon.api.security import needs
 from ...daemon.api.shapes import Answer, Body, Whole
+from ...daemon.keys import KeyScope
 from ...daemon.service import Service
 from ...errors import NotFoundError, UsageError
-from .running import stores_of
+from .running import documents_of
 
 OTHER_PATHS = ("/rerank", "/v1/reranking", "/reranking")  # llama-server's
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
@@ -58,6 +60,7 @@ class Ranking(Answer):
 
 
 @router.post("/v1/rerank", response_model=Ranking, response_model_exclude_none=True)
+@needs(KeyScope.ANSWER)
 async def rerank(body: RerankRequest, request: Request, service: TheService) -> Any:
     """Ranks documents by a question: by the vectors of --embeddings, of a model that is an encoder, or of the encoder
     of documents. /rerank, /v1/reranking and /reranking do the same.
@@ -87,7 +90,7 @@ async def _encoded(texts: Sequence[str], model: str, service: Service,
         parts = await vectors_of(texts, model, request, truncate=True)
         return parts[0].model, np.concatenate([part.vectors for part in parts]), sum(part.tokens for part in parts)
     try:
-        encoding = stores_of(service).encoder()
+        encoding = documents_of(service).stores.encoder()
     except NotFoundError:
         raise UsageError("no encoder is here, by whose vectors documents could be ranked",
                          "start the daemon with --embeddings, or edgetune pull minilm") from None

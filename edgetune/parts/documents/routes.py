@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from ...daemon.api import schemas
 from ...daemon.api.completions import TheService
 from ...daemon.api.errors import RESPONSES, JsonRoute, about
 from ...daemon.api.fine_tuning import After, Limit, page
 from ...daemon.api.schemas import Metadata
+from ...daemon.api.security import needs
 from ...daemon.api.shapes import Answer, AsGiven, Body, Id, Time, Whole
+from ...daemon.keys import KeyScope
 from ...errors import NotFoundError, UsageError
-from .running import stores_of
+from .running import documents_of
 from .store_records import CANCELLED, COMPLETED, FAILED, IN_PROGRESS, Attached, VectorStore
 from .vector_stores import VectorStores
 
@@ -30,7 +32,7 @@ Status = Annotated[Literal["in_progress", "completed", "failed", "cancelled"] | 
 
 
 def _stores(service: TheService) -> VectorStores:
-    return stores_of(service)
+    return documents_of(service).stores
 
 
 TheStores = Annotated[VectorStores, Depends(_stores)]
@@ -103,6 +105,20 @@ class SearchRequest(Body):
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------
+
+
+class DocumentsDevice(BaseModel):
+    """The documents of a daemon."""
+
+    documents: dict[str, Any] = Field(description="index (of --index: name, files and passages; null: none) and "
+                                                  "vector_stores, their number.")
+
+
+class DocumentObject(Answer):
+    """A document of an index."""
+
+    id: str = Field(description="Its name, below the folder that was indexed.")
+    object: Literal["document"] = "document"
 
 
 class FileCounts(Answer):
@@ -192,6 +208,14 @@ class BatchObject(Answer):
 
 
 # ---- routes ---------------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/documents", response_model=schemas.Page[DocumentObject])
+def list_documents(service: TheService, after: After = None, limit: Limit = 100) -> Any:
+    """Lists the documents of --index, by name; none without an index."""
+    index = documents_of(service).opened()
+    found = [DocumentObject(id=name) for name in index.files] if index else []
+    return page(after_id(found, after)[:limit + 1], limit)
 
 
 @router.post("/v1/vector_stores", response_model=StoreObject)
@@ -286,6 +310,7 @@ def list_batch_files(store_id: str, batch_id: str, stores: TheStores, after: Aft
 
 
 @router.post("/v1/vector_stores/{store_id}/search", response_model=SearchPage)
+@needs(KeyScope.ANSWER)
 def search_store(store_id: str, body: SearchRequest, stores: TheStores) -> Any:
     """Finds the passages that answer a question; none, where the store does not answer it."""
     queries = [body.query] if isinstance(body.query, str) else body.query

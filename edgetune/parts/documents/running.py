@@ -12,7 +12,8 @@ from ...daemon.options import DaemonConfig
 from ...daemon.running import RunningPart
 from ...data.around import Instruction
 from .options import DocumentsOptions
-from .passages import USUAL, Passages, open_passages
+from .passages import USUAL, Passages
+from .search import Index
 from .vector_stores import VectorStores
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ class RunningDocuments(RunningPart):
 
     def __init__(self, config: DaemonConfig) -> None:
         options = cast(DocumentsOptions, config)
-        self._passages = open_passages(Path(options.index).expanduser(), options.passages, config.threads) \
-            if options.index else None
+        self.index = Index(Path(options.index).expanduser(), config.threads) if options.index else None
+        self._passages = Passages(self.index.search, options.passages, self.index.refresh) if self.index else None
 
     @property
     def around(self) -> Instruction:
@@ -53,8 +54,8 @@ class RunningDocuments(RunningPart):
         self.stores.close()
 
     def close(self) -> None:
-        if self._passages:
-            self._passages.close()
+        if self.index:
+            self.index.close()
 
     def threads(self) -> Sequence[threading.Thread]:
         return self.stores.threads()
@@ -62,12 +63,23 @@ class RunningDocuments(RunningPart):
     def reasons(self) -> Sequence[str]:
         return self.stores.reasons()
 
+    def device(self) -> dict[str, Any]:
+        index = self.opened()
+        shown = index and {"name": index.path.name, "files": len(index.files), "passages": index.passages}
+        return {"documents": {"index": shown, "vector_stores": len(self.stores.list())}}
+
+    def opened(self) -> Index | None:
+        """Returns the index as its file is now; None: there is none."""
+        if self.index:
+            self.index.refresh()
+        return self.index
+
 
 def running(config: DaemonConfig) -> RunningDocuments:
     """Returns the documents of a daemon."""
     return RunningDocuments(config)
 
 
-def stores_of(service: Service) -> VectorStores:
-    """Returns the vector stores of a service."""
-    return cast(RunningDocuments, service.running["documents"]).stores
+def documents_of(service: Service) -> RunningDocuments:
+    """Returns the documents of a service."""
+    return cast(RunningDocuments, service.running["documents"])

@@ -108,13 +108,13 @@ class ChunkRanking:
     def __init__(self, store: IndexStore, encoding: Encoding) -> None:
         self._store = store
         self._encoding = encoding
-        self._chunks, _ = store.totals()
+        self.chunks, _ = store.totals()
 
     def ranked(self, query: str) -> tuple[list[tuple[int, float]], float]:
         """The best chunks with their scores, the best first, 1 for the first of both rankings; and the evidence."""
         terms = self._store.terms_of(query)
         holders = self._store.holders(terms)
-        rare = [terms[term] for term, count in holders.items() if count <= COMMON * self._chunks]
+        rare = [terms[term] for term, count in holders.items() if count <= COMMON * self.chunks]
         looked_for = rare or [terms[term] for term in holders]  # all, where none is rare
         by_words = [chunk for chunk, _ in self._store.by_words(looked_for, DEPTH)]
         cosines = dict(self._store.by_vector(self._encoding.vectors([query])[0], DEPTH))
@@ -128,7 +128,7 @@ class ChunkRanking:
 
     def _weight(self, count: int) -> float:
         """What BM25 weighs a word by that is in `count` chunks."""
-        return math.log(1 + (self._chunks - count + 0.5) / (count + 0.5))
+        return math.log(1 + (self.chunks - count + 0.5) / (count + 0.5))
 
     def _share(self, weights: Mapping[str, float], chunk: int) -> float:
         """The share of the query's words, by weight, that a chunk has."""
@@ -140,7 +140,7 @@ class ChunkRanking:
         """The evidence below which nothing was found. on_query gets the number of each of QUERIES before it begins."""
         drawn = random.Random(0)
         found = []
-        for number in range(QUERIES if self._chunks else 0):
+        for number in range(QUERIES if self.chunks else 0):
             on_query(number)
             found.append(self.ranked(self._query(drawn))[1])
         found.sort()
@@ -148,7 +148,7 @@ class ChunkRanking:
 
     def _query(self, drawn: random.Random) -> str:
         """Some words, in their order, of a sentence of a chunk."""
-        _, text = self._store.passage(drawn.randrange(self._chunks) + 1)
+        _, text = self._store.passage(drawn.randrange(self.chunks) + 1)
         sentences = [sentence for sentence in _END.split(text) if len(sentence.split()) > LEAST_WORDS] or [text]
         words = drawn.choice(sentences).split()[:MOST_WORDS]
         count = min(len(words), max(LEAST_WORDS, round(WORDS * len(words))))
@@ -204,8 +204,9 @@ class Index:
     ...     index.search("How long is the guarantee?").passages[0].source
 
     path: the file. threads: 0 for one a physical core. encoding: the encoder, open for several indexes; it stays open.
-    Raises UsageError where there is no file, FormatError for what is no index, MismatchError where its encoder is
-    another now, NotFoundError where that is not on this device.
+    `files` are the names of its documents, `passages` is the number of their chunks. Raises UsageError where there is
+    no file, FormatError for what is no index, MismatchError where its encoder is another now, NotFoundError where that
+    is not on this device.
     """
 
     def __init__(self, path: str | Path, threads: int = 0, encoding: Encoding | None = None) -> None:
@@ -234,6 +235,8 @@ class Index:
         self._encoding.check(self._fact(store, "encoder_sha256", str), str(self.path))
         self.least = self._fact(store, "least_evidence", float)
         self._ranking = ChunkRanking(store, self._encoding)
+        self.files = [*store.files()]
+        self.passages = self._ranking.chunks
 
     def refresh(self) -> int:
         """Opens the file again where another index has its name now, and returns a number that changes with it. Where

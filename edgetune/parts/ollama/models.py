@@ -16,7 +16,9 @@ from pydantic import Field
 from starlette.responses import StreamingResponse
 
 from ...daemon.api.completions import TheService
+from ...daemon.api.security import needs
 from ...daemon.api.shapes import Answer, Body
+from ...daemon.keys import KeyScope
 from ...daemon.service import Service
 from ...daemon.state.adapters import LATEST
 from ...errors import NotFoundError
@@ -112,6 +114,7 @@ class PullStep(Answer):
 
 @router.head("/api/version", response_model=dict[str, str], include_in_schema=False)
 @router.get("/api/version", response_model=dict[str, str])
+@needs(KeyScope.ANSWER)
 def ollama_version() -> Any:
     """Returns the version of Ollama whose calls these are."""
     return {"version": SPOKEN}
@@ -119,12 +122,14 @@ def ollama_version() -> Any:
 
 @router.head("/api/tags", response_model=OllamaTags, include_in_schema=False)
 @router.get("/api/tags", response_model=OllamaTags)
+@needs(KeyScope.ANSWER)
 def ollama_tags(service: TheService) -> Any:
     """Lists NAME:latest with the active adapter, NAME:base without, every adapter, and the model of --embeddings."""
     return {"models": _tags(service)}
 
 
 @router.get("/api/ps", response_model=Processes)
+@needs(KeyScope.ANSWER)
 def ollama_ps(service: TheService) -> Any:
     """Lists the same models: all of them stay loaded."""
     tags = _tags(service)
@@ -135,6 +140,7 @@ def ollama_ps(service: TheService) -> Any:
 
 
 @router.post("/api/show", response_model=Shown)
+@needs(KeyScope.ANSWER)
 def ollama_show(body: ShowBody, service: TheService) -> Any:
     """Returns a model's chat template, what it can do, and the file's metadata."""
     name, tag = _found(service, body.model or body.name or "")
@@ -153,6 +159,7 @@ def ollama_show(body: ShowBody, service: TheService) -> Any:
 
 @router.post("/api/pull", response_model=PullStep, response_model_exclude_none=True, responses={
     200: {"description": "success; without stream false lines of the steps.", "content": {LINES: {}}}})
+@needs(KeyScope.ANSWER)
 def ollama_pull(body: PullBody, service: TheService) -> Any:
     """Says that a model is here, as Ollama does of one that it has. Nothing is fetched."""
     _, tag = _found(service, body.model or body.name or "")

@@ -18,6 +18,8 @@ from ...daemon.api.asking import AnswerStream, Asked, note_ignored
 from ...daemon.api.completions import TheService, chat_logprobs
 from ...daemon.api.embeddings import check_dimensions, vectors_of
 from ...daemon.api.errors import STATUSES, JsonRoute, status_and_body
+from ...daemon.api.security import needs
+from ...daemon.keys import KeyScope
 from ...daemon.service import Service
 from ...serving.completion import TokenLogprob
 from ...serving.tool_calls import CallPiece, WholeCall, join
@@ -62,18 +64,21 @@ router = APIRouter(route_class=AnyTypeRoute, responses=ERRORS)
 
 
 @router.post("/api/chat", response_model=ChatAnswer, response_model_exclude_none=True, responses=_STREAM)
+@needs(KeyScope.ANSWER)
 async def ollama_chat(body: ChatBody, request: Request, response: Response, service: TheService) -> Any:
     """Answers a conversation, as Ollama does."""
     return await _reply(body, request, response, service, _message)
 
 
 @router.post("/api/generate", response_model=GenerateAnswer, response_model_exclude_none=True, responses=_STREAM)
+@needs(KeyScope.ANSWER)
 async def ollama_generate(body: GenerateBody, request: Request, response: Response, service: TheService) -> Any:
     """Answers a prompt in the model's chat template or, raw, continues it."""
     return await _reply(body, request, response, service, _response)
 
 
 @router.post("/api/embed", response_model=EmbedAnswer)
+@needs(KeyScope.ANSWER)
 async def ollama_embed(body: EmbedBody, request: Request, service: TheService) -> Any:
     """Returns a vector of length 1 for each text, as /v1/embeddings does."""
     times = _Times()
@@ -88,6 +93,7 @@ async def ollama_embed(body: EmbedBody, request: Request, service: TheService) -
 
 
 @router.post("/api/embeddings", response_model=OlderEmbedAnswer)
+@needs(KeyScope.ANSWER)
 async def ollama_embeddings(body: OlderEmbedBody, request: Request, service: TheService) -> Any:
     """Returns a vector of length 1, as clients before /api/embed ask for it."""
     note_ignored(request, body.ignored())

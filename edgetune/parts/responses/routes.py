@@ -12,6 +12,8 @@ from fastapi import APIRouter, Request, Response
 
 from ...daemon.api.asking import AnswerStream, Asked, note_ignored
 from ...daemon.api.errors import RESPONSES, JsonRoute, about, status_and_body
+from ...daemon.api.security import needs
+from ...daemon.keys import KeyScope
 from ...data.around import last_question
 from ...data.question import content_text
 from ...serving.tool_calls import CallPiece
@@ -26,6 +28,7 @@ Fields = dict[str, Any]
 
 
 @router.post("/v1/responses", response_model=ResponseObject, responses=_EVENTS)
+@needs(KeyScope.ANSWER)
 async def responses(body: ResponseRequest, request: Request, response: Response) -> Any:
     """Answers a text, or the items of a conversation. Calls of tools are items of its output."""
     note_ignored(request, body.ignored())

@@ -9,7 +9,9 @@ from encoders import WORDS, tiny_bert, write_encoder
 from indexes import needs_retrieval, small_encoder
 from tiny import write_tiny
 
-from edgetune.parts.documents import vector_stores
+from edgetune.daemon.api.security import scope_of
+from edgetune.daemon.keys import KeyScope
+from edgetune.parts.documents import rerank, routes, vector_stores
 
 QUERY = "turn the light on"
 DOCUMENTS = ["kitchen", "turn the light on", "off", "the light 7"]
@@ -108,3 +110,9 @@ def test_the_encoder_of_documents_ranks_if_no_other_is_served(folder, tmp_path, 
         check(said.json(), cosines(path), atol=0.03)  # whole numbers of 8 bits
         assert http.post("/v1/rerank", json={**body, "model": said.json()["model"]}).json() == said.json()
         assert http.post("/v1/rerank", json={**body, "model": "tiny"}).status_code == 404
+
+
+def test_a_key_for_answers_may_rank_and_search_and_reads_no_lists():
+    both = [*rerank.router.routes, *routes.router.routes]
+    assert {route.path for route in both if scope_of(route) < KeyScope.ADMIN} == {
+        "/v1/rerank", "/rerank", "/v1/reranking", "/reranking", "/v1/vector_stores/{store_id}/search"}

@@ -18,7 +18,8 @@ from fleets import write_fleet
 from tiny import write_tiny
 
 from edgetune.daemon.api.app import routes
-from edgetune.daemon.keys import add_key
+from edgetune.daemon.api.security import scope_of
+from edgetune.daemon.keys import KeyScope, add_key
 from edgetune.formats.bundle import open_bundle
 from edgetune.parts.fleet.membership import members
 from edgetune.parts.fleet.membership.requests import signed
@@ -135,3 +136,8 @@ def test_a_key_of_the_daemon_and_one_of_a_device_are_not_mixed(served):
     both = [("Authorization", head), ("Authorization", f"Bearer {public}")]
     assert http.get("/v1/fleet/status", headers=both).status_code in (401, 403)
     assert http.get("/v1/fleet/status", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+
+
+def test_a_key_for_less_than_everything_may_nothing_of_a_fleet():
+    assert {scope_of(route) for route in routes() if route.path.startswith(("/v1/fleet", "/v1/base"))} == {
+        KeyScope.ADMIN}

@@ -5,7 +5,10 @@ import pytest
 from daemons import PATIENCE, daemon
 from tiny import write_tiny
 
+from edgetune.daemon.api.security import scope_of
+from edgetune.daemon.keys import KeyScope
 from edgetune.formats.named import KNOWN, place_of
+from edgetune.parts.ollama import models, routes
 
 NAME = "qwen3-0.6b"
 FILE = "qwen3-0.6b-q8_0"
@@ -27,3 +30,7 @@ def test_a_model_answers_to_its_names(running, name):
         assert client.chat(name, [{"role": "user", "content": "a"}], options={"num_predict": 1}).done
         assert len(client.embed(name, "a").embeddings) == 1
         assert client.show(name).details.family
+
+
+def test_a_key_for_answers_may_all_of_it():
+    assert {scope_of(route) for module in (models, routes) for route in module.router.routes} == {KeyScope.ANSWER}

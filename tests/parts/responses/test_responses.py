@@ -10,6 +10,9 @@ from encoder_daemon import labelled, write_adapter, write_tiny_encoder
 from pydantic import BaseModel
 from thinkers import write_thinker
 
+from edgetune.daemon.api.security import scope_of
+from edgetune.daemon.keys import KeyScope
+from edgetune.parts.responses import routes
 from edgetune.parts.responses.bodies import ResponseRequest
 from edgetune.serving.classifier import Classifier
 
@@ -151,3 +154,7 @@ def test_the_answer_of_an_encoder_is_its_label(tmp_path):
         said = httpx.post(running.url + "/v1/responses", json={"input": "turn on the light c d"}, timeout=60).json()
     with Classifier(model, labels, threads=1) as served:
         assert said["output"][0]["content"][0]["text"] == served.classify(["turn on the light c d"])[0].label
+
+
+def test_a_key_for_answers_may_ask():
+    assert {scope_of(route) for route in routes.router.routes} == {KeyScope.ANSWER}

@@ -88,6 +88,7 @@ def test_rounds_are_shown_as_the_daemon_tells_them(page, url, running):
 def test_the_switch_stops_it(page, url):
     switch = page.get_by_role("switch", name="Learns by itself")
     expect(switch).to_be_checked()
+    expect(page.locator("#why")).to_contain_text("10 minutes, also from kept prompts, by answering them.")
     with page.expect_response("**/v1/learn"):  # the box changes before the daemon has answered
         switch.click()
     expect(page.locator("#switch")).not_to_be_checked()
