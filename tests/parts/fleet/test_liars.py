@@ -11,6 +11,7 @@ import pytest
 from fleets import signing_key
 from json_lines import write_lines
 from safetensors.numpy import load_file, save_file
+from sometimes import mostly_slow
 
 from edgetune.disk import sha256
 from edgetune.errors import EdgetuneError
@@ -104,7 +105,7 @@ def test_one_large_value_is_enough(honest, tmp_path):
 
 
 @pytest.mark.dev
-@pytest.mark.parametrize("aggregation", ["svd", "frozen-a"])
+@pytest.mark.parametrize("aggregation", mostly_slow(["svd", "frozen-a"], ["frozen-a"]))
 @pytest.mark.parametrize(("config", "count"), [
     ({}, 1), ({}, 48), ({"epochs": 40.0}, 1), ({"epochs": 30.0, "batch_size": 16}, 16), ({"lr": 5e-2}, 24),
     ({"lr": 1e-4, "epochs": 12.0}, 4), ({"epochs": "auto", "batch_size": "auto", "schedule": "linear"}, 6),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from sometimes import mostly_slow
 
 from edgetune.evaluation.acceptance import ALPHA
 from edgetune.parts.tutor.rounds.gate import (
@@ -159,7 +160,7 @@ def published_within(rounds, questions, has_labels, seed):
 
 
 @pytest.mark.dev
-@pytest.mark.parametrize("rounds", [1, 5, 20])
+@pytest.mark.parametrize("rounds", mostly_slow([1, 5, 20], [1, 5]))
 @pytest.mark.parametrize("questions", [ring, drifting])
 def test_useless_adapters_are_published_in_at_most_alpha_of_the_runs(rounds, questions):
     """A gate that spends alpha again where half of the questions are new publishes one in 19 % of the runs of 5 rounds,
