@@ -17,7 +17,7 @@ RUN = cd tests && PYTHONPATH=$(SOURCES) $(PYTHON)
 EMULATED = cd tests && PYTHONPATH=$(CURDIR)/build/emulated/python $(PYTHON)
 
 .PHONY: arm-kernels arm-train check clean crash cuda data dev docs durability fuzz help home-assistant-app install \
-    installs lab lint machine ready release sanitize site slow smoke test wheels
+    installs lab lint machine ready release sanitize site slow test test-all wheels
 
 help: ## this list
 	@grep -E '^[a-z0-9-]+:.* ## ' $(firstword $(MAKEFILE_LIST)) | sed 's/:.* ## /\t/' | expand -t 14
@@ -36,21 +36,22 @@ site: ## the documentation as a site with search, in build/site: links and ancho
 	for page in $(SITE); do mkdir -p build/pages/$$(dirname $$page) && ln -s $(CURDIR)/$$page build/pages/$$page || exit 1; done
 	$(PYTHON) -m mkdocs build --strict --clean -f docs/tools/mkdocs.yml
 
-# Of llama.cpp only what edgetune uses: pip alone compiles more than twice as much. Wheels in dist/ are used if there are some.
-install: ## edgetune with the extras EXTRAS (demo), into the environment of PYTHON
-	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/packaging/llama.cmake" \
-	    $(PYTHON) -m pip install --prefer-binary $(if $(wildcard dist/*.whl),--find-links dist) '.[$(or $(EXTRAS),demo)]'
+# Of llama.cpp only what edgetune uses, and the kernels that this CPU takes (SETS=all: all): pip alone compiles three times
+# as much. Wheels in dist/ are used if there are some.
+install: ## edgetune with the extras EXTRAS (none), into the environment of PYTHON; two minutes where llama.cpp is to be compiled
+	@echo "compiling what is missing: llama.cpp takes about a minute and a half, the kernels half a minute"
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/packaging/llama.cmake -DET_SETS=$(or $(SETS),here)" \
+	    $(PYTHON) -m pip install --prefer-binary $(if $(wildcard dist/*.whl),--find-links dist) '.$(if $(EXTRAS),[$(EXTRAS)])'
 
 dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(CMAKE) -B build/dev -DPython_EXECUTABLE=$$(command -v $(PYTHON))
 	$(BUILD) build/dev -j $(JOBS)
 	for so in build/dev/_native.*.so; do cp $$so edgetune/backends/native.tmp && mv edgetune/backends/native.tmp edgetune/backends/$$(basename $$so); done
 
-# Of the files that have one, since it would take longer to read all tests than to run these.
-smoke: ready ## a minute: tests marked smoke, some of each room
-	$(RUN) -m pytest -n $(JOBS) -m smoke $$(grep -rl --include='test_*.py' 'mark\.smoke' .)
+test: ready ## three minutes: the tests of each room that need little (EXTRAS=test), against the edgetune that PYTHON has
+	$(RUN) -m pytest -m 'not dev and not slow'
 
-test: ready ## the tests, against the edgetune that PYTHON has
+test-all: ready ## all tests, with those that need PyTorch, a browser or more seconds (EXTRAS=dev), but for `make slow`
 	$(RUN) -m pytest
 
 # .ci/lint.txt has what it needs. The format of the C is `clang-format -i` with that version.

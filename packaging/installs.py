@@ -34,7 +34,7 @@ SYSTEMS = {"debian12": ("Debian 12", "bookworm"), "debian13": ("Debian 13", "tri
            "ubuntu22.04": ("Ubuntu 22.04", "jammy")}
 DEBIAN = {"x86_64": "amd64", "aarch64": "arm64"}
 INCLUDE = "python3,python3-venv,ca-certificates"
-EXTRAS = "demo,hub,daemon,sign"
+EXTRAS = "demo,hub,daemon"
 COMPILERS = ("cc", "gcc", "g++", "c++", "clang", "cmake", "make")
 ROWS = "$(echo /venv/lib/python3*/site-packages/edgetune/demo/data/home_train.jsonl)"
 SYSTEM = "'Turn the request into a JSON action.'"

@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import absent
 import examples  # noqa: F401  (its profiles)
 import psutil
 import pytest
@@ -76,11 +77,32 @@ def pytest_collection() -> Generator[None, object, object]:
     """
     gc.disable()
     try:
-        return (yield)
+        with absent.Finder():
+            return (yield)
     finally:
         gc.freeze()
         gc.set_threshold(10_000)  # new objects, in place of 700, until it looks for garbage
         gc.enable()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, object, object]:
+    return (yield from skipped_without_dev())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    return (yield from skipped_without_dev())
+
+
+def skipped_without_dev() -> Generator[None, object, object]:
+    """Skips a test that imports, while it runs, what only the extra dev brings."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if reason := absent.why_not(error.name):
+            pytest.skip(reason)
+        raise
 
 
 @pytest.fixture(autouse=True)

@@ -38,6 +38,7 @@ def write_rows(folder):
     write_lines(folder / "rows.jsonl", rows)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("page", "count"), [("README.md", 1), ("reference/python.md", 3), ("reference/methods.md", 3),
                                              ("tutorial/python.md", 3)])
 def test_programs_run(page, count, tmp_path, monkeypatch, capsys):
@@ -159,6 +160,7 @@ def test_doctor_is_shown_with_all_that_it_says():
         assert {label for label in labels if re.search(rf"^{label}  ", text, re.M)} == labels
 
 
+@pytest.mark.dev
 def test_generated_pages_are_current(monkeypatch):
     monkeypatch.syspath_prepend(DOCS / "tools")
     spec = importlib.util.spec_from_file_location("generate", DOCS / "tools" / "generate.py")
@@ -176,6 +178,7 @@ def spoken(text):
             yield node.value
 
 
+@pytest.mark.dev
 def test_the_messages_of_the_page_of_symptoms_are_those_of_the_program():
     said = {text for path in (ROOT / "edgetune").rglob("*.py") for text in spoken(path.read_text("utf-8"))}
     cells = re.findall(r"^\| (`.*?) \|", PAGES["how-to/troubleshooting.md"], re.M)
@@ -233,6 +236,7 @@ def test_links_lead_somewhere():
                 assert not anchor or path.suffix != ".md" or anchor in anchors_of(path), f"{page}: {target}#{anchor}"
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("page", PAGES)
 def test_no_empty_line_divides_a_table(page):
     assert re.findall(r"^\|.*\n\n(\|.*)\n(?!\|[-| :]*\|$)", PAGES[page], re.M) == []
@@ -303,6 +307,7 @@ def test_rows_are_found():
 
 @pytest.mark.parametrize("module", re.findall(r'```py\n(""".*?)```', EXTENDING, re.S), ids=lambda text: text[3:20])
 def test_whole_modules_of_the_page_pass_make_lint(module):
+    pytest.importorskip("ruff")
     command = [sys.executable, "-m", "ruff", "check", "--stdin-filename", str(ROOT / "edgetune/new.py"), "-"]
     done = subprocess.run(command, input=module, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

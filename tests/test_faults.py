@@ -296,6 +296,7 @@ def scenario(request):
     return partial(run, *map(request.getfixturevalue, needs))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("scenario", "kind", "lasting"), [*cases(SCENARIOS, QUICK)], indirect=["scenario"])
 def test_nothing_is_lost_where_the_system_refuses(tmp_path, scenario, kind, lasting):
     calls, wrong = sweep(tmp_path, kind, lasting, scenario)

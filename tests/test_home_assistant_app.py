@@ -130,6 +130,7 @@ def test_keys_are_made_shown_once_and_end_with_their_name(places, capfd):
     assert places.keys.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.dev
 def test_entities_are_read_with_a_token_that_no_command_line_shows(places, exposed, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TOP))
     lines = []

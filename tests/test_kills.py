@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TRIALS = """
 import json, os, random, sys
 from pathlib import Path
@@ -47,6 +49,7 @@ for run in (in_place, left, refused, whole):
 """
 
 
+@pytest.mark.dev
 def test_what_a_kill_can_leave_is_found(tmp_path):
     done = subprocess.run([sys.executable, "-c", TRIALS, tmp_path], capture_output=True, text=True,
                           cwd=Path(__file__).parent)

@@ -48,6 +48,7 @@ def test_programs_of_the_lab_that_pages_name_exist_and_say_what_they_take():
     assert all(f"\n{name} " in listed.stdout for name in PROGRAMS)
 
 
+@pytest.mark.dev
 def test_programs_of_the_lab_have_options():
     """In one process: some set the environment of what they import."""
     code = """
@@ -66,11 +67,6 @@ for name in [name for name, program in PROGRAMS.items() if not program.tests]:
 def test_few_targets():
     text = (ROOT / "Makefile").read_text("utf-8")
     assert len(re.findall(r"^[a-z0-9-]+:.*## ", text, re.M)) <= 25
-def test_each_room_has_smoke_tests():
-    """All folders of tests, but those within another's."""
-    tests = {path.relative_to(ROOT / "tests"): path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py")}
-    rooms = {path.parts[0] for path in tests if len(path.parts) > 1} - {"lab"}
-    assert {path.parts[0] for path, text in tests.items() if "mark.smoke" in text and len(path.parts) > 1} == rooms
 
 
 def test_ready_says_what_to_run_first(tmp_path):

@@ -59,6 +59,7 @@ def states(running):
     return sorted(found.state for found in running.service.adapters.list())
 
 
+@pytest.mark.dev
 def test_an_update_that_passes_and_its_rollback(running, call, made, tmp_path):
     assert (call("SupportsRollback"), call("NeedsArtifactReboot")) == ("Yes\n", "No\n")
     assert call("ProvidePayloadFileSizes") == call("SomethingNew") == ""
@@ -83,6 +84,7 @@ def test_an_update_that_passes_and_its_rollback(running, call, made, tmp_path):
     assert states(running) == []
 
 
+@pytest.mark.dev
 def test_an_update_that_the_gate_refuses(running, call, made, tmp_path):
     before = running.service.add_adapter(made / "on").id
     running.service.adapters.promote(before, "for the test")

@@ -33,6 +33,7 @@ def test_every_folder_is_a_part():
     assert folders == PARTS.keys()
 
 
+@pytest.mark.dev
 def test_nothing_outside_imports_a_part(edges):
     assert [(module, target) for module, targets in edges.items() for target in targets
             if part_of(target) and not part_of(module)] == []
@@ -45,6 +46,7 @@ def test_a_part_uses_of_another_what_its_manifest_shows(edges):
     assert hidden == []
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", PARTS)
 def test_the_code_outside_does_not_name_its_modules(name):
     """Nothing imports it by a text, either."""
@@ -78,6 +80,7 @@ def said(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.dev
 def test_a_new_part_has_a_command_an_option_of_the_daemon_and_a_name_of_the_library(said):
     assert said["command"] == "a toy\n"
     assert re.search(r"^Serve:\n(  .*\n)*  toy +Say that it is a toy.$", said["help"], re.MULTILINE)

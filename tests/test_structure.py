@@ -77,6 +77,7 @@ def test_the_daemons_service_alone_puts_its_parts_together(edges):
         "daemon.state.database", "daemon.kinds.registry"}
 
 
+@pytest.mark.dev
 def test_code_imports_only_what_is_declared():
     for name, path in MODULES.items():
         room = structure.box(name)
@@ -123,6 +124,7 @@ def test_no_module_is_long():
     assert long == {}, "divide it: one idea a file"
 
 
+@pytest.mark.dev
 def test_class_names_are_unique():
     """A name says which class is meant without its module. Private names are left to their modules."""
     names = Counter(node.name for path in MODULES.values() for node in ast.walk(structure.tree(path))

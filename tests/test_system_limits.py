@@ -40,6 +40,7 @@ def said_under(limit, value, folder, command, out):
     return run.returncode, (run.stdout + run.stderr).splitlines()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", ["train", "index"])
 @pytest.mark.parametrize("files", [5, 6, 9])
 def test_too_few_open_files_are_named(folder, tmp_path, name, files):
@@ -53,6 +54,7 @@ def test_too_few_open_files_are_named(folder, tmp_path, name, files):
     assert code == 1 or files > 5  # a pipe's ends and what Python itself has open are 5
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("mib", [150, 190, 250])
 def test_too_little_memory_is_named(folder, tmp_path, name, mib):

@@ -19,6 +19,7 @@ def functions_of(path):
     return {node.name for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.FunctionDef)}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect["what"][:40])
 def test_a_defect_has_a_sentence_a_day_a_way_and_a_test(defect):
     assert defect.keys() in ({"what", "since", "found", "test"}, {"what", "since", "found", "open"})

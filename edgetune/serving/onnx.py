@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import EdgetuneError, MismatchError, UnsupportedError, install_hint, lacking
+from ..errors import EdgetuneError, MismatchError, UnsupportedError, lacking
 from ..formats import bundle
 from ..formats.gguf import check_vocabulary, open_gguf
 from ..llamacpp.context import BATCH, check_tokens, common, context_size
@@ -32,7 +32,7 @@ def load() -> ModuleType:
         import onnxruntime
     except ImportError as error:
         raise lacking(error) or EdgetuneError("this bundle needs ONNX Runtime, which is not installed",
-                            install_hint("onnx")) from None
+                            "install it by pip install 'onnxruntime>=1.23'") from None
     return onnxruntime  # type: ignore[no-any-return]
 
 

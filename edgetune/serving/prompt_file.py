@@ -295,7 +295,7 @@ def _loaded(path: Path) -> Any:
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{path} is no JSON: {error}", "mend it, or name a file in YAML .yaml") from None
     if importlib.util.find_spec("yaml") is None:
-        raise EdgetuneError("prompt files in YAML need pyyaml", f"{install_hint('prompts')}, or write JSON")
+        raise EdgetuneError("prompt files in YAML need pyyaml", f"{install_hint('rows')}, or write JSON")
     try:
         return read_yaml(text, str(path), LIMIT)
     except DataError as error:

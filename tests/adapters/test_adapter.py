@@ -17,8 +17,6 @@ from edgetune.errors import EdgetuneError, FormatError, MismatchError, NumericsE
 from edgetune.formats.families import TARGETS
 from edgetune.formats.gguf import fingerprint, open_gguf
 
-pytestmark = pytest.mark.smoke
-
 TOKENS = np.random.default_rng(3).integers(0, 400, size=40).tolist()
 NAMES = [f"blk.{i}.{name}" for i in range(2) for name in TARGETS.values()]
 

@@ -54,6 +54,7 @@ def random_experts(base, rank=4, scale=2.0, size=0.5, seed=0):
 # ---- what llama.cpp serves -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("architecture", MIXTURES)
 def test_what_was_trained_is_what_llama_cpp_serves_and_what_is_merged(architecture, tiny_models, tmp_path):
     """The same logits from our decoder, llama.cpp with the file, our engine with the file, and the merged model."""
@@ -120,6 +121,7 @@ def test_gradients_of_every_family_that_takes_them_are_the_slope_of_the_loss(nam
     assert slope == pytest.approx(norm, rel=2e-2)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", TAKEN)
 def test_every_family_that_takes_them_is_served(name, tiny_models, tmp_path):
     trainer = trained(tiny_models["qwen3moe"], small(name), lr=0.05, targets=TARGETS)
@@ -155,6 +157,7 @@ def test_dropout_is_the_same_in_forward_and_backward(tiny_models):
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("weights", ["resident", "streamed"])
 def test_a_stopped_run_resumes_to_the_same_bytes(weights, tiny_models, tmp_path):
     config = TrainConfig(steps=6, optimizer_state="8bit", family=small("lora"), targets=TARGETS, weights=weights,
@@ -222,6 +225,7 @@ def test_what_peft_trained_on_more_than_ten_experts_is_served(tmp_path):
         assert distance(truth, hf_logits(tuned, TOKENS)) > 0.1
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("kinds", [("gate", "up", "down"), ("up",), ("gate", "down")], ids="+".join)
 @pytest.mark.parametrize(("family", "more"), [
     ("granitemoe", {}), ("granitemoe", {"blk.1.attn_q": 3, "blk.1.attn_v": 3}),

@@ -83,6 +83,7 @@ def by_autograd(case: Case, carved: Any) -> tuple[np.ndarray, dict[str, dict[str
     return logp, {name: {part: leaf.grad.numpy() for part, leaf in parts.items()} for name, parts in leaves.items()}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 @pytest.mark.parametrize("name", sorted(FORMULAS))
 def test_forward_and_gradients_are_those_of_the_paper(name, architecture, tmp_path):
@@ -316,6 +317,7 @@ def test_what_lora_fa_trains(bundle):
     assert fa.record()["parameters"] == sizes[1]
 
 
+@pytest.mark.dev
 def test_lora_fa_and_lora_fb_take_turns(bundle, tmp_path):
     """Each leaves the half of the other as it was, and lowers the loss."""
     losses = []
@@ -339,6 +341,7 @@ def test_lora_fa_and_lora_fb_take_turns(bundle, tmp_path):
     assert losses[2] > losses[3] > losses[5]
 
 
+@pytest.mark.dev
 def test_adalora_learns_by_default_as_much_as_lora(tmp_path):
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
     rows = [{"prompt": f"say {letter}", "completion": f"{word} {letter}"}

@@ -50,6 +50,7 @@ def test_gradient_by_finite_differences(name, tiny_models):
     assert slope == pytest.approx(norm, rel=2e-2)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", PAIRS)
 def test_llama_cpp_answers_as_it_was_trained(name, tmp_path):
     path, _ = make_family("llama", tmp_path, num_hidden_layers=2)
@@ -96,6 +97,7 @@ def test_llama_cpp_answers_with_the_merged_file(name, architecture, limit, more,
         assert "merge" in command(*refused, code=code)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_saved_described_and_continued(name, bundle, tmp_path, tiny_models):
     """From what the file holds, to the same loss; on another base it is refused."""
@@ -118,6 +120,7 @@ def test_it_is_saved_described_and_continued(name, bundle, tmp_path, tiny_models
             use()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("start", [False, True], ids=["seed", "start"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stopped_run_resumes_to_the_same_bytes(name, start, bundle, tmp_path):
@@ -157,6 +160,7 @@ def test_the_plan_counts_it(name, bundle):
     assert smaller < size if hints else smaller == size
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_and_jobs_take_it(name, bundle, tmp_path):
     own = [spec.name for spec in declared(families()[name])]
@@ -183,6 +187,7 @@ def test_commands_and_jobs_take_it(name, bundle, tmp_path):
         assert recipe.options(TrainConfig(), {"family": name, **given}).family == small(name)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", PAIRS)
 def test_any_blocks_and_projections(name, bundle):
     """Of a random rank; the pairs alone give the same log p in another decoder."""
@@ -201,6 +206,7 @@ def test_any_blocks_and_projections(name, bundle):
     holds()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", PAIRS)
 def test_an_encoder_learns_labels_with_it(name, tmp_path):
     """The classifier opens head and family again, to the same probabilities."""

@@ -27,6 +27,7 @@ from edgetune.training.trainer import Trainer
 WIDE = {"d_model": 256, "d_ff": 256, "head_width": 64, "n_kv_heads": 4}  # rows that K-quants can hold
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("weight_format", "base", "written"), [
     ("Q8_0", "Q4_1", "Q8_0"), ("F16", "Q4_K", "F16"), ("keep", "Q4_1", "Q4_1"), ("keep", "Q4_K", "Q4_K"),
     ("Q8_0", "F16", "F16")])

@@ -67,6 +67,7 @@ def quantized(tmp_path_factory):
 # ---- what is written -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("architecture", tiny.SHAPES)
 def test_float_logits_are_those_of_base_and_adapter(architecture, tiny_models, tmp_path):
     base = open_gguf(tiny_models[architecture])

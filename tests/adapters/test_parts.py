@@ -160,6 +160,7 @@ def truth(case: Case, toy: Family, values: dict[str, np.ndarray]) -> tuple[np.nd
         return np.concatenate(found), {name: leaf.grad.numpy() for name, leaf in leaves.items()}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("architecture", ["llama", "llama with biases", "qwen3", "gemma3"])
 @pytest.mark.parametrize("toy", TOYS, ids=lambda toy: toy.name)
 def test_log_p_and_gradients(toy, architecture, tmp_path):
@@ -233,6 +234,7 @@ def test_what_rows_begin_with_alike_is_computed_apart(bundle, toy):
     assert losses[0][-1] < losses[0][0]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("toy", "architecture"), [
     *zip(TOYS, ("llama", "qwen3", "gemma3", "gemma3", "llama"), strict=True)],
     ids=lambda value: getattr(value, "name", value))

@@ -79,6 +79,7 @@ SOME = ["blk.0.attn_q", "blk.2.attn_q", "blk.2.attn_k", "blk.1.ffn_down"]
 # ---- equal logits ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(
     ("family", "names", "ranks", "scales"),
     [(family, EVERY, [4], [2.0]) for family in ALL_FAMILIES]
@@ -151,6 +152,7 @@ def test_the_base_is_named_as_the_gguf_does(keys, name, tmp_path):
     assert json.loads((tmp_path / "peft" / "adapter_config.json").read_text())["base_model_name_or_path"] == name
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("options", [
     {"r": 4, "lora_alpha": 12, "target_modules": [*TARGETS, *OTHER_TARGETS]},

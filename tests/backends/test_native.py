@@ -15,8 +15,6 @@ from formats_of_ggml import dequantize, ggml_type
 from edgetune.backends import cpu, native
 from edgetune.errors import UnsupportedError
 
-pytestmark = pytest.mark.smoke
-
 ROOT = Path(__file__).parents[2]
 KERNEL_SETS = [name for name in cpu.isa_names() if cpu.usable(name)]
 
@@ -54,6 +52,7 @@ def ctx(request):
     return cpu.Cpu(2, request.param)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("fmt", native.FORMATS)
 def test_dequantize_equals_gguf_and_llama_cpp(ctx, fmt):
     w, want = weights(fmt, 8, 3 * 256)
@@ -101,6 +100,7 @@ def test_every_scale_of_mxfp4(ctx):
     np.testing.assert_array_equal(out, dequantize(raw, "MXFP4"))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("fmt", native.FORMATS)
 def test_products_equal_numpy(ctx, fmt):
     T = 21
@@ -124,6 +124,7 @@ def test_products_equal_numpy(ctx, fmt):
     assert close(dinp, dout @ wide)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("fmt", [fmt for fmt in native.FORMATS if fmt != "F16"])  # random halves span 2^-24 .. 2^15
 @pytest.mark.parametrize("precision", ["fast", "int8"])
 def test_rounded_products_are_close(ctx, fmt, precision):

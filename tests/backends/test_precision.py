@@ -76,6 +76,7 @@ def compare(model, tokens, precision, isa, targets="all"):
     return whole, min(cosine(exact[name], other[name]) for name in exact), abs(other_loss / loss - 1)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("architecture", SHAPES)
 @pytest.mark.parametrize("isa", KINDS)
@@ -92,6 +93,7 @@ def test_tiny_models_pass_the_gate(isa, architecture, precision, written):
 STRIPS = {"granitehybrid": {"mamba": (4, 64, 1)}, "qwen35": {"delta": (2, 4, 32), "rms_eps": 1e-2}}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("architecture", STRIPS)
 @pytest.mark.parametrize("isa", KINDS)
@@ -106,6 +108,7 @@ def test_states_of_whole_strips_pass_the_gate(isa, architecture, precision, writ
     assert loss < 0.01
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("architecture", [name for name in SHAPES if SHAPES[name].experts])
 @pytest.mark.parametrize("isa", KINDS)
@@ -118,6 +121,7 @@ def test_experts_pass_the_gate(isa, architecture, precision, written):
     assert loss < 0.01
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("isa", mostly_slow(KINDS, KINDS[:1]))
 def test_real_model_passes_the_gate(smollm2, shared_data, isa, precision):

@@ -202,6 +202,7 @@ def trained(path, tapes, monkeypatch, **options):
         return trainer.decoder.arena.flat("lora").tobytes()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("arch", "options"), [
     ("llama", {}), ("qwen3", {"precision": "int8"}), ("gemma3", {"precision": "fast"}), ("lfm2", {}),
     ("llama", {"recompute": "block"}), ("llama", {"recompute": "disk"}), ("llama", {"dropout": 0.5}),

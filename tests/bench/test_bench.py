@@ -14,8 +14,6 @@ from edgetune.training.config import TrainConfig
 from edgetune.training.sizing import make_plan
 from edgetune.training.trainer import Trainer
 
-pytestmark = pytest.mark.smoke
-
 SMALL = ["--rank", "4", "--threads", "1", "--batch-size", "2"]
 # The tiny llama: D 64, H 4, G 2, C 16, F 128, V 416, two blocks. Weights of a block's projections:
 QKV = 64 * 64 + 2 * 32 * 64

@@ -78,6 +78,7 @@ def test_ctrl_c_stops_an_answer_and_twice_leaves(state, tmp_path):
     assert not (state / "chat_history").exists()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("columns", [60, 80])
 def test_the_screen_of_a_chat(model, columns):
     with screen("chat", model, "--max-tokens", 60, columns=columns, rows=20) as seen:

@@ -60,6 +60,7 @@ def test_train_prints_plain_lines_without_a_terminal(place):
     assert f"edgetune chat {place / 'model.gguf'} --adapter {place / 'plain'}" in text
 
 
+@pytest.mark.dev
 def test_engines_agree(place, adapter):
     scores = [run_json("eval", place / "model.gguf", place / "rows.jsonl", "--adapter", adapter, "--engine", *engine)
               for engine in (["native", "--limit", 2], ["llama.cpp", "--limit", 2])]
@@ -168,6 +169,7 @@ def test_doctor_begins_with_a_verdict(monkeypatch):
                            "missing): pip install llama-cpp-python.\n")
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("columns", [60, 80])
 def test_device_is_watched(tmp_path, columns):
     board = Board(tmp_path / "pi")
@@ -218,6 +220,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("args", "code", "words"), mostly_slow(ERRORS, ERRORS[::5]))
 def test_errors_are_one_sentence(place, adapter, args, code, words):
     (place / "bad.jsonl").write_text(json.dumps(ROWS[0]) + "\n{oops\n")
@@ -252,6 +255,7 @@ def test_ctrl_c_while_modules_load(monkeypatch):
     assert ended.value.code == 130
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_resume_goes_on(place, number):
     args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", f"stopped-{number}", "--steps",
@@ -273,6 +277,7 @@ def test_a_signal_saves_and_resume_goes_on(place, number):
     assert json.loads(done.stdout)["steps"] == 60
 
 
+@pytest.mark.dev
 def test_a_training_whose_terminal_is_closed_saves_and_resume_goes_on(place):
     args = [sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", "closed", "--steps", "60",
             *SMALL]
@@ -287,6 +292,7 @@ def test_a_training_whose_terminal_is_closed_saves_and_resume_goes_on(place):
     assert json.loads(done.stdout)["steps"] == 60
 
 
+@pytest.mark.dev
 def test_a_training_that_ignores_the_end_of_its_terminal_goes_on(place):
     """Under nohup, whose output is a file."""
     args = ["nohup", sys.executable, "-m", "edgetune", "train", "model.gguf", "rows.jsonl", "-o", "nohup", "--steps",
@@ -299,6 +305,7 @@ def test_a_training_that_ignores_the_end_of_its_terminal_goes_on(place):
         assert process.wait(60) == 0, (place / "said").read_text()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("path", [(), *all_commands()], ids=" ".join)
 def test_help_fits_a_terminal(path):
     for width in (60, 80):
@@ -325,13 +332,14 @@ def test_extras_are_those_of_the_project_and_bring_their_modules():
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
     lines = project.partition("[project.optional-dependencies]")[2].partition("[project.scripts]")[0]
     lists = dict(re.findall(r"^(\w+) = \[(.*?)\]$", lines, re.M | re.S))
-    assert {extra.name for extra in EXTRAS} == set(lists) - {"test"} > {"demo"}
+    assert {extra.name for extra in EXTRAS} == set(lists) - {"test", "dev"} > {"demo"}
+    assert len(lists) <= 11
     of = importlib.metadata.packages_distributions()
     for extra in EXTRAS:
         brought = {name.lower().replace("_", "-") for name in re.findall(r'"([\w-]+)', lists[extra.name])}
         for module in extra.modules:
-            if extra.name in ("cuda", "flower", "parquet") and module not in of:
-                continue  # no part of the extra test, or of a test environment that is older than it
+            if extra.name in ("cuda", "host") and module not in of:
+                continue  # no part of the extra test
             assert brought & {name.lower().replace("_", "-") for name in of[module]}, module
 
 
@@ -343,7 +351,7 @@ def test_no_command_is_named_that_asks_an_index_for_edgetune():
         text = path.read_text("utf-8")
         named |= set(re.findall(r"install_hint\([\"'](\w+)", text))
         assert not re.search(r"pip\s+install (?!--prefer-binary --find-links dist )[^\n`]*\bedgetune\b", text), path
-    assert {"hub", "sign", "parquet", "onnx", "cuda"} < named <= {extra.name for extra in EXTRAS}
+    assert {"hub", "rows", "host", "cuda"} < named <= {extra.name for extra in EXTRAS}
 
 
 def test_doctor_names_what_each_missing_extra_is_for(monkeypatch):

@@ -34,6 +34,7 @@ def config(place, text, name="options.toml"):
     return path
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", ["run.toml", "run.json"])
 def test_a_run_is_repeated_by_its_own_file(place, adapter, name):
     again = place / f"again-{name}"
@@ -55,6 +56,7 @@ def test_run_toml_has_what_was_asked_and_no_defaults(place, adapter):
     assert "out" not in found
 
 
+@pytest.mark.dev
 def test_run_toml_of_a_run_with_more_epochs_says_so(place, adapter):
     folder = place / "more"
     run("train", "--config", adapter / "run.toml", "-o", folder)
@@ -62,6 +64,7 @@ def test_run_toml_of_a_run_with_more_epochs_says_so(place, adapter):
     assert "edgetune resume NEW --epochs +1" in (folder / "run.toml").read_text()
 
 
+@pytest.mark.dev
 def test_the_command_line_wins(place, adapter):
     folder = place / "wins"
     run("train", "--config", adapter / "run.toml", "-o", folder, "--rank", 2)

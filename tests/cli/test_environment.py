@@ -10,8 +10,6 @@ from tiny import write_tiny
 from edgetune.daemon.options import DaemonConfig
 from edgetune.machine.policy import Policy
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture
 def started(tmp_path, monkeypatch):

@@ -44,6 +44,7 @@ def long(rows):
 # ---- what the verdict names ----
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("rate", mostly_slow([0.5, 50.0], [0.5]))
 def test_a_rate_that_is_too_high(model, learned, tmp_path, rate):
     out = tmp_path / "out"
@@ -55,6 +56,7 @@ def test_a_rate_that_is_too_high(model, learned, tmp_path, rate):
     assert json.loads((out / "run.json").read_text())["verdict"]["kind"] == "worse"
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("seed", mostly_slow([0, 2], [0]))
 def test_labels_that_are_shuffled(model, tmp_path, seed):
     """The loss falls to a fifth, since the form of answers is learned."""

@@ -40,6 +40,7 @@ def grading(place, command, *adapters: str):
     return [command, place / "model.gguf", place / "rows.jsonl", *named, "--threads", 1]
 
 
+@pytest.mark.dev
 def test_compare_two_adapters(place):
     args = grading(place, "compare", "first", "second")
     found = run_json(*args)

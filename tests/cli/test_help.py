@@ -17,8 +17,6 @@ from edgetune.machine.policy import Policy
 from edgetune.options import groups_of
 from edgetune.training.config import TrainConfig
 
-pytestmark = pytest.mark.smoke
-
 GROUPED = {("train",): (TrainConfig, Policy), ("resume",): (TrainConfig, Policy), ("plan",): (TrainConfig,),
            ("jobs", "create"): (TrainConfig,), ("compress",): (CompressConfig,), ("serve",): (DaemonConfig, Policy)}
 

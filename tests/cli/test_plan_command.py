@@ -129,6 +129,7 @@ def divided(place):
     return {kind: loader.load(model, paths[kind], config, hold_out=kind != "none") for kind in HELD_OUT}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("held_out", "options"), mostly_slow([
     ("tenth", {}), ("none", {"epochs": 2.5}),
     ("tenth", {"steps": 7, "eval_every": 3}), ("tenth", {"epochs": 2.0, "packing": True}),
@@ -223,6 +224,7 @@ def in_a_process(place, memory):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.dev
 def test_measuring_keeps_to_the_budget(place):
     refused, = in_a_process(place, "1M")
     least = re.search(r"--memory (\d+)M", refused["hint"])

@@ -47,6 +47,7 @@ def logp(served, tokenizer):
     return np.array(sums).reshape(-1, 2)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("engine", ["llama.cpp", "native"])
 def test_eval_says_what_llama_cpp_prefers(place, engine):
     args = ["eval", place / "model.gguf", place / "pairs.jsonl", "--threads", 1, "--engine", engine]
@@ -81,6 +82,7 @@ def test_the_default_rate_is_the_methods(place):
     assert planned["rows"] == 18  # both answers of the pairs that are learned
 
 
+@pytest.mark.dev
 def test_a_sweep_and_a_resume_know_the_method(place):
     train(place, "sweep", "--method", "dpo", "--steps", "2", "--lr", "1e-3,1e-2")
     runs = json.loads((place / "sweep" / "sweep.json").read_text())["runs"]

@@ -60,6 +60,7 @@ def started(command, made, output):
                           env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("command", TO_OUTPUT, ids=" ".join)
 def test_an_output_that_is_full_is_a_sentence(command, made):
     with Path("/dev/full").open("w") as full:
@@ -69,6 +70,7 @@ def test_an_output_that_is_full_is_a_sentence(command, made):
                            "another place\n")
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("command", [["--help"], ["models"], ["models", "--json"]], ids=" ".join)
 def test_a_reader_that_has_ended_is_no_error(command, made):
     reader, writer = os.pipe()

@@ -110,6 +110,7 @@ def roomy(model, rows):
     return f"{(found['process_bytes'] >> 20) + 1300}M"
 
 
+@pytest.mark.dev
 def test_processes_of_a_python_grader_are_planned_and_bounded(model, tmp_path):
     rows = written(tmp_path / "rows.jsonl", ROWS)
     budget = roomy(model, rows)
@@ -167,6 +168,7 @@ def test_what_is_refused_before_a_single_step(model, tmp_path, options, rows, wh
     assert not out.exists()
 
 
+@pytest.mark.dev
 @pytest.mark.learning
 def test_what_most_answers_say_is_learned(model, tmp_path):
     """From an adapter that says on, and now and then something else: it says on more often then."""

@@ -36,6 +36,7 @@ def test_half_a_character_is_shown_in_one_line():
     assert shell_word("\ud800").isprintable()
 
 
+@pytest.mark.dev
 def test_commands_within_sentences_quote_what_they_are_given():
     """Every f-string of the package that names a command and puts a value after it."""
     commands = "|".join(cli.list_commands(None))

@@ -40,6 +40,7 @@ def costs(model):
     return assign.measure(model, curvature_of(model))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", mostly_slow(FAMILIES, ["llama"]))
 def test_the_predicted_kl_is_what_transformers_measures(family, tmp_path):
     path, _ = make_family(family, tmp_path)
@@ -91,6 +92,7 @@ def test_the_file_is_as_large_as_said_and_larger_ones_cost_less(model, costs, tm
     assert chosen == assign.choose(model, int(0.5 * whole) + 12000, costs)
 
 
+@pytest.mark.dev
 def test_a_size_that_cannot_be_met_names_the_least(model, costs):
     with pytest.raises(EdgetuneError, match=r"cannot become 9999 bytes, at least (\d+) are needed; .*--vocab") as error:
         assign.choose(model, 9999, costs)

@@ -73,6 +73,7 @@ def whole(place):
     return place / "whole.edge", text
 
 
+@pytest.mark.dev
 def test_the_bundle_holds_what_was_asked_for(place, whole):
     folder, text = whole
     assert {path.name for path in folder.iterdir()} == {"model.gguf", "manifest.json", "report.html"}
@@ -92,6 +93,7 @@ def test_the_bundle_holds_what_was_asked_for(place, whole):
     assert str(place) not in json.dumps(bundle.manifest)
 
 
+@pytest.mark.dev
 def test_the_bundle_is_planned_for_trained_and_served(place, whole):
     folder, _ = whole
     assert json.loads(run("plan", folder, "--max-length", 64, "--json"))["peak_bytes"] > 0
@@ -159,6 +161,7 @@ def test_killed_at_every_step_it_continues_to_the_same_bytes(place, whole):
     assert not (place / "killed.edge.work").exists()
 
 
+@pytest.mark.dev
 def test_killed_when_the_bundle_is_there_it_leaves_its_work_until_the_same_command(tmp_path, place):
     out = tmp_path / "made.edge"
     with killed_before_removing(tmp_path / "made.edge.work", out):
@@ -246,6 +249,7 @@ def test_a_stock_type_without_text_is_not_measured_and_says_so(place):
     assert open_bundle(place / "stock.edge").manifest["cost"] is None
 
 
+@pytest.mark.dev
 def test_onnx_answers_on_the_device(place):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("optimum.exporters.onnx")
@@ -298,6 +302,7 @@ def test_without_the_extra_it_says_what_to_install(place, monkeypatch):
     assert "make install EXTRAS=host, into a fresh environment" in compress(place, "x.edge", code=2)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("args", [(), ("--type", "F16"), ("--drop-blocks", 1)])
 def test_the_room_that_is_asked_for_is_enough_and_not_far_too_much(place, tmp_path, monkeypatch, args):
     """What the work folder and the bundle hold when all is made, by what was said before."""
@@ -332,6 +337,8 @@ class NoOptimum:
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
 def test_what_onnx_needs_is_imported_for_onnx_alone(place, tmp_path, monkeypatch, form):
     """optimum does not work with every transformers; a GGUF needs neither it nor ONNX Runtime."""
+    if form == "onnx":
+        pytest.importorskip("optimum")
     broken = NoOptimum()
     monkeypatch.setattr(sys, "meta_path", [broken, *sys.meta_path])
     for name in [name for name in sys.modules if name.startswith(("optimum.", "edgetune.compress.onnx."))]:

@@ -41,6 +41,7 @@ def as_f32(model, path):
     return path
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("family", "rope"), [(family, rope) for family in FAMILIES for rope in ROPES_OF[family]])
 def test_logits_are_transformers(family, rope, tmp_path):
     folder, source = folder_of(tmp_path, family, rope)

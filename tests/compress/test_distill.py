@@ -64,6 +64,7 @@ def measured(student, teacher, ids):
     return float(kl(student, teacher, ids)), *map(math.exp, losses)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", FAMILIES)
 def test_steps_are_adamw_on_the_kl_of_all_tokens(family, models, tmp_path):
     """Two steps over the same two windows: what is trained on does not hang on the order then."""

@@ -91,6 +91,7 @@ def folder_of(family, source, folder):
     return as_internlm2(written) if family == "internlm2" else written
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", [*COMPUTED, *MIXTURES, *STATES, "gemma4"])
 def test_a_checkpoint_becomes_a_gguf_with_its_logits(family, tmp_path):
     path, source = make_family(family, tmp_path)
@@ -106,6 +107,7 @@ def test_a_checkpoint_becomes_a_gguf_with_its_logits(family, tmp_path):
     assert np.isfinite(trainer.step().loss)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", COMPUTED)
 def test_transformers_computes_a_gguf_and_gives_its_weights_back(family, tmp_path):
     path, source = make_family(family, tmp_path)
@@ -118,6 +120,7 @@ def test_transformers_computes_a_gguf_and_gives_its_weights_back(family, tmp_pat
         np.testing.assert_array_equal(back.tensors[name], array)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("family", "changes"), [
     ("granite", {"attention_bias": True, "mlp_bias": True}), ("granite", {"tie_word_embeddings": False}),
     ("smollm3", {"tie_word_embeddings": False}), ("phi3", {"partial_rotary_factor": 1.0}),
@@ -273,6 +276,7 @@ def test_experts_that_do_not_fit_the_configuration_are_named(count, tmp_path):
         convert.convert(folder)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", COMPUTED)
 def test_what_peft_merges_and_we_convert_is_what_we_merge(family, tmp_path):
     """An exported adapter, merged by PEFT into transformers' model, which is saved and converted."""
@@ -348,6 +352,7 @@ def mean_kl(smaller, whole):
     return total / len(WINDOWS)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", mostly_slow(COMPUTED, ["granite", "lfm2"]))
 def test_fitting_and_distilling_bring_a_narrowed_model_nearer(family, tmp_path, monkeypatch):
     monkeypatch.setattr("edgetune.compress.shrink.blockwise.quick", lambda: False)
@@ -367,6 +372,7 @@ def test_fitting_and_distilling_bring_a_narrowed_model_nearer(family, tmp_path, 
 
 
 # one of each way that blocks differ; that each family drops them is tested above
+@pytest.mark.dev
 @pytest.mark.parametrize("family", mostly_slow([name for name in COMPUTED if name != "smollm3"],
                                                ["granite", "lfm2", "olmo3", "phi3"]))
 def test_the_kl_without_blocks_is_that_of_the_logits(family, tmp_path, monkeypatch):
@@ -402,6 +408,7 @@ def compress(source, out, *args):
 SIZES = {"d_model": 256, "d_ff": 256, "n_heads": 16}  # of whole blocks of K-quants
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", mostly_slow([name for name in SHAPES if name in CONVERTED and name not in FAMILIES],
                                                ["phi3", "lfm2moe"]))
 def test_the_whole_way(family, rows, tmp_path):

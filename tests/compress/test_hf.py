@@ -15,6 +15,7 @@ from edgetune.formats.gguf import open_gguf
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(0, 416, 60)]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("family", "rope"), [(family, rope) for family in FAMILIES for rope in ROPES_OF[family]])
 def test_the_model_in_torch_computes_what_the_source_does(family, rope, tmp_path):
     path, source = make_family(family, tmp_path, rope=rope)

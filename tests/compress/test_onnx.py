@@ -71,6 +71,7 @@ def made(tmp_path_factory):
     return get
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("family", "rope"), mostly_slow(CASES, SOME))
 def test_the_export_computes_what_transformers_does(family, rope, made):
     model = made(family, rope)
@@ -82,6 +83,7 @@ def test_the_export_computes_what_transformers_does(family, rope, made):
     assert np.abs(one_by_one - wanted).max() < 2e-4
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("family", "rope"), mostly_slow(CASES, SOME))
 def test_greedy_answers_are_those_of_transformers(family, rope, made):
     model = made(family, rope)
@@ -142,6 +144,7 @@ def exported(tmp_path_factory):
     return facts, folder, steps
 
 
+@pytest.mark.dev
 def test_export_measures_agreement(exported):
     facts, folder, _ = exported
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["model.onnx", "tokenizer.gguf"]
@@ -320,7 +323,7 @@ def test_generate_and_chat(made, tmp_path):
 def test_without_onnxruntime_it_says_what_to_install(made, monkeypatch):
     model = made().floats
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(EdgetuneError, match="not installed; install the extra onnx"):
+    with pytest.raises(EdgetuneError, match="pip install 'onnxruntime"):
         OnnxModel(model)
 
 

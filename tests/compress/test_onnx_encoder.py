@@ -47,6 +47,7 @@ def outputs(folder, file="model.onnx"):
     return dict(zip(names, found, strict=True)), tokenizer(TEXTS)["input_ids"]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("method", COMPLETIONS)
 def test_it_gives_what_our_engine_gives(encoder, tmp_path, method):
     rows = [{"prompt": text, "completion": COMPLETIONS[method](text)} for text in TEXTS]

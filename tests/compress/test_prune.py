@@ -20,8 +20,6 @@ from edgetune.compress.source import huggingface as hf
 from edgetune.errors import DataError, Interrupted, UsageError
 from edgetune.formats.gguf import open_gguf, write_gguf
 
-pytestmark = pytest.mark.smoke
-
 RNG = np.random.default_rng(0)
 TOKENS = [int(token) for token in RNG.integers(0, 416, 60)]  # past gemma3's window of 24
 WINDOWS = RNG.integers(0, 416, (12, 48)).astype(np.int32)
@@ -162,6 +160,7 @@ def test_silent_parts_cost_nothing(tmp_path):
     assert np.abs(hf_logits(hf.to_torch(smaller), TOKENS) - hf_logits(source, TOKENS)).max() < 1e-3
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pruned_models_are_trained(family, tmp_path):
     path, _ = make_family(family, tmp_path, num_hidden_layers=BLOCKS)

@@ -115,6 +115,7 @@ def test_scales_are_looked_for_where_llama_cpp_does_not(format):
     assert losses[0] < 0.95 * losses[1]
 
 
+@pytest.mark.dev
 def test_a_written_model_is_what_llama_cpp_runs(model, tmp_path):
     kinds = ("Q8_0", "Q5_1", "Q4_0", "IQ4_NL", "F16", "Q2_0")
     types = {name: kinds[i % len(kinds)] for i, (name, array) in enumerate(model.tensors.items()) if array.ndim == 2}

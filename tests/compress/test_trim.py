@@ -146,6 +146,7 @@ def test_texts_of_kept_tokens_keep_their_ids(pairs, kind):
     assert 200 < same < len(words)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("seed", mostly_slow(range(6), [0, 1]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_merges_whatever_their_order(tmp_path, kind, seed):

@@ -56,6 +56,7 @@ def test_composed_text_where_the_tokenizer_composes(tmp_path):
         assert tokenizer.encode(composed) == truth(text).input_ids, text
 
 
+@pytest.mark.dev
 def test_the_cuts_differ_on_these_texts():
     """The comparison above would be blind to a cut that changed nothing."""
     ids = {cut: str([byte_level(cut, 1500)(text).input_ids for text in HARD]) for cut in CUTS}

@@ -15,8 +15,6 @@ from edgetune.backends import cuda_driver
 from edgetune.backends.cuda_driver import CudaDriver
 from edgetune.errors import DeviceError
 
-pytestmark = pytest.mark.smoke
-
 MIB = 1 << 20
 Code = IntEnum("Code", {"CUDA_SUCCESS": 0, "CUDA_ERROR_OUT_OF_MEMORY": 2, "CUDA_ERROR_NO_DEVICE": 100,
                         "CUDA_ERROR_NOT_READY": 600, "CUDA_ERROR_ILLEGAL_ADDRESS": 700,

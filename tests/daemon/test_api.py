@@ -101,6 +101,7 @@ def check(http, name, content, **form):
     return http.post("/v1/files/check", files={"file": (name, content), **form.pop("files", {})}, data=form)
 
 
+@pytest.mark.dev
 def test_rows_are_checked_before_a_job_and_nothing_of_them_is_kept(http, running):
     rows = [{"prompt": f"lamp {i}", "completion": f'{{"lamp": {i}}}'} for i in range(24)]
     lines = [json.dumps(row) for row in [*rows, rows[0], {"prompt": "lamp 1", "completion": "1"}]]
@@ -249,6 +250,7 @@ def test_who_goes_away_is_not_answered_on(http, running, stream):
     assert http.get("/healthz").status_code == 200
 
 
+@pytest.mark.dev
 def test_more_than_may_wait_are_told_to_come_again(http, running):
     def ask():
         return httpx.post(running.url + CHAT, json={**ASK, "model": "tiny", "max_tokens": LONG}, timeout=PATIENCE)
@@ -286,6 +288,7 @@ def test_a_disk_that_takes_no_more_is_507_and_leaves_nothing(http, running, line
 # ---- start and end of the server ------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 def test_answers_end_before_the_daemon_does_and_late_requests_are_told_so(model, tmp_path):
     with daemon(model, tmp_path / "state") as running, ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, running.url + CHAT, json={**ASK, "max_tokens": LONG}, timeout=PATIENCE)
@@ -360,6 +363,7 @@ def test_a_program_that_serves_keeps_its_frozen_objects(model, tmp_path):
     assert gc.get_freeze_count() > 0.9 * frozen  # some end by themselves
 
 
+@pytest.mark.dev
 def test_systemd_hears_of_it_and_sigterm_ends_it(model, tmp_path):
     code = """
         import sys

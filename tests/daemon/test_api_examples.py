@@ -112,11 +112,13 @@ def telling(tmp_path_factory):
         return [(read_examples([file]), examples, answers) for file, examples, answers in told(folder, serve)]
 
 
+@pytest.mark.dev
 def test_all_that_is_told_is_shown(telling):
     for shown, said, _ in telling:
         assert [example.route for example in shown] == [example.route for example in said]
 
 
+@pytest.mark.dev
 def test_the_answers_are_of_the_same_form(telling):
     for shown, said, answers in telling:
         for example, same, answer in zip(shown, said, answers, strict=True):

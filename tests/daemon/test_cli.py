@@ -63,6 +63,7 @@ def job_of(name):
     return json.loads(run("jobs", "show", name, "--json"))
 
 
+@pytest.mark.dev
 def test_jobs_are_followed_to_their_end(trained):
     text, adapter, _ = trained
     assert "held out" in text  # what the daemon says
@@ -117,6 +118,7 @@ def test_a_job_by_reward_is_told_the_grader_of_a_file(place):
     assert "--rewards FOLDER" in run(*asked, "--reward", "rewards:right", code=2)
 
 
+@pytest.mark.dev
 def test_jobs_pause_and_resume_and_are_cancelled(place):
     job = json.loads(run("jobs", "create", place / "rows.jsonl", "--steps", 100_000, *SMALL, "--json"))
     assert re.search(f"{job['id']} is paus(ed|ing)", run("jobs", "pause", job["id"]))
@@ -128,6 +130,7 @@ def test_jobs_pause_and_resume_and_are_cancelled(place):
     assert "cancelled" in run("jobs", "follow", job["id"], code=1)
 
 
+@pytest.mark.dev
 def test_status_is_said_once_or_live_at_a_terminal_until_ctrl_c(running):
     facts = json.loads(run("status", "--json"))
     assert (facts["model"], facts["health"]) == ("tiny", {"status": "ok", "reasons": []})
@@ -178,6 +181,7 @@ def test_a_line_of_the_log_has_its_time_unless_the_journal_adds_it(journal, line
     assert re.fullmatch(line, log_formatter().format(record))
 
 
+@pytest.mark.dev
 def test_keys_over_a_unix_socket(model, tmp_path, monkeypatch):
     said = " ".join(run("service", "key", "--help").split())
     assert "--key-file" in said
@@ -200,6 +204,7 @@ def test_keys_over_a_unix_socket(model, tmp_path, monkeypatch):
     assert not (tmp_path / "socket").exists()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("ignored", [False, True])
 def test_a_terminal_that_is_closed_ends_the_daemon_and_its_training_is_saved(model, place, tmp_path, monkeypatch,
                                                                              ignored):

@@ -57,6 +57,7 @@ def chain(running):
     return ChatOpenAI(base_url=f"{running.url}/v1", api_key="none", model="tiny:latest", max_retries=0)
 
 
+@pytest.mark.dev
 def test_langchain_asks_streams_and_embeds(chain, running, client):
     said = chain.invoke([("user", "turn")])
     assert (said.content, said.response_metadata["finish_reason"]) == (TAUGHT, "stop")
@@ -78,6 +79,7 @@ def test_langchain_asks_streams_and_embeds(chain, running, client):
     np.testing.assert_allclose(vectors.embed_query(texts[1]), expected[1], atol=1e-4)
 
 
+@pytest.mark.dev
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # LangChain's, of what OpenAI's client has parsed
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_langchain_gets_a_form(chain, method):
@@ -140,6 +142,7 @@ def agents(running):
     return make
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("api", ["chat", "responses"])
 def test_pydantic_ai_gets_a_form_and_streams(agents, api):
     from pydantic_ai import NativeOutput

@@ -234,6 +234,7 @@ def published(dice, nights, gain, fresh, ring=False):
     return any(map(passes, earlier.tolist(), won.tolist(), new.tolist(), better.tolist(), range(nights)))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("fresh", "ring"), [(4, False), (10, True)])
 def test_of_a_year_of_useless_adapters_none_is_published_in_most_years(fresh, ring):
     """With questions that drift, and with a ring of two sets of them, of which it wins and loses as many. Of people who

@@ -124,6 +124,7 @@ def test_deleted_feedback_is_gone_with_its_question_after_a_kill(rig):
     assert 0 < left < KILLS
 
 
+@pytest.mark.dev
 def test_a_deleted_document_is_gone_from_its_stores_after_a_kill(rig):
     stores = []
 
@@ -143,6 +144,7 @@ def test_a_deleted_document_is_gone_from_its_stores_after_a_kill(rig):
     assert 0 < left < KILLS
 
 
+@pytest.mark.dev
 def test_a_store_that_was_killed_half_made_or_half_deleted_leaves_nothing(rig):
     def make(number):
         file = uploaded(rig, mark_of(200 + number))

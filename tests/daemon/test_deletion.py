@@ -48,6 +48,7 @@ def learned(service, asked):
     return job
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("made", [of_text, of_labels])
 def test_nothing_remains_of_what_was_learned_and_deleted(tiny_q8, tmp_path, made):
     """The second job is given the system message of the first one's adapter."""

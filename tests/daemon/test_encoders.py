@@ -209,6 +209,7 @@ def test_neither_pytorch_nor_llama_cpp_is_imported(model, tmp_path):
 # ---- learning -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 def test_corrections_become_answers(model, tmp_path):
     """By the head and LoRA; a second lesson keeps the first one's label; a roll-back leads to the adapter before; a
     restart answers again.
@@ -264,6 +265,7 @@ def test_a_further_label_makes_no_right_answer_worse(model, tmp_path):
     assert (learned.wins, learned.losses) == (sum(score.right for score in scores[1][len(rows):]), 0)
 
 
+@pytest.mark.dev
 def test_a_file_of_json_is_learned_field_by_field(model, tmp_path):
     """A process that is killed is followed by another, which resumes its work."""
     rows = forms(48)
@@ -288,6 +290,7 @@ def test_a_job_that_does_not_fit_says_which_memory_would_do(model, tmp_path):
         assert re.search(r"start the daemon with --memory \d+M$", job.error["message"])
 
 
+@pytest.mark.dev
 def test_minilm_learns_forty_corrections(tmp_path):
     """The real one, by its heads alone: it answers 38 of 40, with those that are recalled."""
     model = write_real_minilm(tmp_path / "minilm.gguf")

@@ -128,6 +128,7 @@ def test_a_form_that_is_not_learned_is_refused(client, fields):
     assert "enc is an encoder" in said.json()["error"]["message"]
 
 
+@pytest.mark.dev
 def test_a_correction_is_learned_over_http(client, running):
     """As a person's app does it: answers are corrected by their ids, and a job is begun, here of the head alone."""
     for row in labelled(40, first=80):

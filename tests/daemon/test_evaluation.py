@@ -37,6 +37,7 @@ def evaluate(service, folder, **options):
     return service.adapters.get(id), job
 
 
+@pytest.mark.dev
 def test_the_better_one_is_activated_and_rolled_back_with_one_command(service, made):
     give(service, range(30))
     found, job = evaluate(service, made / "on")
@@ -55,6 +56,7 @@ def test_the_better_one_is_activated_and_rolled_back_with_one_command(service, m
         service.adapters.rollback("asked for", only=found.id)
 
 
+@pytest.mark.dev
 def test_a_worse_one_is_refused_and_the_active_one_stays(service, made):
     give(service, range(30))
     active, _ = evaluate(service, made / "on", promote=True)

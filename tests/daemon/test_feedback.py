@@ -18,8 +18,6 @@ from edgetune.data.question import question_digest
 from edgetune.data.rows import check_row
 from edgetune.errors import DataError, TooLargeError, TooMuchError, UsageError
 
-pytestmark = pytest.mark.smoke
-
 ASKED = [{"role": "user", "content": "lamp on"}]
 
 
@@ -199,6 +197,7 @@ def test_rows_of_the_old_version_stay_on_their_side(tmp_path):
     assert {note.id: note.state for note in feedback.list()}[notes[0].id] == "withdrawn"
 
 
+@pytest.mark.dev
 def test_a_flood_does_not_displace_the_judges_of_earlier_rounds(feedback):
     """They share the places: by a count by hand 3 small rounds whole, the 2 large ones half of what is left each."""
     give(feedback, range(60))
@@ -250,6 +249,7 @@ def believed(words):
     return right[-1] if right else None
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("learned_after", [0, 1, 2, None])
 def test_all_orders_of_words_on_an_answer(feedback, learned_after):
     """Each order of three words, on a question of its own; learned after the first, or second, or never."""

@@ -104,6 +104,7 @@ def test_jobs_learn_the_file_again_as_long_as_the_active_adapter_knows_it(servic
     assert fourth.training_file is None
 
 
+@pytest.mark.dev
 def test_the_gate_asks_for_what_the_file_taught(trains):
     """In earnest: one process learns a file, then another feedback that says nothing of it."""
     file = upload(trains, FILE[:20])
@@ -117,6 +118,7 @@ def test_the_gate_asks_for_what_the_file_taught(trains):
     assert (counts["job"], counts["rows"]) == (file, earlier["wins"] + earlier["losses"] + earlier["ties"])
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("system", ["", "Turn what is said into an action."])
 @pytest.mark.parametrize("asked", [{"prompt": "turn the lamp 7"}, {"messages": SAID}, "with system"])
 def test_a_persons_answer_counts_and_not_that_of_the_file(service, workers, asked, system):

@@ -33,6 +33,7 @@ def ask(served, exam, old, new, **options):
     return evaluate(served, exam, AskedAdapter(old), AskedAdapter(new), **options)
 
 
+@pytest.mark.dev
 def test_evaluate(served):
     """A key `fresh` in a user's rows means nothing to the gate: the first rows are of earlier jobs."""
     canary = "turn the light off, set the light to 10"

@@ -33,7 +33,8 @@ def slack(runs):
     return 3 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
 
 
-@pytest.mark.parametrize("people", EVERYBODY)
+@pytest.mark.dev
+@pytest.mark.parametrize("people", mostly_slow(EVERYBODY, [ONLY_CORRECTIONS, CHECKING]))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_adapter_that_is_no_better_is_seldom_published_in_ten_nights(people, shape):
     """Errors that are independent, shared and nested; and one that mends what was corrected and breaks as much."""
@@ -43,6 +44,7 @@ def test_an_adapter_that_is_no_better_is_seldom_published_in_ten_nights(people, 
             assert share(Pair(accuracy, **shape), people, 10, runs) <= ALPHA + slack(runs)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("people", mostly_slow(EVERYBODY, [ONLY_CORRECTIONS, CHECKING]))
 def test_nor_is_one_in_a_year(people):
     runs = 40
@@ -54,7 +56,8 @@ def test_nor_is_one_where_the_traffic_drifts():
     assert share(Pair(0.6, shared=0.5), ONLY_CORRECTIONS, 60, 100, drift=True) <= ALPHA + slack(100)
 
 
-@pytest.mark.parametrize("people", EVERYBODY)
+@pytest.mark.dev
+@pytest.mark.parametrize("people", mostly_slow(EVERYBODY, [ONLY_CORRECTIONS, CHECKING]))
 @pytest.mark.parametrize("loss", [-0.05, -0.1])
 def test_a_worse_adapter_that_mends_what_was_corrected_is_not_published(people, loss):
     runs = 120

@@ -45,6 +45,7 @@ def grade(sample, item):
 """}
 
 
+@pytest.mark.dev
 def test_memory_of_graders_counts_and_is_bounded_by_what_is_left(running, http, monkeypatch):
     path = "/v1/fine_tuning/alpha/graders/run"
     before = running.service.memory()
@@ -89,6 +90,7 @@ def test_the_base_judges_as_llama_cpp_does_without_a_daemon(client, model):
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("grader", "item", "reward", "wrong"), [
     (PYTHON, {"by": 2}, 0.5, {}),
     (PYTHON, {"by": 0}, 0.0, {"python_grader_runtime_error": True,

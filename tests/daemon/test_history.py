@@ -86,6 +86,7 @@ def test_a_worker_ends_without_a_word_if_nobody_asks_and_says_that_another_edget
     assert "the daemon is edgetune 0.0.1" in said["what"]
 
 
+@pytest.mark.dev
 def test_what_computes_is_in_the_daemons_log_alone(tmp_path, monkeypatch, caplog, capfd):
     """A worker logs as a GPU's backend does, in a service that an app embeds."""
     place = tmp_path / "logging_worker.py"
@@ -110,6 +111,7 @@ main = worker.main
     assert "computing" not in "".join(capfd.readouterr())
 
 
+@pytest.mark.dev
 def test_of_old_jobs_nothing_is_kept(folder, monkeypatch, workers):
     monkeypatch.setattr(job_table, "KEPT", 1)
     with open_service(folder, start_process=workers) as service:

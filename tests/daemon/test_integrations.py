@@ -47,6 +47,7 @@ def model(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("model") / "model.gguf", n_context=1024)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("title", [title for title in blocks("python") if title != "Ollama's clients"])  # a part's
 def test_programs_run(title, running, capsys):
     program = blocks("python")[title]

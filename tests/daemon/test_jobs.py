@@ -54,6 +54,7 @@ def messages(service, id):
     return [event["message"] for event in reversed(service.jobs.events(id, limit=1000)) if event["type"] == "message"]
 
 
+@pytest.mark.dev
 def test_a_job_from_file_to_service(service):
     """Its weights are those that the daemon holds, not streamed as well: that would take more than all the memory."""
     done = []
@@ -104,6 +105,7 @@ def tokens_of(service, created):
     return 4 * data.tokens
 
 
+@pytest.mark.dev
 def test_a_job_names_its_family(service):
     job = service.jobs.wait(begin(service, family="sora", rank=2, sparsity=0.5, steps=3).id, 60)
     assert (job.status, job.config["family"], job.config["sparsity"]) == ("succeeded", "sora", 0.5)
@@ -191,6 +193,7 @@ class KilledBeforeItsReport(WorkerProcess):
             yield event
 
 
+@pytest.mark.dev
 def test_a_run_that_was_killed_before_its_report_gets_one(tmp_path):
     with open_service(tmp_path, start_process=KilledBeforeItsReport) as service:
         job = service.jobs.wait(begin(service, steps=3).id, 60)
@@ -203,6 +206,7 @@ def test_a_run_that_was_killed_before_its_report_gets_one(tmp_path):
         assert sorted(steps) == [1, 2, 3]  # trained once
 
 
+@pytest.mark.dev
 def test_a_run_that_cannot_go_on_begins_again(service, monkeypatch):
     job = begin(service, steps=40)
     until(lambda: step_of(service, job.id) > 3)
@@ -218,6 +222,7 @@ def test_a_run_that_cannot_go_on_begins_again(service, monkeypatch):
     assert steps[-40:] == list(range(1, 41))
 
 
+@pytest.mark.dev
 def test_a_run_that_does_not_fit_now_goes_on_where_it_was(tmp_path):
     """In a daemon that may use more again. A new job fails, and says how much it needs."""
     with open_service(tmp_path) as service:

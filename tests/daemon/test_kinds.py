@@ -24,6 +24,7 @@ def toy():
     del REGISTERED["toy"]
 
 
+@pytest.mark.dev
 def test_a_kind_in_one_file(tmp_path, toy):
     with open_service(tmp_path, canary_rise="off", learn="idle") as service:
         learner = service.learner

@@ -27,7 +27,7 @@ def cancel(service, job):
     service.jobs.wait(job.id, 60)
 
 
-@pytest.mark.smoke
+@pytest.mark.dev
 @pytest.mark.learning
 def test_learns_and_refuses(trains):
     """What is right is learned and activated; what contradicts it does not get through, and is set aside."""
@@ -109,6 +109,7 @@ with opened(Path(sys.argv[1]), Path(sys.argv[2]), start_process=FakeWorkers(), l
 """
 
 
+@pytest.mark.dev
 def test_a_kill_while_rows_are_assigned_to_a_job_trains_them_once(tiny_q8, tmp_path, workers):
     """There is either no job, or one that has them: nothing is learned, or held out, twice."""
     done = subprocess.run([sys.executable, "-c", KILLED, tiny_q8, tmp_path], capture_output=True, text=True,
@@ -126,6 +127,7 @@ def test_a_kill_while_rows_are_assigned_to_a_job_trains_them_once(tiny_q8, tmp_p
         assert [each.id for each in service.jobs.list()] == [job.id]
 
 
+@pytest.mark.dev
 def test_what_a_job_reads_does_not_grow_with_what_waits(service, monkeypatch):
     """It looks at the latest rows that it takes, and at no others."""
     monkeypatch.setattr(learned_feedback, "REPLAY_MOST", 32)
@@ -183,6 +185,7 @@ def test_all_that_was_learned_is_learned_anew(service):
     assert "was not activated" not in service.learner.state()["state"]
 
 
+@pytest.mark.dev
 def test_a_lesson_has_batch_and_rate_of_its_different_rows(service):
     """As a training on a file of them has, which are few, though their passes are many rows. Earlier ones count."""
     service.jobs.train = replace(TRAIN, batch_size="auto", lr="auto", epochs="auto", steps=0)
@@ -203,6 +206,7 @@ def test_a_lesson_has_batch_and_rate_of_its_different_rows(service):
     assert (job.config["batch_size"], job.config["lr"]) == (8, 2e-3)
 
 
+@pytest.mark.dev
 def test_rows_that_nothing_speaks_against_are_learned_with_the_next(tiny_q8, tmp_path, workers):
     """Also by verdicts of earlier versions. Held-out rows are new again as well; after five jobs it ends."""
     with opened(tiny_q8, tmp_path, start_process=workers, learn="idle", learn_rows=10) as service:

@@ -48,6 +48,7 @@ def said(service, question, **options):
     return text if answer.source == Recall.name else None
 
 
+@pytest.mark.dev
 def test_a_question_in_other_words_is_answered_as_corrected(service):
     given = teach(service)
     for question, answer in LIKE.items():
@@ -129,6 +130,7 @@ def test_corrections_of_somewhat_like_questions_are_shown_to_the_model(service):
         shown.clear()
 
 
+@pytest.mark.dev
 def test_what_was_learned_the_model_answers(tmp_path, minilm, workers):
     questions = {f"{place} number {'abcdefghij'[i]}": f"it is {i}" for i, place in enumerate(
         ("the door code", "our plumber", "the spare key", "the water valve", "the piano lesson", "the oil of the lift",
@@ -146,6 +148,7 @@ def test_what_was_learned_the_model_answers(tmp_path, minilm, workers):
         assert {question for question, text in like.items() if said(service, text)} == held
 
 
+@pytest.mark.dev
 def test_it_can_be_switched_off_and_needs_an_encoder(tmp_path, minilm):
     like = "tell me the code for the door"
     for options in ({"embeddings": minilm, "recall_like": "off"}, {"embeddings": minilm, "recall": False}, {}):

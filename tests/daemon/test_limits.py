@@ -33,6 +33,7 @@ def descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.dev
 @pytest.mark.usefixtures("descriptors")
 @pytest.mark.parametrize("begin", [pytest.param(b"", marks=pytest.mark.slow), b"GET /healthz HTTP/1.1\r\nHost: loc",
                                    pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n",
@@ -169,6 +170,7 @@ def test_requests_that_wait_for_one_another_keep_nobody_out(slow_model, tmp_path
         assert statuses.count(503) <= 1  # the one that was at it
 
 
+@pytest.mark.dev
 def test_all_threads_of_requests_that_wait_leave_answers_and_health_to_others(model, tmp_path, monkeypatch):
     go = threading.Event()
     with daemon(model, tmp_path / "state") as running, ThreadPoolExecutor(60) as pool:
@@ -183,6 +185,7 @@ def test_all_threads_of_requests_that_wait_leave_answers_and_health_to_others(mo
             go.set()
 
 
+@pytest.mark.dev
 def test_a_second_signal_breaks_answers_off_in_words(slow_model, tmp_path):
     asked = {**ASK, "max_tokens": 100_000}
     with process(slow_model, tmp_path, "--context", 4096) as running, ThreadPoolExecutor(4) as pool:
@@ -230,6 +233,7 @@ def test_a_burst_of_all_kinds_of_requests_leaves_memory_to_jobs(wordy, tmp_path)
         assert running.memory("VmHWM") - before < for_answers(open_gguf(wordy), 1024)
 
 
+@pytest.mark.dev
 def test_large_grammars_keep_nobody_waiting(model, tmp_path):
     """Two that were checked in quadratic time once: a minute each."""
     grammar = "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(4500)) + "r4500 ::= [a]?\n"

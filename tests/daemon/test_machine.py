@@ -297,6 +297,7 @@ def live(seed: int, steps: int, phases: tuple[Phase, ...] = (Phase.generate,)) -
         seed += 1000
 
 
+@pytest.mark.dev
 def test_what_must_hold_holds_whatever_happens():
     live(seed=0, steps=600)
 

@@ -178,6 +178,7 @@ def question(row):
     return str([message for message in asked if message["role"] == "user"][-1]["content"])
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", ["dpo", "kto", "orpo", "grpo"])
 def test_rows_of_a_job(model, tmp_path, workers, name):
     """Corrections, choices and thumbs are learned by the method and settled; held-out questions are not learned."""

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PAIRS = """
 import json, sys
 from pathlib import Path
@@ -37,6 +39,7 @@ with open_service(Path(sys.argv[1])) as service:
 """
 
 
+@pytest.mark.dev
 def test_pairs(tmp_path):
     """Every process knows the toys, as each knows the files of edgetune/objectives."""
     (tmp_path / "sitecustomize.py").write_text("import toy_objectives\n")

@@ -47,6 +47,7 @@ def trained(client, rows):
     return client.fine_tuning.jobs.retrieve(job.id)
 
 
+@pytest.mark.dev
 def test_a_job_ends_in_an_adapter_with_all_that_was_asked(client, trained):
     assert trained.status == "succeeded", trained.error
     assert trained.fine_tuned_model.startswith("ft:tiny:lamp:")
@@ -132,6 +133,7 @@ def read_strictly(job):
     return FineTuningJob.model_validate(job.model_dump())
 
 
+@pytest.mark.dev
 def test_jobs_are_listed_paused_resumed_and_cancelled_and_files_come_in_pages(client, trained, rows):
     file = client.files.create(file=rows, purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model="tiny", training_file=file.id,

@@ -39,6 +39,7 @@ def files(tmp_path, monkeypatch):
     return write_files(tmp_path, monkeypatch)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("what", ["a proxy's page", "a list", "half an object", *ODD_ANSWERS])
 def test_every_command_says_in_a_sentence_what_answers(files, what):
     commands = [*with_url()]

@@ -58,6 +58,7 @@ def natively(model, folder, prompts, tmp_path):
     return [json.loads(line)["text"] for line in said.splitlines()]
 
 
+@pytest.mark.dev
 def test_a_job_ends_in_an_adapter_that_the_gate_has_evaluated(running, job):
     adapter = running.service.adapters.get(job.result)
     assert adapter.verdict["new"]["loss"] < adapter.verdict["old"]["loss"] / 2
@@ -83,6 +84,7 @@ def test_answers_are_those_of_generate_native(running, model, client, job, tmp_p
     assert base.choices[0].message.content != expected[0]
 
 
+@pytest.mark.dev
 def test_it_is_rolled_back_restarted_and_deleted(running, model, job, tmp_path):
     folder = running.service.adapters.path(job.result)
     config = DaemonConfig(state=str(tmp_path), context=512, threads=1)
@@ -102,6 +104,7 @@ def test_it_is_rolled_back_restarted_and_deleted(running, model, job, tmp_path):
         assert service.served.adapters() == []
 
 
+@pytest.mark.dev
 def test_a_model_with_states_answers_too(tmp_path):
     """A block without keys keeps a state of each conversation."""
     model = write_tiny(tmp_path / "lfm2.gguf", "lfm2", **SHAPE)
@@ -129,6 +132,7 @@ def test_what_has_no_room_is_refused_with_the_numbers(running, model, job, tmp_p
         assert needed > 10 * (folder / FILE).stat().st_size
 
 
+@pytest.mark.dev
 def test_what_a_job_made_is_refused_without_room_for_it(tmp_path, model):
     config = DaemonConfig(state=str(tmp_path), context=512, threads=1, canary=str(short_canary(tmp_path)))
     with Service(model, config) as service:
@@ -145,6 +149,7 @@ def test_what_a_job_made_is_refused_without_room_for_it(tmp_path, model):
         assert service.jobs.wait(made.id, 60).status == "succeeded"
 
 
+@pytest.mark.dev
 def test_a_job_may_have_any_family(http):
     of_jobs = re.search(r'"enum":(\[[^\]]*"houlsby"[^\]]*\])', http.get("/openapi.json").text)
     assert of_jobs

@@ -92,6 +92,7 @@ def damaged(folder, lost):
         path.unlink()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("lost", ["run/metrics.jsonl", "run/metrics.jsonl=", "run/run.json", "run/adapter.gguf", "run",
                                   ""])
 def test_a_job_that_lost_a_file_after_its_training_fails_and_the_next_one_begins(service, workers, lost):
@@ -107,6 +108,7 @@ def test_a_job_that_lost_a_file_after_its_training_fails_and_the_next_one_begins
     assert service.health() == {"status": "ok", "reasons": []}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("lost", ["train.jsonl", "held.jsonl", ""])
 def test_a_job_that_lost_its_rows_fails_in_a_sentence(tmp_path, lost):
     """In earnest. A restart finds it so."""
@@ -184,6 +186,7 @@ def adapter(service, workers):
     return str(succeeds(service, workers, begin(service)).result)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("deletes", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_roll_back_while_a_job_trains_is_not_overruled(service, workers, deletes, fails):
@@ -211,6 +214,7 @@ def test_a_roll_back_while_a_job_trains_is_not_overruled(service, workers, delet
     assert sum("evaluated again" in text for text in said(service, job)) == 1
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("changes", [1, 9])
 def test_a_word_at_the_last_moment_is_not_overruled(service, workers, changes, monkeypatch):
     """The active adapter changes after the verdict, while the new one is loaded: it is evaluated again, a few times."""
@@ -237,6 +241,7 @@ def test_a_word_at_the_last_moment_is_not_overruled(service, workers, changes, m
     assert any(f"changed {work.REJUDGED + 1} times" in text for text in said(service, job)) == (changes > 1)
 
 
+@pytest.mark.dev
 def test_deaths_count_for_one_job_and_since_its_last_step(service, workers):
     first = begin(service)
     second = begin(service)

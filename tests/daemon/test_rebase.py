@@ -53,6 +53,7 @@ def rebased(base, state, out, **options):
     return rebase(base, state, out, config=CONFIG, policy=FREE, train=TRAIN, **options)
 
 
+@pytest.mark.dev
 def test_all_that_was_learned_is_learned_on_another_base(base, state, tmp_path):
     """Also where it is stopped meanwhile, or killed at last, which leaves what people wrote, no longer than until the
     next call; what the verdict says is what llama.cpp answers.

@@ -128,6 +128,7 @@ def learned(service, workers, **verdict):
     return str(adapter)
 
 
+@pytest.mark.dev
 def test_what_a_training_has_learned_the_model_answers(learns, workers):
     """What is held out is recalled for good: it is never learned. After a roll-back all is again."""
     made = correct(learns, range(10))

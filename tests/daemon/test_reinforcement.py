@@ -60,6 +60,7 @@ def trained(running, client):
     return client.fine_tuning.jobs.retrieve(job.id)
 
 
+@pytest.mark.dev
 def test_job_events_and_table_have_openais_names_and_what_auto_became(trained, client):
     assert trained.status == "succeeded", trained.error
     found = trained.method.reinforcement
@@ -232,6 +233,7 @@ def dpo(client, **hyperparameters):
         "type": "dpo", "dpo": {"hyperparameters": hyperparameters}})
 
 
+@pytest.mark.dev
 def test_a_job_learns_pairs_and_is_judged_by_them(running, client):
     given = {"beta": 0.5, "n_epochs": 6, "batch_size": 4, "learning_rate_multiplier": 40}
     id = dpo(client, **given).id

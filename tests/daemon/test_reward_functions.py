@@ -50,6 +50,7 @@ def imported_by(folder):
     return {path.read_text() for path in folder.rglob("*.imported")}
 
 
+@pytest.mark.dev
 def test_the_process_that_trains_imports_it(service, rewards):
     job = service.jobs.create("tiny", upload(service, ROWS), method=method("room.lamps:short"))
     until(lambda: imported_by(rewards) or service.jobs.get(job.id).finished_at)
@@ -101,6 +102,7 @@ main = worker.main
 """
 
 
+@pytest.mark.dev
 def test_a_job_whose_grader_hangs_fails_and_says_which(tmp_path, monkeypatch):
     """A client's pattern that backtracks cannot occupy the process that trains for ever."""
     (tmp_path / "hasty_worker.py").write_text(WORKER)

@@ -54,6 +54,7 @@ def check(schema, mode, examples):
         answers()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("mode", MODES)
 def test_answers_are_as_the_schema_says(schema, mode):
     check(schema, mode, examples=2)
@@ -98,6 +99,7 @@ def answer(endpoint, found):
     return found
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.path)
 def test_each_field_becomes_what_is_written(http, endpoint):
     plain = http.post(endpoint.path, json=endpoint.body)

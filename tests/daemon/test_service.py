@@ -47,6 +47,7 @@ def test_an_app_embeds_it_without_the_extra(tmp_path):
     assert done.stdout.split("\n")[1] == "[]"
 
 
+@pytest.mark.dev
 def test_models_and_who_answers(folder):
     with open_service(folder) as service:
         adapter, other = (found.id for found in service.adapters.list())
@@ -65,6 +66,7 @@ def test_models_and_who_answers(folder):
         assert (service.adapter_for("tiny"), service.adapter_for("tiny:latest"), service.adapter_for("")) == (None,) * 3
 
 
+@pytest.mark.dev
 def test_what_it_says_of_itself_and_of_the_memory_of_two_processes(tmp_path):
     with open_service(tmp_path, memory="2G") as service:
         assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700

@@ -62,6 +62,7 @@ def restore(state):
     shutil.copyfile(state / "earlier.db", state / "state.db")
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("lose", mostly_slow([remove, empty, restore], [remove, restore]))
 def test_without_its_database_nothing_is_deleted(folder, caplog, lose):
     shutil.copytree(folder, folder / "other")
@@ -124,6 +125,7 @@ def replace(path):
     path.with_name("copy").replace(path)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", ["state.db", "state.db-wal"])
 @pytest.mark.parametrize("happens", [Path.unlink, replace])
 def test_a_database_that_is_removed_or_replaced_is_noticed(folder, name, happens):
@@ -189,6 +191,7 @@ def test_bytes_of_an_upload_that_are_gone(folder):
         assert [file["id"] for file in client.get(UPLOADED).json()["data"]] == [kept]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("named", ["../../precious", "", ".", "..", "/tmp", "lost+found"])
 def test_a_folder_outside_is_neither_followed_nor_removed(folder, named):
     precious = folder / "precious"
@@ -209,6 +212,7 @@ def test_a_folder_outside_is_neither_followed_nor_removed(folder, named):
     assert contents(folder / "state") == before
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("damage", [
     lambda folder, adapters: shutil.rmtree(folder / "state/adapters" / adapters[0].folder),
     lambda folder, adapters: change(folder, "DELETE FROM adapters WHERE id = ?", adapters[0].id),
@@ -320,6 +324,7 @@ def one_a_table(every):
     return marked
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("broken", one_a_table(BROKEN))
 def test_one_row_that_cannot_be_read_is_left_out_alone(folder, broken):
     table = broken.split()[0]

@@ -51,6 +51,7 @@ def parse(client):
     return lambda **options: client.chat.completions.parse(**{"model": "tiny", "messages": ASK, **options}).choices[0]
 
 
+@pytest.mark.dev
 def test_schemas_json_mode_and_grammars_hold(client, chat, parse):
     for seed in range(3):
         said = parse(response_format=Lamp, temperature=1.5, seed=seed)
@@ -95,6 +96,7 @@ def test_random_schemas_hold(chat):
             assert jsonschema_rs.is_valid(schema, json.loads(said.message.content)), (schema, said.message.content)
 
 
+@pytest.mark.dev
 def test_max_tokens_shortens_an_answer_and_keeps_its_form(chat):
     schema = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "array"}}, "required": ["a", "b"]}
     forms = [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}]
@@ -111,6 +113,7 @@ def test_max_tokens_shortens_an_answer_and_keeps_its_form(chat):
     assert set(json.loads(said.message.tool_calls[0].function.arguments)) == {"a", "b"}
 
 
+@pytest.mark.dev
 def test_a_call_that_is_required_comes_as_a_call(client, chat, parse):
     said = parse(tools=TOOLS, tool_choice="required")
     assert said.finish_reason == "tool_calls"
@@ -217,6 +220,7 @@ def test_null_is_absent_and_what_has_no_effect_is_named_once(client, caplog):
         assert caplog.text.count(f"the option {name}, which has no effect") == 1
 
 
+@pytest.mark.dev
 def test_an_adapter_answers_in_the_form_of_its_rows(chat, parse, model, running, tmp_path):
     rows = [{"prompt": f"turn {i}", "completion": json.dumps({"room": ["hall", "attic"][i % 2], "level": i})}
             for i in range(12)]

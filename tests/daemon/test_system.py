@@ -35,11 +35,13 @@ def asked(service, messages, model):
     return found
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("model", ["", "tiny:latest", "brief"])
 def test_a_chat_without_one_is_answered_with_it(service, model):
     assert asked(service, ASK, model) == asked(service, WITH_IT, model)
 
 
+@pytest.mark.dev
 def test_where_it_is_used_and_where_not(service):
     bare = asked(service, ASK, "tiny")[0]
     assert bare < asked(service, WITH_IT, "tiny")[0]

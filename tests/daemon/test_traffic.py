@@ -51,6 +51,7 @@ def test_one_question_in_five_is_drawn_before_anybody_judges_it(asked):
     assert {row["messages"][-1]["content"] for row in rows.rated} == {"on"}
 
 
+@pytest.mark.dev
 def test_what_is_not_drawn(tiny_q8, tmp_path):
     """Answers with variety, of the base by its name, recalled ones, and questions whose request forbids it; all where
     it is off, which deletes what there is.
@@ -147,6 +148,7 @@ def test_what_a_check_reached_decides(asked, by_age, monkeypatch):
     assert rows_of(asked) == [{*texts[:3], *texts[4:7]}, {later, texts[3]}]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("seed", range(3))
 def test_checks_reach_what_one_passes_in_the_order_of_the_key(asked, seed, monkeypatch):
     """Noted question by question here, over days on which others ask, and correct, and somebody passes some over."""
@@ -213,6 +215,7 @@ def test_the_latest_are_kept(asked, monkeypatch):
     assert not drawn(asked) & before
 
 
+@pytest.mark.dev
 @pytest.mark.learning
 def test_the_traffic_decides_and_silence_counts_for_the_active_answer(trains):
     """Forty corrections are learned, and the drawn questions were answered in silence: the adapter waits. When they

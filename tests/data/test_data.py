@@ -18,8 +18,6 @@ from edgetune.data.rows import prompt_of
 from edgetune.errors import DataError, UsageError
 from edgetune.llamacpp.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.smoke
-
 CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Ōsaka"}'}}
 WRITTEN_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Ōsaka"}}\n</tool_call>'
 TOOL_TALK: list[dict[str, Any]] = [

@@ -151,6 +151,7 @@ def test_any_json_is_a_row_that_trains_or_a_sentence(tokenizer, row):
     assert all(example.weights.any() for example in data.examples)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("row", [
     {"prompt": "lamp", "completion": " \n"}, {"question": "lamp", "answer": ""},
     conversation(("user", "a"), ("assistant", "")),

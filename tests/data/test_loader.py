@@ -175,6 +175,7 @@ def test_rows_from_standard_input(tiny_llama, rows):
     assert done.stdout.strip() == data.load(rows, Tokenizer(tiny_llama), max_length=512).digest
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "sentence"), [
     ("zero", r"zero cannot be read .it is a device, not a regular file.; name a file .*\.jsonl.*, or -"),
     ("fifo", "it is a pipe, not a regular file"),
@@ -213,6 +214,7 @@ def load_within(model: Path, data: Path, memory: int) -> tuple[int, str]:
         return most, parent.stdout.read()
 
 
+@pytest.mark.dev
 def test_more_rows_than_memory_are_a_sentence_with_the_memory_that_suffices(tiny_llama, tmp_path):
     """Neither what both processes have together, nor one row of much text, exceeds the memory."""
     many = tmp_path / "many.jsonl"

@@ -138,7 +138,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"PAR1")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"rows\.parquet .*install the extra parquet"):
+    with pytest.raises(DataError, match=r"rows\.parquet .*install the extra rows"):
         rows_of(path)
 
 

@@ -78,6 +78,7 @@ def test_free_text_is_refused():
         form_of(HOME).classes({"do": "blink"})
 
 
+@pytest.mark.dev
 def test_every_answer_of_snips_whose_values_stand_in_the_question_comes_back():
     if not SNIPS.exists():
         pytest.skip("needs the rows of make data")

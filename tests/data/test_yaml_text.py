@@ -36,6 +36,7 @@ def refusal(content, calls=100_000, **options):
     return caught.value.what
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", VALUES)
 def test_an_odd_value_is_refused(name):
     assert refusal(f"a: {VALUES[name]}\nb: 1\n")
@@ -68,6 +69,7 @@ def test_texts_that_are_large_are_refused():
     assert "larger than 1 KiB" in refusal(b"a" * 1025, limit=1024)
 
 
+@pytest.mark.dev
 def test_a_text_with_many_values_is_refused(loader):
     if loader == "libyaml":
         with bounded_memory(ROOM), pytest.raises(DataError, match=f"beyond {MAX_VALUES} values"):
@@ -104,6 +106,7 @@ PLAIN = st.recursive(st.none() | st.booleans() | st.integers(-10**9, 10**9) | st
                      lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
 
 
+@pytest.mark.dev
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
 @given(value=PLAIN)
 def test_what_is_written_is_read(value):

@@ -22,6 +22,7 @@ def short(smollm2, tmp_path, monkeypatch):
     return smollm2
 
 
+@pytest.mark.dev
 @pytest.mark.usefixtures("short")
 def test_it_shows_requests_scores_and_how_to_talk_to_it(tmp_path):
     out = tmp_path / "out"

@@ -4,10 +4,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.smoke
-
 FOLDER = Path(__file__).parents[2] / "edgetune" / "demo" / "data"
 ROOMS = {
     "kitchen": "kitchen", "bedroom": "bedroom", "bathroom": "bathroom", "office": "office|study",

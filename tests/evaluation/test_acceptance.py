@@ -8,8 +8,6 @@ import pytest
 
 from edgetune.evaluation.acceptance import Paired, Split, alpha_of_test, wilson
 
-pytestmark = pytest.mark.smoke
-
 ALPHA = 0.1
 RUNS = 4000
 SLACK = 3 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)  # three standard deviations of a share of the runs

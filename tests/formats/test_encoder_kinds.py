@@ -53,6 +53,7 @@ OWN = ("general.architecture", "tokenizer.ggml.add_space_prefix", "tokenizer.ggm
 """Not compared: llama.cpp's converter writes that unigrams of a tokenizer.json do neither, though they do."""
 
 
+@pytest.mark.dev
 def test_it_is_the_file_of_llama_cpps_converter(made, tmp_path):
     name, folder, _ = made
     if name == "e5":
@@ -105,6 +106,7 @@ def test_vectors_are_those_of_transformers(made):
     close(vectors(path, TEXTS), expected, LLAMA_CPP)
 
 
+@pytest.mark.dev
 def test_it_learns_json_and_is_served(made, tmp_path):
     _, folder, _ = made
     run("compress", folder, "-o", tmp_path / "m.edge", "--type", "Q8_0")

@@ -19,8 +19,6 @@ from edgetune.errors import EdgetuneError, FormatError, UnsupportedError
 from edgetune.formats.gguf import FORMATS, Tensor, check_model, fingerprint, open_gguf, write_gguf
 from edgetune.formats.gguf.read import TYPES
 
-pytestmark = pytest.mark.smoke
-
 U8 = 0
 U32 = 4
 F32 = 6
@@ -255,6 +253,7 @@ def test_smollm2_opens_fast_and_as_the_gguf_package_reads_it(smollm2):
         assert ours.data.ctypes.data - opened.data.ctypes.data == theirs.data_offset
 
 
+@pytest.mark.dev
 def test_a_vocabulary_of_260k_opens_fast(tmp_path):
     tokens = b"".join(string(f"token {i}") for i in range(260_000))
     path = tmp_path / "x.gguf"
@@ -266,6 +265,7 @@ def test_a_vocabulary_of_260k_opens_fast(tmp_path):
     assert opened.metadata["merges"][-1] == "token 259999"
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("file_type", ["Q4_K_M", "Q2_K", "Q5_1", "IQ4_NL", "BF16", "IQ4_XS", "Q2_0"])
 def test_reads_what_llama_cpp_quantizes(tmp_path, file_type):
     from llama_cpp import llama_cpp
@@ -308,6 +308,7 @@ def test_fingerprint_sees_header_and_both_ends_of_every_tensor(tmp_path, tiny_ll
     assert of(raw + b"\0") != first
 
 
+@pytest.mark.dev
 def test_a_copy_is_the_same_file(tmp_path, smollm2):
     opened = open_gguf(smollm2)
     write_gguf(tmp_path / "copy.gguf", opened.architecture, opened.metadata, opened.tensors, opened.types)

@@ -93,6 +93,7 @@ WRONG_MODELS: list[tuple[str, Changes, dict[str, str], tuple[str, ...]]] = [
 ]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("keys", "types", "parts"), [r[1:] for r in WRONG_MODELS], ids=[r[0] for r in WRONG_MODELS])
 def test_a_wrong_model_is_refused_with_value_and_limit(tmp_path, tiny_llama, keys, types, parts):
     base = open_gguf(tiny_llama)
@@ -147,6 +148,7 @@ def test_a_file_without_architecture_is_no_model(tmp_path):
         _ = open_gguf(path).architecture
 
 
+@pytest.mark.dev
 def test_a_vocabulary_of_260k_is_checked_fast(tmp_path):
     import time
 
@@ -214,6 +216,7 @@ except EdgetuneError as error:
 """
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("key", "kind", "width"), [
     ("llama.feed_forward_length", 4, 4), ("llama.attention.head_count", 4, 4), ("tokenizer.ggml.scores", 6, 4),
     ("tokenizer.ggml.token_type", 5, 4), ("tokenizer.ggml.tokens", 8, 8), ("tokenizer.ggml.merges", 8, 8),

@@ -262,7 +262,7 @@ def test_without_cryptography(signed, config, tmp_path, tiny_llama, monkeypatch)
     plain = make(tmp_path / "plain.edge", tiny_llama)
     monkeypatch.setitem(sys.modules, "cryptography", None)
     assert open_bundle(plain).manifest
-    with pytest.raises(UnsupportedError, match=r"manifest.sig cannot be .*; install the extra sign"):
+    with pytest.raises(UnsupportedError, match=r"manifest.sig cannot be .*; install the extra hub"):
         open_bundle(signed)
     (config / "maker.pub").write_text("ssh-ed25519 AAAA")
     for path in (plain, tiny_llama):

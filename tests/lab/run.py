@@ -48,6 +48,7 @@ PROGRAMS = {
     "schema": Program("schemathesis over the daemon's own OpenAPI", "minutes", "", "-m '' daemon/test_schema.py"),
     "load": Program("32 clients chat with a daemon that trains and promotes", "7 minutes"),
     "memory": Program("peaks as planned and as measured, budgets, 1.1 billion weights in 350M", "many minutes"),
+    "planted": Program("60 faults planted in edgetune, and how many of them the quick tests find", "an hour"),
     "pressure": Program("another process takes the memory of a training in a cgroup", "minutes", "root",
                         "-n 0 -m '' training/test_throttle.py"),
     "learning": Program("what trainings are to reach; EDGETUNE_TEST_SEED, EDGETUNE_ISA", "many minutes", "",

@@ -31,6 +31,7 @@ THEIRS = ("ARITHMETIC_GBNF", "C_GBNF", "CHESS_GBNF", "JAPANESE_GBNF", "JSON_ARR_
 # ---- schemas --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 @examples(20, phases=[Phase.generate], derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(schema=SCHEMAS, seed=st.integers(0, 2**31))
 def test_whatever_is_said_is_valid(tokenizer, schema, seed):
@@ -80,6 +81,7 @@ def test_a_schema_means_what_it_says(tokenizer, schema, right, wrong):
         assert not lets_through(tokenizer, grammar, text), text
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("items", "written"), [
     ({"enum": ["hall", "attic"]}, '"hall"'), ({"type": "boolean"}, "true"), ({"$ref": "#/$defs/room"}, '"hall"'),
     ({"anyOf": [{"$ref": "#/$defs/room"}, {"type": "null"}]}, "null"),
@@ -204,6 +206,7 @@ def follow_both(tokenizer, text, seed, steps):
     return step
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", THEIRS)
 def test_llama_cpps_own_grammars_mean_what_they_mean_there(tokenizer, name):
     assert sum(follow_both(tokenizer, getattr(llama_grammar, name), seed, 25) for seed in range(3)) > 20
@@ -214,6 +217,7 @@ PARTS = ("root", "a", '"x"', '""', "[a-z]", "[^b]", ".", "(", ")", "|", "*", "+"
          '\nroot ::= a\na ::= "y"')
 
 
+@pytest.mark.dev
 def test_any_grammar_is_refused_in_a_sentence_or_means_what_it_means_to_llama_cpp(tokenizer):
     steps = []
     for seed in range(400):
@@ -248,6 +252,7 @@ def row(count):
         f"r{i} ::= [a]? [b] | [c]\n" for i in range(count))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("made", [chain, row, lambda n: "root ::= " + "([a]? " * n + ")" * n + " [b]" * n,
                                   lambda n: "root ::= [a]\n" + "root ::= ([b])\n" * n])
 def test_a_grammar_of_any_shape_is_taken_or_refused_soon(made):

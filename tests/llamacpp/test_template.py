@@ -46,6 +46,7 @@ DEAF = templates.CHATML.replace("{{ '<|im_start|>'", "{{ '' if message.role == '
 TEMPLATE = templates.CHATML
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", mostly_slow(ENDLESS, [*ENDLESS][:4]))
 def test_it_ends_in_a_sentence(name):
     """Another process is there for the next template, and has limits as well."""

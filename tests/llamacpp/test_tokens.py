@@ -17,8 +17,6 @@ from edgetune.errors import DataError, UnsupportedError
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.smoke
-
 STRANGE = [
     "naïve café 日本語 🙂👩‍👩‍👧 ½ ² it's 'LL", " lead  and trail \t\t ", "\r\n\n\n 1234567 \u00a0\u2028z", "\x02a\x00b",
     "<|im_start|>user\nHi<|im_end|>\n<|im_end|><|endoftext|> <|im_", ""]

@@ -112,6 +112,7 @@ def tiny_tokenizers():
     return made
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("text", TEXTS)
 def test_on_texts_that_are_hard(minilm, text):
     same(WordPiece(minilm[0]), minilm[1], text)
@@ -119,6 +120,7 @@ def test_on_texts_that_are_hard(minilm, text):
         same(*tokenizers, text)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("every", mostly_slow([8, 1], [8]))
 def test_on_public_text(minilm, shared_data, every):
     ours = WordPiece(minilm[0])

@@ -22,7 +22,6 @@ from edgetune.machine.sensors import Readings
 POLICY = Policy(max_temp=75.0, min_free=100)
 FINE = Readings(minute=12 * 60, total=8000 * MIB, available=4000 * MIB, temperature=50.0, zone="cpu-thermal",
                 processors=4, cpu_stall=0.0)
-pytestmark = pytest.mark.smoke
 
 PI_5 = profile_named("Raspberry Pi 5")
 

@@ -110,6 +110,7 @@ def check_gradient(trainer, batch, a, truth, want, loss):
     close(gradient, truth.gradients())
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("options", [{}, {"recompute": "block"}, {"weights": "streamed"}, {"blocks": "last:1"},
                                      {"blocks": "last:1", "targets": "down_proj"},
                                      {"blocks": "last:1", "targets": "up_proj"}, {"targets": "o_proj"},

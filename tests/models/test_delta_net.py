@@ -46,6 +46,7 @@ def rule(qkv, beta, alpha, a, dt, groups, before):
     return torch.stack(outs)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("heads", "groups", "width"), [(2, 2, 16), (4, 2, 32), (3, 1, 20)])
 def test_the_rule_and_its_gradients_are_autograds(heads, groups, width):
     before = collate([Example(row, np.zeros(row.size, np.float32)) for row in rows_that_branch(9)]).before

@@ -89,6 +89,7 @@ def expert_case(name: str, folder: Path, blocks: range | None = None, targets: t
     return make_case(name, folder, targets, blocks)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("blocks", [None, range(1, 3), range(2)], ids=["all", "last", "first"])
 @pytest.mark.parametrize("name", [*MIXTURES, "granitehybridmoe"])
 def test_gradients_equal_autograd(name, blocks, tmp_path):
@@ -100,6 +101,7 @@ def test_gradients_equal_autograd(name, blocks, tmp_path):
         compare(keeping(case, kept), *found)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("target", EXPERTS)
 def test_gradients_of_one_projection_alone(target, tmp_path):
     case = expert_case("qwen3moe", tmp_path, range(1, 3), (target,))
@@ -108,6 +110,7 @@ def test_gradients_of_one_projection_alone(target, tmp_path):
     compare(case, *truth(case))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", MIXTURES)
 def test_gradients_of_a_forest_and_of_its_parts_equal_autograd_on_its_rows(name, tmp_path):
     case = expert_case(name, tmp_path)

@@ -61,6 +61,7 @@ def test_mutated_headers(tmp_path, originals, data):
     train_a_step(path)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("form", sorted(FORMATS.keys() - {"F32"}))
 def test_random_weights(tmp_path, form):
     """Any bytes are weights: scales and norms become NaN, infinite, huge. A step says so and is undone."""

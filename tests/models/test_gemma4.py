@@ -74,6 +74,7 @@ def documents(n_vocab):
     return [random_example(rng, n, n_vocab) for n in (40, 1, 33)]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_are_the_slopes_of_the_loss(form, tmp_path):
     """Of each projection, of blocks that lend keys and of those that take them, whichever blocks are computed again."""
@@ -178,6 +179,7 @@ def test_embeddings_of_blocks_are_trained_where_they_are_named(tmp_path):
     assert distance(logits_of(path, tokens), ours) > 0.01
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("targets", ["all", EMBEDDINGS])
 @pytest.mark.parametrize("precision", ["exact", "fast", "int8"])
 def test_memory_changes_no_bit(precision, targets, tmp_path):

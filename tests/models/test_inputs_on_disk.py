@@ -23,6 +23,7 @@ def trained(model, recompute, **options):
     return trainer
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("options", [{}, {"micro_batch": 64}, {"weights": "streamed"}, {"blocks": "last:2"},
                                      {"precision": "int8"}, {"family": "houlsby"}])
 @pytest.mark.parametrize("architecture", ["llama", "lfm2"])

@@ -41,6 +41,7 @@ def llama():
         yield llama
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("architecture", SHAPES)
 def test_optional_tensors(architecture, tmp_path, tiny_models, llama):
     base = open_gguf(tiny_models[architecture])
@@ -135,6 +136,7 @@ def test_a_context_shorter_than_the_sequences_answers(length, tmp_path):
             served.logits([5] * (length + 1))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("key", "value"), [
     ("rope.dimension_count_swa", 64), ("rope.dimension_count_swa", 16), ("attention.key_length_swa", 64),
     ("attention.value_length_swa", 16), ("attention.sliding_window", 2**31 - 1)])

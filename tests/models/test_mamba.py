@@ -36,6 +36,7 @@ def scan(inp, steps, a, skip, sizes, before):
     return torch.stack(outs)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("sizes", [(2, 16, 16, 1), (4, 32, 16, 2), (3, 16, 48, 3)])
 def test_the_scan_and_its_gradients_are_autograds(sizes):
     heads, width, state, groups = sizes

@@ -33,6 +33,7 @@ def minilm(tmp_path_factory):
     return checkpoint, written
 
 
+@pytest.mark.dev
 def test_minilm_equals_transformers_and_llama_cpp(minilm):
     checkpoint, written = minilm
     path = written("F32")
@@ -43,6 +44,7 @@ def test_minilm_equals_transformers_and_llama_cpp(minilm):
     close(found, vectors(path, TEXTS), LLAMA_CPP)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("format", ["Q8_0", "Q4_1"])
 def test_quantized_minilm_equals_llama_cpp(minilm, format):
     """Within what its products in 8 bits are off."""
@@ -52,6 +54,7 @@ def test_quantized_minilm_equals_llama_cpp(minilm, format):
     assert (found * vectors(path, TEXTS)).sum(1).min() > 0.999
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("precision", GATES)
 @pytest.mark.parametrize("isa", mostly_slow(KINDS, KINDS[:1]))
 def test_minilm_passes_the_gates_of_precision(minilm, isa, precision, monkeypatch):
@@ -100,6 +103,7 @@ def train_within(path, mib):
     return [int(word) for word in done.stdout.split()]
 
 
+@pytest.mark.dev
 def test_minilm_trains_within_a_budget(minilm):
     """In 150 MiB, and in the least that a refusal names, where weights are read at each use."""
     path = minilm[1]("Q8_0")

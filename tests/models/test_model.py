@@ -40,13 +40,14 @@ from edgetune.training.trainer import Trainer
 OPTIONS = {"steps": 1, "batch_size": 2, "max_length": HEAD_TOKENS, "threads": 2}
 
 
-@pytest.mark.smoke
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "rope"), [(name, rope) for name in ALL_FAMILIES for rope in ROPES_OF[name]])
 def test_gradients_equal_autograd_in_every_family(name, rope, tmp_path):
     """Where activations of one block are kept, of some, and of all."""
     check(make_case(name, tmp_path, rope=rope), 2, 9)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_gradients_of_a_forest_equal_autograd_on_its_rows(name, tmp_path):
     """Where rows begin alike, with windows too, and what they share is computed once."""
@@ -59,6 +60,7 @@ def test_gradients_of_a_forest_equal_autograd_on_its_rows(name, tmp_path):
 WITH_STATES = ("lfm2", "lfm2moe", "qwen35", "granitehybrid", "granitehybridmoe")  # whose blocks keep no prefixes
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "alike"), [
     *((name, True) for name in ALL_FAMILIES if name not in WITH_STATES), ("gemma3", False)])
 def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name, alike, tmp_path):
@@ -94,6 +96,7 @@ def test_gradients_of_a_tree_in_parts_equal_autograd_on_its_rows(name, alike, tm
     assert all(np.array_equal(gradients[0], others) for others in gradients[1:3])
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_the_last_block_computes_what_is_predicted_from(name, tmp_path, monkeypatch):
     """Of rows whose last tokens alone are supervised: its MLP takes these, where one block is kept, and all."""
@@ -121,6 +124,7 @@ def test_the_last_block_computes_what_is_predicted_from(name, tmp_path, monkeypa
         assert needed[-1] < 0.1 * needed[0]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "overrides"), [*VARIANTS, ("gemma3", {"sliding_window": 3})])
 def test_gradients_equal_autograd_in_every_variant(name, overrides, tmp_path):
     check(make_case(name, tmp_path, **overrides))
@@ -143,6 +147,7 @@ def test_keys_that_files_leave_out(rope, key, tmp_path):
     assert distance(case.decoder.logits(case.batch), truth(case)[0]) < LIMIT
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "rope", "key", "value", "refused"), [
     ("llama", "yarn", "rope.scaling.yarn_beta_fast", 4.0, None),
     ("llama", "yarn", "rope.scaling.yarn_beta_slow", 4.0, None),
@@ -194,6 +199,7 @@ def test_rare_keys(name, rope, key, value, refused, tmp_path):
     assert distance(case.decoder.logits(collate([example])), served) < 5e-4  # llama.cpp looks GELU up in 16 bits
 
 
+@pytest.mark.dev
 def test_gemma3_27b_scales_attention_by_width(tmp_path):
     sizes = {"num_hidden_layers": 62, "query_pre_attn_scalar": 16, "hidden_size": 64, "intermediate_size": 64}
     case = make_case("gemma3", tmp_path, blocks=range(61, 62), **sizes)
@@ -203,6 +209,7 @@ def test_gemma3_27b_scales_attention_by_width(tmp_path):
 PARTS = [range(1), range(2), range(1, 2), range(1, 3), range(2, 3)]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "blocks"), mostly_slow(itertools.product(("gemma3", "llama"), PARTS), [
     *(("gemma3", blocks) for blocks in PARTS), ("llama", PARTS[-1])]))
 def test_block_subsets(name, blocks, tmp_path):
@@ -212,6 +219,7 @@ def test_block_subsets(name, blocks, tmp_path):
 SUBSETS = [*((t,) for t in ALL), ("q_proj", "v_proj"), ("o_proj", "down_proj"), ("k_proj", "gate_proj")]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "targets"), mostly_slow(itertools.product(("gemma3", "qwen3"), SUBSETS), [
     *(("gemma3", targets) for targets in SUBSETS), ("qwen3", SUBSETS[0]), ("qwen3", SUBSETS[-1])]))
 def test_target_subsets(name, targets, tmp_path):
@@ -219,6 +227,7 @@ def test_target_subsets(name, targets, tmp_path):
     check(make_case(name, tmp_path, targets=targets, blocks=range(1, 3)))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("format", mostly_slow(sorted(FORMATS.keys() - {"F32"}), SOME_FORMATS))
 def test_quantized(format, tmp_path):
     """Against transformers on the dequantized weights, with another format for embedding and tied head."""
@@ -261,6 +270,7 @@ def test_threads_and_repetition_change_no_bit(tmp_path):
     assert len(set(results)) == 1
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("kept", [1, 2, 9], ids=["recompute", "some", "keep"])
 def test_dropout_gradients_by_finite_differences(kept, tmp_path):
     """The masks are a pure function of the seed, so the loss is one too; its slope along dL is |dL|^2."""

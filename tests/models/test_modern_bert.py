@@ -45,6 +45,7 @@ def pooled(found, pooling):
     return torch.nn.functional.normalize(found.mean(0) if pooling == "mean" else found[0], dim=0)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("pooling", "number"), [("mean", 1), ("first", 2)])
 @pytest.mark.parametrize("sizes", [{}, {"hidden_activation": "silu"}, {"local_attention": 7},
                                    {"global_attn_every_n_layers": 2}])
@@ -60,6 +61,7 @@ def test_states_and_vectors(tmp_path, pooling, number, sizes):
     close(trainer.decoder.pooled(batch), torch.stack([pooled(found, pooling) for found in truth]))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("options", [{}, {"recompute": "block"}, {"weights": "streamed"}, {"blocks": "last:2"},
                                      {"blocks": "last:2", "targets": "down_proj"},
                                      {"blocks": "last:2", "targets": "up_proj"}, {"targets": "o_proj"}])

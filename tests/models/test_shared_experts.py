@@ -35,6 +35,7 @@ def model(request, tmp_path):
     return write_tiny(tmp_path / "tiny.gguf", request.param, **SIZES)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("targets", ["all", TARGETS])
 def test_what_was_trained_is_what_llama_cpp_serves(targets, model, tmp_path):
     """By default attention and the shared expert; by name the others, too."""
@@ -56,6 +57,7 @@ def test_what_was_trained_is_what_llama_cpp_serves(targets, model, tmp_path):
     assert distance(logits_of(tmp_path / "merged.gguf", tokens), ours) < 1e-4
 
 
+@pytest.mark.dev
 def test_in_any_memory_it_learns_the_same(model):
     """To the bit: activations kept or computed again, weights in memory or read."""
     found = []

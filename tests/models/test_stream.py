@@ -98,6 +98,7 @@ def test_what_is_in_memory_and_read_by_hand():
     assert large.in_memory(1, 256) == 2 * MIB + 256 * around + 3 * PAGE
 
 
+@pytest.mark.dev
 def test_only_the_part_in_use_is_in_memory(gguf):
     gguf.release()
     stream = Stream(gguf, 3, Cpu(1), streamed=3)

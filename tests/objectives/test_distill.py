@@ -70,6 +70,7 @@ def truth(case, objective, file, peft):
     return autograd(case, loss_of, peft)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_gradients_equal_autograd(options, temperature, tmp_path):
@@ -229,6 +230,7 @@ def learn(place, out, **options):
                           callbacks=calls, **{**OPTIONS, **options})
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("method", [{}, {"divergence": "reverse"}, {"divergence": "jsd"}], ids=str)
 def test_a_student_comes_nearer_to_its_teacher(place, tmp_path, method):
     found = learn(place, tmp_path / "out", method=method)
@@ -237,6 +239,7 @@ def test_a_student_comes_nearer_to_its_teacher(place, tmp_path, method):
     assert {"divergence", "label_loss", "teacher_agreement"} <= set(events[-1]["metrics"])
 
 
+@pytest.mark.dev
 def test_stopped_it_resumes_to_the_same_bytes(place, tmp_path):
     learn(place, tmp_path / "one")
     asked = count()

@@ -94,6 +94,7 @@ def test_weights_equal_autograd(place, options):
     assert not signal.a[:, 0].any()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("method", [{}, {"student_share": 1.0, "divergence": "reverse"}], ids=str)
 def test_a_student_comes_nearer_to_its_teacher(place, tmp_path, method):
     found = learn(place, tmp_path / "out", method=method, steps=60, eval_every=30)
@@ -103,6 +104,7 @@ def test_a_student_comes_nearer_to_its_teacher(place, tmp_path, method):
     assert np.mean(drawn) == 1 if method else 0.2 < np.mean(drawn) < 0.8
 
 
+@pytest.mark.dev
 def test_stopped_it_resumes_to_the_same_bytes(place, tmp_path):
     learn(place, tmp_path / "one", eval="none")
     asked = count()

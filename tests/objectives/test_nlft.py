@@ -169,6 +169,7 @@ def read_by_peft(peft, example, prompt):
 LOOSE = Nlft(clamp=0.0, push_cap=0.0, core=0.0024, ratio=1.0, least=0.0, most_bad=1.0)  # of a model that knows nothing
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("max_tokens", [1 << 30, 25], ids=["together", "one by one"])
 def test_gradients_equal_autograd(max_tokens, tmp_path):
     """The evidence is the base's, behind three prompts, which it reads at once or one after another."""

@@ -38,8 +38,6 @@ from edgetune.training.reference import Reference
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
-pytestmark = pytest.mark.smoke
-
 TOYS = {kind.name: base._registry._found.pop(kind.name) for kind in (Focal, Pairs)}  # known to these tests only
 
 
@@ -74,6 +72,7 @@ def pairs_loss(logps, _weights):
     return -torch.nn.functional.logsigmoid(torch.stack(margins)).mean()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("parts", mostly_slow([1, 3], [3]))
 @pytest.mark.parametrize(("objective", "loss_of"), [
     (Sft(), sft_loss), (SlowSft(), sft_loss), (Focal(gamma=1.5), focal_loss), (Pairs(beta=0.3), pairs_loss),
@@ -93,6 +92,7 @@ def test_gradients_equal_autograd(name, objective, loss_of, parts, tmp_path):
     assert measure(case.decoder, objective, [case.batch]).loss == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("stem", "tails"), [(20, (11, 9, 12, 7)), (8, (25, 24, 22, 25))], ids=["whole", "parted"])
 @pytest.mark.parametrize("objective", [Sft(), SlowSft(), Pairs(beta=0.3), Dpo(beta=0.3)],
                          ids=["sft", "sft in two passes", "pairs", "dpo"])

@@ -116,6 +116,7 @@ OBJECTIVES = {"grpo": Grpo(loss_type="grpo"),
               "rloo": Rloo(), "rloo with all": Rloo(num_iterations=2, beta=0.05), "p3o": P3o()}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "parted"), mostly_slow(itertools.product(OBJECTIVES, (False, True)), [
     *((name, False) for name in OBJECTIVES), ("grpo with all", True), ("rloo with all", True), ("p3o", True)]))
 def test_gradients_equal_the_papers_and_trls(name, parted, alike):
@@ -212,6 +213,7 @@ RUNS = {"one update": Grpo(max_completion_length=9),
         "reft": Reft(max_completion_length=9, warmup_epochs=0.75, num_iterations=2)}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "stops"), mostly_slow(itertools.product(RUNS, (7, 61, 130)), [
     *((name, 61) for name in RUNS), ("several", 7), ("several", 130)]))
 def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, name, stops, tmp_path, whole):
@@ -229,6 +231,7 @@ def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, name, stops, tmp_
     assert told[0] == told[1]
 
 
+@pytest.mark.dev
 def test_the_reference_is_what_training_starts_from(bundle, tmp_path, whole):
     """At the first step nothing is far from it; a resumed run reads it again, and refuses another in its place."""
     shutil.copytree(whole(Grpo(max_completion_length=9)), tmp_path / "start")
@@ -251,6 +254,7 @@ def test_the_reference_is_what_training_starts_from(bundle, tmp_path, whole):
     assert kl[-1] > 1e-4
 
 
+@pytest.mark.dev
 @pytest.mark.learning
 def test_a_run_raises_the_reward(bundle, tmp_path):
     objective = Grpo(max_completion_length=9, num_generations=8, temperature=1.0)
@@ -321,6 +325,7 @@ def test_rows_that_do_not_ask(bundle, row, what):
         prompts(bundle, Grpo(), [row])
 
 
+@pytest.mark.dev
 def test_rewards_that_teach_nothing_are_refused_before_the_first_step(bundle, tmp_path):
     objective = Grpo(max_completion_length=9)
     for reward, what in ((0.0, "all answers to a prompt have the same reward, 0 in the mean"),

@@ -95,6 +95,7 @@ def formula(objective, examples, logps, values, reference):
 OBJECTIVES = [PLAIN, PPO, replace(PPO, whiten_rewards=True)]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("parted", [False, True], ids=["one forest", "behind prefixes"])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=["plain", "advantages whitened", "rewards too"])
 @pytest.mark.parametrize("again", [False, True], ids=["first update", "later update"])
@@ -131,6 +132,7 @@ def test_gradients_equal_autograd(again, objective, parted, alike):
     assert distance(case.decoder.arena.flat("dlora")[-width - 1:], head.grad.numpy()) < 1e-4
 
 
+@pytest.mark.dev
 def test_stopped_between_updates_it_resumes_to_the_same_bytes(bundle, tmp_path):
     objective = Ppo(max_completion_length=9, num_generations=2, num_iterations=3)
     check_resumes(partial(go, bundle, objective=objective), tmp_path, 40, 90)

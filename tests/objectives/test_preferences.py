@@ -251,6 +251,7 @@ LABELS = [True, False, False, True, True, False]
 EVERY = [DPOS[0], Kto(beta=0.5, undesirable_weight=2.0), Orpo(), Rrhf()]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("objective", EVERY, ids=[NAMES[0], "kto", "orpo", "rrhf"])
 def test_gradients_equal_autograd(objective, tmp_path):
     """With prefixes that are shared, and relative to the base with the adapter off."""

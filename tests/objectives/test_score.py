@@ -78,6 +78,7 @@ def formula(score, is_first_stage, rewards, logps, of_start):
     return torch.stack(losses).mean()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("is_first_stage", [True, False], ids=["first stage", "second stage"])
 def test_gradients_equal_autograd(is_first_stage, tmp_path):
     score = Score(num_generations=G, beta=0.05, first_turn_beta=0.4, progress_weight=3.0)
@@ -164,6 +165,7 @@ def common(found):
     return [Reward(sum(letter in "etaoinsr" for letter in one.text) / max(len(one.text), 1)) for one in found]
 
 
+@pytest.mark.dev
 @pytest.mark.learning
 def test_a_run_raises_the_reward_of_second_answers(bundle, tmp_path):
     """And is measured by it."""

@@ -37,6 +37,7 @@ def trained(bundle, objective, rows):
     return [result.loss for result in results], results[-1].metrics, trainer.arena.flat("lora").copy()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("options", [{}, {"loss_type": "ipo", "beta": 0.5, "sft_weight": 0.2}], ids=["default", "ipo"])
 def test_it_is_dpo_on_two_turns(bundle, options):
     losses, metrics, adapter = trained(bundle, make_objective("self-correct", options), ROWS)
@@ -47,6 +48,7 @@ def test_it_is_dpo_on_two_turns(bundle, options):
     assert np.array_equal(adapter, same_adapter)
 
 
+@pytest.mark.dev
 @pytest.mark.learning
 def test_train_learns_to_correct_and_to_keep(tmp_path):
     """As a user types it; the pairs of questions that were held out are preferred more than before."""

@@ -132,6 +132,7 @@ def test_the_likeliest_tokens_are_transformers(family, tmp_path):
     assert (batch.choices == tokens.numpy()).mean() > 0.99  # those as likely as others may be exchanged
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("objective", EVERY, ids=IDS)
 def test_gradients_equal_autograd(objective, tmp_path):
     """Of the softmax over all tokens, by autograd, with the teacher's likeliest tokens and the rest."""

@@ -58,6 +58,7 @@ def head(folder, encoder):
     return read_artifact(folder, open_gguf(encoder)).tensors["head.classes"]
 
 
+@pytest.mark.dev
 def test_heads_learn_all_rows_after_the_held_out_ones_measured_them(encoder, heads):
     texts = ["turn on z", "kitchen off q", "light on a"]
     found = probabilities(encoder, heads, texts)
@@ -84,6 +85,7 @@ def test_heads_are_fitted_to_the_vectors_of_the_trained_encoder(encoder, data, t
     assert not np.array_equal(was.tensors["head.classes"], now.tensors["head.classes"])
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("given", ["none", "rows"])
 def test_named_rows_are_not_learned(encoder, data, tmp_path, given):
     record = train(encoder, data, tmp_path / "out", "none" if given == "none" else ROWS[:6], steps=1, **OPTIONS).record
@@ -91,6 +93,7 @@ def test_named_rows_are_not_learned(encoder, data, tmp_path, given):
     assert read_beside(tmp_path / "out") == {}
 
 
+@pytest.mark.dev
 def test_held_out_rows_that_say_when_an_answer_is_sure_are_not_learned(encoder, tmp_path):
     rows = [{"prompt": f"{a} {b} {c} {d}", "completion": f"{a} {b}"} for c in LETTERS[:6] for d in LETTERS[:6]
             for a in ("turn", "light", "kitchen") for b in ("on", "off")]

@@ -106,6 +106,7 @@ def test_after_a_resumption_the_same_step_may_be_measured_on_other_rows(tmp_path
     assert (history.damaged, history.resumes[0].changed) == (0, ("held-out",))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("count", [1, SHOWN - 1, SHOWN, SHOWN + 1, 2 * SHOWN, 20_000])
 def test_of_many_steps_a_part_is_kept(tmp_path, count):
     history = read_history(write(tmp_path / "out", *(step(number) for number in range(1, count + 1))))

@@ -47,6 +47,7 @@ def test_rows_are_read_with_it_and_its_examples_are_not_learned(model, tmp_path,
     assert learned == [f"{row['completion']}<|im_end|>" for row in ROWS]
 
 
+@pytest.mark.dev
 def test_the_adapter_is_saved_with_it_and_asked_with_it(model, tmp_path, prompt):
     found = train(model, ROWS, tmp_path / "out", HELD, prompt=str(prompt), **OPTIONS)
     assert read_lines(tmp_path / "out" / PROMPT[1]) == ROWS
@@ -70,6 +71,7 @@ def test_the_adapter_is_saved_with_it_and_asked_with_it(model, tmp_path, prompt)
     assert re.search(r"held-out answers right \(\d before\)", " ".join(again.headline))
 
 
+@pytest.mark.dev
 @pytest.mark.usefixtures("prompt")
 def test_a_run_resumes_with_it_from_any_folder_and_not_with_another(model, tmp_path, monkeypatch):
     path = write_lines(tmp_path / "rows.jsonl", ROWS)

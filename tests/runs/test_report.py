@@ -108,6 +108,7 @@ def test_the_governors_decisions_are_marked(tmp_path):
     assert "2paused<b>" in text
 
 
+@pytest.mark.dev
 def test_a_training_leaves_its_report(bundle, tmp_path):
     """With answers that were compared after it; also where it is stopped, or its loss is no number."""
     rows = [{"prompt": f"turn on lamp {number}", "completion": "on"} for number in range(40)]
@@ -128,6 +129,7 @@ def test_a_training_leaves_its_report(bundle, tmp_path):
     assert (tmp_path / "failed" / "metrics.csv").exists()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("report", ["missing", "of a pause"])
 def test_a_training_that_was_killed_before_its_report_gets_one(bundle, tmp_path, report):
     """Such a kill leaves a finished adapter, and a report that is older, or none: resume makes what is missing."""

@@ -26,6 +26,7 @@ def test_numbers_are_written_briefly():
     assert folder_name({"lr": 1e-4, "batch_size": 8}) == "lr-1e-4,batch-size-8"
 
 
+@pytest.mark.dev
 def test_the_command_makes_a_table_and_marks_the_best(place):
     out = place / "table"
     text = run("train", place / "model.gguf", place / "rows.jsonl", "-o", out, "--lr", "1e-5,2e-2", "--steps", 12,

@@ -41,7 +41,6 @@ def answers_of(model, adapter=None):
         return ["".join(served.chat([{"role": "user", "content": row["prompt"]}], max_tokens=20)) for row in HELD]
 
 
-@pytest.mark.smoke
 @pytest.mark.learning
 def test_answers_before_and_after_are_those_of_llama_cpp(model, learned):
     before = answers_of(model)
@@ -156,6 +155,7 @@ print(device.peak_rss() - before)
     assert 0.4 * counted < int(done.stdout) < counted
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("budget", "compares"), mostly_slow([(300, True), (190, False)], [(300, True)]))
 def test_the_budget_holds_for_answers_too(smollm2, tmp_path, budget, compares):
     """The whole process of a real model, by the kernel's count; some ten seconds each."""
@@ -309,6 +309,7 @@ def stopped(stopped_once, tmp_path):
     write_lines(folder / "rows.jsonl", ROWS)
 
 
+@pytest.mark.dev
 def test_a_folder_is_enough_to_continue(stopped):
     out, wanted = stopped
     text = run("resume", out)

@@ -23,6 +23,7 @@ from edgetune.serving.llama import LlamaModel
 # ---- the same answers ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("context", [96, 512])
 def test_together_with_three_adapters_as_one_by_one(each_known, context, monkeypatch):
     """Where the cache is too small for all that are at work, some are put back and continue later."""

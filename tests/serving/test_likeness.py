@@ -59,6 +59,7 @@ def test_the_limit_is_the_least_likeness_but_for_two_in_a_hundred(sizes):
     assert Likeness.of(learned, fields, others[:0]).limit == pytest.approx(alone[int(50 * UNLIKE)], abs=1e-6)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("steps", [1, 30])
 def test_trained_encoders_know_what_is_like_their_questions(encoder, tmp_path, steps):
     """By llama.cpp's vectors of the encoder without its adapter."""
@@ -77,6 +78,7 @@ def test_trained_encoders_know_what_is_like_their_questions(encoder, tmp_path, s
     assert reader.classify([opened.read(ROWS[0]["prompt"])])[0].probability == pytest.approx(before, abs=1e-6)
 
 
+@pytest.mark.dev
 def test_what_is_unlike_is_told_apart_and_damage_is_refused(encoder, tmp_path):
     train(encoder, ROWS, tmp_path / "out", "none", steps=1, **OPTIONS)
     base = open_gguf(encoder)

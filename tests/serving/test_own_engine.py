@@ -77,6 +77,7 @@ def natively(model, folder, prompts, count):
     return {answer.rollout.prompt: answer.rollout.tokens.tolist() for answer in found}
 
 
+@pytest.mark.dev
 def test_logits_are_those_of_training(model, name, tmp_path):
     """Of a text at once, of one that is continued, and of one that begins otherwise; then of the base."""
     folder = saved(model, name, tmp_path / "a")
@@ -98,6 +99,7 @@ def test_logits_are_those_of_training(model, name, tmp_path):
         np.testing.assert_array_equal(served.logits(tokens), base)
 
 
+@pytest.mark.dev
 def test_answers_are_those_of_generate_native(model, name, tmp_path):
     """One by one, many at once by `complete`, and many at once by a batcher with adapters of llama.cpp."""
     folders = {"own": saved(model, name, tmp_path / "own"), "other": saved(model, "houlsby", tmp_path / "other", 1)}

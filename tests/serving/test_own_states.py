@@ -49,6 +49,7 @@ def prompts_of(served):
     return found
 
 
+@pytest.mark.dev
 def test_greedy_answers_and_their_probabilities_are_those_of_llama_cpp(model, adapter):
     gguf = open_gguf(model)
     with LlamaModel(model, context=512, threads=1) as served:

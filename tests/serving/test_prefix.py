@@ -84,6 +84,7 @@ def test_many_prompts_at_once_have_the_answers_of_each_alone(model, tmp_path):
         assert ["".join(served.generate(prompt, max_tokens=8)) for prompt in prompts] == alone
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 @pytest.mark.parametrize("seed", [None, 7])
 def test_requests_of_several_adapters_at_once(architecture, seed, tiny_models, tmp_path):

@@ -61,6 +61,7 @@ def llama(tmp_path_factory):
     return make_case("llama", tmp_path_factory.mktemp("llama"))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", ALL_FAMILIES)
 def test_greedy_answers_equal_transformers(name, tmp_path):
     """With a LoRA, of every family: windows, norms of queries and keys, norms after projections."""
@@ -77,6 +78,7 @@ def test_greedy_answers_equal_transformers(name, tmp_path):
         assert not ours.ended
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("precision", "limit"), [("exact", 1e-5), ("fast", 0.01), ("int8", 0.05)])
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gemma4", "lfm2", "qwen35", "granitehybrid"])
 def test_log_probabilities_are_those_of_the_trainer(name, precision, limit, tmp_path):
@@ -98,6 +100,7 @@ def test_log_probabilities_are_those_of_the_trainer(name, precision, limit, tmp_
         assert np.abs(np.concatenate([r.logp for r in found]) - logp).max() < 3e-5
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("sampling", [WARM, replace(WARM, temperature=0.8, top_k=20, top_p=0.9)],
                          ids=["all", "likeliest"])
 @pytest.mark.parametrize("name", ["llama", "gemma4", "lfm2", "qwen35", "granitehybrid"])

@@ -45,6 +45,7 @@ def least(bundle):
     return int(needed[1]) * MIB
 
 
+@pytest.mark.dev
 def test_a_small_budget_computes_less_at_once_streams_and_finds_the_same(bundle):
     wide = opened(bundle, 1 << 30)
     assert (wide.run.max_tokens, wide.stream.streamed) == (8 * TOKENS, 0)

@@ -15,8 +15,6 @@ from edgetune.llamacpp.context import BATCH, OUTPUTS, PARALLEL
 from edgetune.llamacpp.sampling import Sampling
 from edgetune.serving.llama import LlamaModel
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture(scope="module")
 def served(tiny_llama):
@@ -73,6 +71,7 @@ def test_logits_are_llama_cpps(tiny_models, architecture):
     np.testing.assert_allclose(got, reference_logits(tiny_models[architecture], tokens), atol=1e-4)
 
 
+@pytest.mark.dev
 def test_smollm2_says_what_llama_cpp_says(smollm2, monkeypatch):
     monkeypatch.setattr("edgetune.llamacpp.library.cpu_features", str)  # as llama_cpp opens it
     model = llama_cpp.Llama(str(smollm2), n_ctx=512, n_threads=1, flash_attn=True, verbose=False)
@@ -288,6 +287,7 @@ def test_narrow_filters_are_greedy(served):
         assert "".join(served.generate(prompt, max_tokens=16, temperature=5.0, **options)) == greedy
 
 
+@pytest.mark.dev
 def test_a_stop_string_ends_the_text_and_stays_out(smollm2):
     with LlamaModel(smollm2, context=256, threads=1) as served:
         prompt = "1, 2, 3, 4, 5, 6,"

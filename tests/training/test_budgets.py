@@ -18,6 +18,7 @@ MIB = 1 << 20
 ROWS = [{"prompt": f"turn the {letter} light {word}", "completion": f"{word} {letter}"}
         for word in ("on", "off") for letter in "abcdefghijklmnopqrstuvwxyz"] * 4
 
+@pytest.mark.dev
 @pytest.mark.parametrize("evaluated", [True, False], ids=["answers", "no answers"])
 def test_a_run_takes_no_more_than_its_budget(tmp_path, evaluated):
     model = write_encoder(tmp_path / "tiny.gguf", tiny_bert(), WORDS)

@@ -57,6 +57,7 @@ class PowerOff(BaseException):
     """From here on the disk takes nothing."""
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("first", mostly_slow(range(5), [0]))
 def test_dead_between_any_two_changes_of_the_disk(bundle, tmp_path, watched, wanted, first):
     """As kill -9 there, at every fifth place: `make durability` runs all five."""
@@ -254,6 +255,7 @@ def test_disk_full_while_a_checkpoint_is_written(bundle, paused, wanted, monkeyp
         check_metrics(paused)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_disk_full_while_the_adapter_is_written(bundle, tmp_path, wanted, monkeypatch, share):
     out = tmp_path / "out"
@@ -296,6 +298,7 @@ def test_a_read_only_folder(bundle, paused):
     paused.chmod(0o755)
 
 
+@pytest.mark.dev
 def test_a_disk_that_is_full_or_read_only_in_earnest(tmp_path):
     """See lab/mounted.py."""
     apart = ["unshare", "-rm"]

@@ -84,6 +84,7 @@ def test_the_same_passage_twice_is_not_wrong(encoder):
     assert Embed().weights(trainer.decoder.pooled(batch), batch).loss == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.dev
 def test_vectors_are_learned_and_served(encoder, tmp_path):
     """By our engine, and by llama.cpp of the merged file."""
     out = tmp_path / "out"

@@ -84,6 +84,7 @@ def test_the_fit_is_that_of_scikit_learn():
     assert np.abs(p / p.sum(1, keepdims=True) - expected).max() < 1e-3
 
 
+@pytest.mark.dev
 def test_it_learns_and_is_served(encoder, learned):
     rows, out, result = learned
     assert result.record["objective"]["name"] == ("classify" if rows is LABELLED else "tag")
@@ -161,6 +162,7 @@ def test_commands_take_an_encoder(encoder, tmp_path):
     assert "answers with a head that was trained" in said
 
 
+@pytest.mark.dev
 def test_adapters_are_compared(encoder, tmp_path, learned):
     """The loss is that of training; rows that one of two adapters alone answers right decide between them."""
     rows, good, trained = learned
@@ -303,6 +305,7 @@ def test_the_loss_of_several_labels_is_binary_cross_entropy(encoder):
         assert by_heads[i] == pytest.approx((found[0] - found[1]) / (2 * step), rel=0.03)
 
 
+@pytest.mark.dev
 def test_several_labels_are_learned_and_served(encoder, tmp_path):
     result = train(encoder, SEVERAL, tmp_path / "out", SEVERAL, epochs=20, **OPTIONS)
     assert result.record["objective"] == {"name": "multilabel", "labels": ["place", "state", "thing", "verb"]}

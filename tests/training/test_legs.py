@@ -238,6 +238,7 @@ def test_a_stopped_leg_resumes_to_the_same_bytes(bundle, finished, tmp_path, wen
     assert sorted(path.name for path in out.iterdir()) == ["adapter.gguf", "metrics.jsonl", "run.json"]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("name", "call"), [("save", 1), ("save_record", 1), ("save", 2), ("save", 9), ("save_run", 1),
                                             ("save_record", 2)])
 def test_a_killed_leg_resumes_to_the_same_bytes(bundle, finished, tmp_path, monkeypatch, went_on, name, call):
@@ -294,6 +295,7 @@ def test_a_run_of_an_earlier_version_says_how_to_go_on(bundle, finished, tmp_pat
         go(bundle, out, resume=True)
 
 
+@pytest.mark.dev
 def test_rows_by_their_number_end_a_leg_by_itself(bundle, tmp_path):
     """Epochs by the data: the leg is measured five times and patience ends it, as it ends the first."""
     config = replace(CONFIG, steps=0, epochs="auto", eval_every=0, checkpoint_every="never")

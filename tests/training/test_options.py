@@ -248,6 +248,7 @@ def test_patience_follows_epochs():
     assert length.patience(TrainConfig(epochs=2, patience=1)) == 1
 
 
+@pytest.mark.dev
 def test_a_run_by_its_data_ends_after_three_measurements_that_are_worse(bundle, tmp_path):
     """Held-out rows count downwards, and get worse once upwards is learned."""
     held_out = dataset(24, 1)

@@ -134,6 +134,7 @@ def activations(made):
     return layout.nbytes - layout.temporary
 
 
+@pytest.mark.dev
 def test_buffers_are_as_large_as_what_is_computed():
     assert make(lengths=INSTRUCTION, batch_size=8, max_length=512).tradeoffs.max_tokens == 300 + 8 * 60
     assert make(lengths=INSTRUCTION, batch_size=8).run.max_length == 256  # of the options
@@ -156,6 +157,7 @@ def test_what_shares_most_is_computed_together():
     assert make(160, previous=plan.Tradeoffs(288, 1, 30, "8bit", 191)).run.prefix == 191
 
 
+@pytest.mark.dev
 def test_a_tree_that_does_not_fit_is_computed_in_parts():
     """Peak: the prefix and the longest branch, not all branches; and the least budget is one of them."""
     options = {"batch_size": 1, "max_length": 512}
@@ -195,6 +197,7 @@ def test_every_plan_fits_and_more_memory_is_never_slower(budget, more, batch, ra
     assert slowness(budget + more) <= slowness(budget)
 
 
+@pytest.mark.dev
 @examples(10)
 @given(batch=st.integers(1, 12), rank=st.integers(1, 32), length=st.sampled_from([16, 128, 700]),
        recompute=st.sampled_from(["auto", "block", "none", "disk"]),
@@ -275,6 +278,7 @@ def test_release_keeps_what_the_run_needs():
 # ---- a trainer under a budget ----
 
 
+@pytest.mark.dev
 def test_a_trainer_trades_and_learns_the_same(tmp_path):
     """Weights streamed change no bit; smaller micro-batches, and activations made again, are rounded otherwise."""
     path = write_tiny(tmp_path / "model.gguf", formats="Q8_0", d_model=256, d_ff=1024, n_blocks=4)

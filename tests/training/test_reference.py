@@ -81,6 +81,7 @@ def test_a_second_run_and_a_resume_ask_nothing(bundle, sets, tmp_path, asked):
     assert len(asked) == 16 + 12
 
 
+@pytest.mark.dev
 @pytest.mark.learning
 @pytest.mark.parametrize("harm", [lambda path: path.unlink(), lambda path: path.write_bytes(b"PK"),
                                   lambda path: path.write_bytes(path.read_bytes()[:-200])],

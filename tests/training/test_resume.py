@@ -19,6 +19,7 @@ from edgetune.training.run import disk_writes, run
 from edgetune.training.trainer import Trainer
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("answers", [0, 3, 5, 8, 21, 33, 47, 60])
 def test_stopped_anywhere_it_resumes_to_the_same_bytes(bundle, tmp_path, wanted, answers):
     stop(bundle, tmp_path / "out", answers)

@@ -88,6 +88,7 @@ def test_a_run_that_pauses_ends_in_the_same_bytes(bundle, tmp_path, monkeypatch)
     assert saved == [0, 0, 1]  # a checkpoint was written before the pause was over
 
 
+@pytest.mark.dev
 def test_lack_of_memory_makes_micro_batches_smaller_and_then_large_again(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(throttle, "POLL_SECONDS", 0.001)
     config = TrainConfig(**{**OPTIONS, "micro_batch": 192, "steps": 30})
@@ -108,6 +109,7 @@ def test_lack_of_memory_makes_micro_batches_smaller_and_then_large_again(bundle,
         assert np.abs(pair.b - out[name].b).max() < 1e-3 * np.abs(pair.b).max(), name
 
 
+@pytest.mark.dev
 def test_a_step_that_was_given_up_for_memory_is_done_again(bundle, tmp_path, monkeypatch):
     """Pauses, but no smaller micro-batch: one row is all that a micro-batch has, so every byte must be the same."""
     monkeypatch.setattr(throttle, "POLL_SECONDS", 0.001)

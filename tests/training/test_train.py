@@ -27,7 +27,6 @@ from edgetune.training.rewards import EngineJudge, Reward
 from edgetune.training.run import run
 from edgetune.training.trainer import Trainer
 
-pytestmark = pytest.mark.smoke
 LABELS = ["0", "1", "2"]
 ASKED = [[{"role": "user", "content": text}] for text in ("turn on lamp 1", "off", "turn on lamp 2 " * 40)]
 

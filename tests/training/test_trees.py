@@ -51,6 +51,7 @@ def test_the_loss_is_that_of_rows_alone(bundle, group):
     assert losses[1][3] < losses[1][0]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("recompute", ["auto", "block"])
 def test_it_resumes_to_the_same_bytes(bundle, tmp_path, recompute):
     """Stopped within a tree, and between two steps; with a mask for each part. Where blocks are computed again, the
@@ -84,6 +85,7 @@ print(json.dumps([trainer.plan.peak_bytes, peak_rss(), trainer.plan.run.prefix, 
 """
 
 
+@pytest.mark.dev
 def test_a_process_takes_what_was_planned(tmp_path):
     """Eight answers to a prompt in the least memory, which is that of the prompt and the longest answer."""
     path = write_tiny(tmp_path / "model.gguf", formats="Q8_0", d_model=256, d_ff=1024, n_blocks=4)

@@ -65,6 +65,7 @@ def forget():
         path.unlink()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("calls", [5, 80], ids=["while it reads", "in training"])
 @pytest.mark.parametrize("started", [False, True], ids=["base", "adapter"])
 def test_evidence_is_asked_for_once(bundle, sets, tmp_path, asked, calls, started):
@@ -146,6 +147,7 @@ def taught(bundle):
     return load_rows(TAUGHT, Tokenizer(bundle.gguf.path), max_length=LENGTH, parser=privileged)
 
 
+@pytest.mark.dev
 @pytest.mark.learning
 @pytest.mark.parametrize("weights", ["resident", "streamed"])
 def test_a_student_approaches_its_teacher_and_resumes_to_the_same_bytes(bundle, taught, tmp_path, weights):

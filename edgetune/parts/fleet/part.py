@@ -15,6 +15,5 @@ MANIFEST = Manifest(
     routes=("api.routes", *(place for one in CARRIERS for place in one.places(one.routes))),
     kinds=("bases.job",),
     panel=True,
-    extras=tuple(extra for one in CARRIERS for extra in one.extras),
     packages=tuple(package for one in CARRIERS for package in one.packages),
 )

@@ -83,6 +83,7 @@ def test_nothing_is_asked_of_the_model_before_somebody_looks(browser, url, drawn
         assert get(url, "/v1/drawn")["data"] == drawn  # a check is no question that people ask
 
 
+@pytest.mark.dev
 def test_one_is_right_one_is_corrected_and_the_rest_is_deleted(page, url, drawn, running):
     answers = [answer_of(url, row) for row in drawn[:3]]
     cards = open_checks(page)
@@ -171,6 +172,7 @@ def test_a_call_of_a_tool_is_right(page, url, drawn):
     assert (item["question"], item["answer"], item["rating"]) == (question_of(drawn[0]), said[0][:300], "up")
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_it_whole_and_readable(browser, url, scheme):
     with opened(browser, url, color_scheme=scheme, **SMALL_PHONE) as page:

@@ -31,6 +31,7 @@ def test_the_page_asks_nothing_outside_its_path_and_for_no_key(browser, hub):
         expect(page.locator("#notice")).to_be_hidden()
 
 
+@pytest.mark.dev
 def test_its_frame_shows_it_and_no_other(browser, hub):
     context = browser.new_context(**LAPTOP)
     page = context.new_page()

@@ -21,6 +21,7 @@ def url(running):
     return running.url
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("size", [(1280, 900), pytest.param((900, 700), marks=pytest.mark.slow),
                                   pytest.param((390, 844), marks=pytest.mark.slow), (360, 600)])
 def test_a_notice_covers_no_button_that_sends_and_leaves_by_itself(browser, url, size):
@@ -72,6 +73,7 @@ def test_colours_are_the_systems_until_a_person_chooses_others(browser, url):
         assert ground() == light
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_each_part_whole_and_readable(browser, url, scheme):
     with opened(browser, url, color_scheme=scheme, **SMALL_PHONE) as page:
@@ -113,6 +115,7 @@ def test_a_laptop_shows_all_at_once(browser, url, scheme):
         check_looks(page)
 
 
+@pytest.mark.dev
 def test_it_is_used_with_the_keyboard_alone(page, url):
     for reached in ("#dark", "#model", "#anew", "#log", "#options summary", "#twice", "#text"):
         page.keyboard.press("Tab")

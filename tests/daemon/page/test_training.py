@@ -172,6 +172,7 @@ def test_rows_are_checked_before_a_training_and_its_method_is_chosen(page, url):
     httpx.post(f"{url}/v1/fine_tuning/jobs/{made['id']}/cancel").raise_for_status()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("height", mostly_slow([500, 600, 844], [500]))
 def test_what_is_wrong_with_an_upload_is_seen_where_one_looks(browser, url, height):
     with opened(browser, url, **{**PHONE, "viewport": {"width": 390, "height": height}}) as page:

@@ -81,6 +81,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("kind", ENDLESS)
 @pytest.mark.parametrize("unit", ["words", "letters", "both"])
 def test_the_work_is_linear_in_any_text(kind, unit):

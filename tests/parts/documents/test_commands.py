@@ -25,6 +25,7 @@ def made(tmp_path):
             "--threads", 1], tmp_path / "i"
 
 
+@pytest.mark.dev
 def test_index_and_search(made):
     command, path = made
     report = json.loads(run(*command, "--json"))
@@ -92,6 +93,7 @@ def test_generate_and_chat_name_their_sources(tiny_llama, index):
     assert "sources: [1] " in plain.stdout
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("engine", ["llama.cpp", "native"])
 def test_eval_asks_with_them(tiny_llama, tmp_path, index, engine):
     answer = says(tiny_llama, typed(index, QUESTION), 4)

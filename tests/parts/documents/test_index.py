@@ -17,8 +17,6 @@ from edgetune.parts.documents.options import IndexOptions
 from edgetune.parts.documents.search import Encoding, Index, fused
 from edgetune.parts.documents.store import Citation, IndexStore
 
-pytestmark = pytest.mark.smoke
-
 OPTIONS = IndexOptions(chunk_tokens=40)
 TEXTS = {
     "lamp.md": "# Lamp\n\nThe lamp in the hall is red.\n\n## Time\n\nIt burns at six.\n",
@@ -108,6 +106,7 @@ def test_ranks_are_fused_by_their_reciprocals():
     assert fused([[], [3]]) == [(3, 0.5)]
 
 
+@pytest.mark.dev
 def test_only_what_changed_is_read_and_the_result_is_that_of_a_new_index(folder, encoding, tmp_path):
     build(folder, tmp_path / "i", encoding, OPTIONS)
     before = (tmp_path / "i").stat()
@@ -126,6 +125,7 @@ def test_only_what_changed_is_read_and_the_result_is_that_of_a_new_index(folder,
     assert (tmp_path / "i").read_bytes() == (tmp_path / "fresh").read_bytes()
 
 
+@pytest.mark.dev
 def test_other_options_make_it_again(folder, encoding, tmp_path):
     build(folder, tmp_path / "i", encoding, OPTIONS)
     assert build(folder, tmp_path / "i", encoding, IndexOptions(chunk_tokens=60)).read == 4
@@ -150,6 +150,7 @@ def test_the_limit_tells_words_of_the_index_from_others(folder, encoding, tmp_pa
         assert index.search("zx qj vw", least=0.0).passages
 
 
+@pytest.mark.dev
 def test_an_open_index_follows_its_file(folder, encoding, tmp_path):
     build(folder, tmp_path / "i", encoding, OPTIONS)
     with Index(tmp_path / "i", 1) as index:
@@ -180,6 +181,7 @@ def test_quotes_and_operators_of_fts5_are_words(folder, encoding, tmp_path):
             index.search(query, least=0)
 
 
+@pytest.mark.dev
 def test_a_broken_off_indexing_leaves_the_index_as_it_was(folder, encoding, tmp_path, monkeypatch):
     build(folder, tmp_path / "i", encoding, OPTIONS)
     before = (tmp_path / "i").read_bytes()
@@ -244,6 +246,7 @@ def test_options_out_of_range(folder, encoding, tmp_path):
                 index.search(query, limit)
 
 
+@pytest.mark.dev
 def test_a_file_that_changed_and_kept_its_size_and_time_is_read_again(folder, encoding, tmp_path):
     build(folder, tmp_path / "i", encoding, OPTIONS)
     path = folder / "lamp.md"
@@ -259,6 +262,7 @@ def test_a_file_that_changed_and_kept_its_size_and_time_is_read_again(folder, en
 ENDLESS = {"word": "x" * 60_000, "log": "one two three four\n" * 900, "signs": "?" * 20_000}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("text", ENDLESS.values(), ids=ENDLESS)
 def test_indexing_can_be_ended_between_pieces_of_any_text(text, encoder, tmp_path):
     """Between two calls of on_progress no more is computed than for some chunks."""

@@ -23,6 +23,7 @@ def found(tmp_path_factory):
             if (path := folder / f"{number}.json").exists()}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_a_tampered_index_answers_or_is_refused_and_is_made_anew(found, attack):
     assert attack in found, "its process was killed"

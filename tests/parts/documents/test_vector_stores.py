@@ -50,6 +50,7 @@ def lenient(running, store):
     running.service.running["documents"].stores._indexes[store.id].least = 0.0
 
 
+@pytest.mark.dev
 def test_from_upload_to_answer(running, client):
     files = [upload(client, LAMP), upload(client, CAT)]
     assert (files[0].purpose, files[0].filename, files[0].bytes) == ("assistants", "lamp.md", len(LAMP[1]))
@@ -77,6 +78,7 @@ def test_from_upload_to_answer(running, client):
     assert {each.filename for each in client.vector_stores.search(store.id, query="cat").data} == {"lamp.md"}
 
 
+@pytest.mark.dev
 @needs("responses")
 def test_a_response_cites_the_files_that_it_is_answered_from(running, client):
     file = upload(client, CAT)
@@ -120,6 +122,7 @@ def test_lists_changes_and_deletions(client):
         client.vector_stores.files.retrieve(file.id, vector_store_id=stores[1].id)
 
 
+@pytest.mark.dev
 def test_files_are_added_in_batches(client):
     store = client.vector_stores.create(name="batches")
     first = upload(client, LAMP)
@@ -195,6 +198,7 @@ def test_uploads_that_are_no_documents(running, client):
     assert not [name for name in left if name.endswith(".tmp")]
 
 
+@pytest.mark.dev
 def test_stores_survive_a_restart(tmp_path):
     needs_retrieval()
     model = write_tiny(tmp_path / "tiny.gguf", formats="Q8_0")
@@ -336,6 +340,7 @@ def test_an_unforeseen_error_fails_one_store_and_is_said(stores_of):
     assert stores.reasons() == []
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("restarts", [False, True])
 def test_a_full_disk_holds_no_store_up_for_ever(restarts, tmp_path, monkeypatch):
     """Not one file of the daemon may grow while documents are read: neither an index nor a record."""

@@ -69,6 +69,7 @@ def source(service, messages, **options):
     return answer.source
 
 
+@pytest.mark.dev
 def test_sure_answers_are_the_encoders_and_others_the_models(service, known):
     sure, label, unsure = known
     answer = service.chat(asked(f" {sure} "))
@@ -138,6 +139,7 @@ def compared(service):
     raise AssertionError("nothing was compared")
 
 
+@pytest.mark.dev
 def test_where_values_are_not_sure_the_better_one_answers(tmp_path, commands, monkeypatch):
     """The model's random answers are wrong; then what is no JSON is taken for right."""
     monkeypatch.setattr(contest, "CHECK_SECONDS", 0.01)
@@ -156,6 +158,7 @@ def test_where_values_are_not_sure_the_better_one_answers(tmp_path, commands, mo
         assert source(service, asked(held[0]), max_tokens=64) == MODEL
 
 
+@pytest.mark.dev
 def test_an_error_in_the_comparison_is_said_and_it_is_tried_again(tmp_path, commands, monkeypatch):
     monkeypatch.setattr(contest, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(threads, "RETRY_SECONDS", 0.1)

@@ -50,6 +50,7 @@ def begin(device, folder, base, *options):
     run("fleet", "rollout", base, folder, "--rings", "all", *options)
 
 
+@pytest.mark.dev
 def test_a_base_is_evaluated_switched_and_undone(made, tmp_path):
     fleet = tmp_path / "fleet"
     with slot_device(made / "old.gguf", tmp_path / "device") as device:

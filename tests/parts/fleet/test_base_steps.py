@@ -132,6 +132,7 @@ def through(begun, tmp_path, cuts, changes, undo, at, is_cut):
     return (own.execution, own.finished, own.reason, daemon.base, len(sides), own.installed), happened
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("is_cut", [True, False])
 @pytest.mark.parametrize(("changes", "undo", "outcome", "is_new"), [
     ({}, False, (rings.CLOSED, rings.SUCCESS, "because"), True),

@@ -94,6 +94,7 @@ def test_there_are_routes_of_both_kinds():
         assert route not in MAY
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("state", ["approved", "waiting", "revoked"])
 def test_a_device_may_ask_only_for_its_own(served, state):
     folder, http, _ = served

@@ -91,6 +91,7 @@ def edited(folder, to, name, change):
     return to
 
 
+@pytest.mark.dev
 @examples(100)
 @given(data=st.data(), value=JSON)
 @pytest.mark.parametrize("kind", ["task", "answer"])
@@ -235,6 +236,7 @@ def refused_in_a_sentence(place, kind, text):
     assert "\n" not in said
 
 
+@pytest.mark.dev
 @examples(100)
 @given(data=st.data(), value=JSON)
 @pytest.mark.parametrize("kind", KINDS)
@@ -287,6 +289,7 @@ def test_the_kinds_of_files_are_found():
             "BaseOrigin", "BaseIdentity", "Outcome", "RingPlan", "Waited"} <= read_kinds().keys()
 
 
+@pytest.mark.dev
 @examples(100)
 @given(data=st.data(), value=JSON)
 @pytest.mark.parametrize("kind", read_kinds().values(), ids=lambda kind: kind.__name__)
@@ -335,6 +338,7 @@ def keys(tmp_path, monkeypatch):
     return tmp_path, lambda: monkeypatch.setenv(signature.TRUSTED, str(trusted))
 
 
+@pytest.mark.dev
 def test_only_what_a_trusted_key_signed_counts(bundle, made, keys, tmp_path):
     folder, trust = keys
     for name in ("home", "other"):

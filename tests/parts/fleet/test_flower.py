@@ -133,6 +133,7 @@ def test_a_node_answers_by_a_process_and_sends_the_same_again(task, bundle, sett
     assert again == parcel
 
 
+@pytest.mark.dev
 def test_a_node_keeps_nothing_of_older_tasks(task, bundle, settings, tmp_path):
     answer(pack(task, TASK_FILES), settings, 300.0)
     make_task(bundle, tmp_path / "other", TrainConfig(**{**vars(CONFIG), "seed": 1}), RoundOptions())
@@ -149,6 +150,7 @@ def test_a_node_tells_nothing_of_its_files_where_the_training_fails(task, settin
     assert "/nowhere/rows.jsonl" in capfd.readouterr().err
 
 
+@pytest.mark.dev
 def test_a_training_that_takes_too_long_is_stopped_and_continued(task, bundle, settings, tmp_path):
     many = write_lines(tmp_path / "many.jsonl", [{"prompt": f"say {i}", "completion": "ab" * 8} for i in range(2000)])
     long = NodeSettings(settings.train, [str(many), *settings.more[1:], "--eval", "none"], settings.variables,
@@ -212,7 +214,7 @@ def test_without_flower_a_sentence_says_what_to_install(tmp_path, model, monkeyp
         done = CliRunner().invoke(cli, ["fleet", *map(str, words), "--model", str(model), "--flower", str(empty)])
         assert isinstance(done.exception, UnsupportedError | SystemExit)
         assert "has no package flwr" in done.output
-        assert "install the extra flower" in done.output
+        assert "pip install 'flwr>=1.42,<1.43'" in done.output
         assert done.output.count("\n") == 1
 
 

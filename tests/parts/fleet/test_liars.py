@@ -11,6 +11,7 @@ import pytest
 from fleets import signing_key
 from json_lines import write_lines
 from safetensors.numpy import load_file, save_file
+from sometimes import mostly_slow
 
 from edgetune.disk import sha256
 from edgetune.errors import EdgetuneError
@@ -72,6 +73,7 @@ def adapter(folder):
     return (folder / "adapter" / "adapter.gguf").read_bytes()
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("facts", [{}, {"rows": 10**12, "tokens": 10**12}])
 @pytest.mark.parametrize("most", [60_000.0, 100.0])
 def test_an_update_that_no_training_makes_is_left_out(bundle, honest, tmp_path, most, facts):
@@ -102,7 +104,8 @@ def test_one_large_value_is_enough(honest, tmp_path):
     assert [one.device for one in gathered(task, [*answers, liar])[1]] == ["liar"]
 
 
-@pytest.mark.parametrize("aggregation", ["svd", "frozen-a"])
+@pytest.mark.dev
+@pytest.mark.parametrize("aggregation", mostly_slow(["svd", "frozen-a"], ["frozen-a"]))
 @pytest.mark.parametrize(("config", "count"), [
     ({}, 1), ({}, 48), ({"epochs": 40.0}, 1), ({"epochs": 30.0, "batch_size": 16}, 16), ({"lr": 5e-2}, 24),
     ({"lr": 1e-4, "epochs": 12.0}, 4), ({"epochs": "auto", "batch_size": "auto", "schedule": "linear"}, 6),
@@ -115,6 +118,7 @@ def test_no_honest_answer_is_left_out(bundle, tmp_path, aggregation, config, cou
     assert gathered(task, [first])[1] == []
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("options", [{"aggregation": "svd"}, {"aggregation": "rolora"}, {
     "aggregation": "frozen-a", "noise": 2.0, "noise_norm": 0.5}, {"aggregation": "rolora", "server": "adam"}])
 def test_no_honest_answer_is_left_out_later(bundle, tmp_path, options):
@@ -130,6 +134,7 @@ def test_no_honest_answer_is_left_out_later(bundle, tmp_path, options):
         task = open_task(tmp_path / f"next{number}", bundle)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("rows", [8, 10**4])
 @pytest.mark.parametrize("aggregation", ["svd", "frozen-a", "rolora"])
 def test_a_large_update_that_a_training_could_make_is_scaled_down(bundle, tmp_path, aggregation, rows):
@@ -192,6 +197,7 @@ def test_another_answer_in_a_devices_name_does_not_take_its_place(bundle, honest
     assert adapter(tmp_path / "next") == adapter(tmp_path / "without")
 
 
+@pytest.mark.dev
 def test_a_signature_is_of_one_device_task_and_round(bundle, tmp_path):
     """What a device that joined copies, signs again or makes up neither counts nor takes the place of another's."""
     pytest.importorskip("cryptography")

@@ -62,6 +62,7 @@ def ask(running, **options):
         return said.status_code, said.json()["error"]["message"]
 
 
+@pytest.mark.dev
 def test_a_base_that_does_not_fit_is_refused_before_it_is_asked(running, bases):
     new = open_bundle(bases / "other.gguf").fingerprint
     status, said = ask(running, base="sha256:0")
@@ -96,6 +97,7 @@ def test_the_active_adapter_counts_for_the_present_base(running, bases):
     assert running.service.adapters.serving == found["against"]
 
 
+@pytest.mark.dev
 def test_unrelated_text_limits_a_base_too(bases, tmp_path):
     """By the present base alone: here it answers nothing, so its adapter is what surprises less."""
     slot = make_slot(bases / "one.gguf", tmp_path / "home")

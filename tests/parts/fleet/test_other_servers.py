@@ -38,6 +38,7 @@ def test_a_device_that_joins_or_rotates_keeps_its_keys(what):
         assert joined(url).public() == before
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("what", ANSWERS)
 def test_a_look_of_a_device_says_nothing_of_what_it_does_not_know(files, what):
     with answering(ANSWERS[what]) as url, Client(url) as client:
@@ -56,6 +57,7 @@ def test_a_look_of_a_device_says_nothing_of_what_it_does_not_know(files, what):
         assert list(files["folder"].iterdir()) == []
 
 
+@pytest.mark.dev
 def test_a_device_that_follows_waits_for_the_daemon(tiny_llama, files):
     with answering(ANSWERS["a proxy's page"]) as url:
         for command in (("follow", url, files["rows"], "--model", tiny_llama), ("join", url)):

@@ -136,6 +136,7 @@ def test_a_round_with_noise_says_its_epsilon(tiny_llama, rows, tmp_path):
     assert "against whoever sees the sums alone" in status
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("facts", "reason"), [
     ({"noise": 0.5}, "has noise of 0.5 with the norm 0.5, the task asks for 1 with 0.5"),
     ({"noise_norm": 0.6}, "with the norm 0.6"), ({"tokens": 50}, "weighs 50 tokens")])

@@ -91,6 +91,7 @@ def test_a_clock_that_is_set_back_shuts_nobody_out(tmp_path):
     assert asks(checker, key, "a", at=NOW) == "a"
 
 
+@pytest.mark.dev
 def test_a_revoked_device_shuts_no_other_out_of_a_daemon(tiny_llama, tmp_path):
     folder = tmp_path / "fleet"
     folder.mkdir()

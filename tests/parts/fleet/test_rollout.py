@@ -56,6 +56,7 @@ def active(running):
     return running.service.adapters.serving
 
 
+@pytest.mark.dev
 def test_an_adapter_reaches_a_fleet_and_is_undone_with_one_command(fleet, made, tmp_path):
     said = run("fleet", "rollout", made / "on", tmp_path, code=2)
     assert "no device has reported to this folder" in said
@@ -142,6 +143,7 @@ def test_a_look_that_was_broken_off_is_continued(fleet, made, tmp_path, monkeypa
     assert read_device(tmp_path, "b").execution == "none"
 
 
+@pytest.mark.dev
 def test_an_adapter_of_another_model_and_one_that_was_replaced(fleet, made, tmp_path):
     own = tmp_path / "own"
     shutil.copytree(made / "on", own)
@@ -162,6 +164,7 @@ def test_an_adapter_of_another_model_and_one_that_was_replaced(fleet, made, tmp_
     run("fleet", "advance", tmp_path, "--stop", "--json")
 
 
+@pytest.mark.dev
 def test_of_earlier_rollouts_the_last_adapters_are_kept(fleet, made, tmp_path):
     """Each takes memory. What is in the way of nothing is removed also where a roll-out ended before its evaluation."""
     ids = []

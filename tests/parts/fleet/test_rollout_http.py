@@ -31,6 +31,7 @@ def fleet(tiny_llama, tmp_path_factory):
         yield folder / "served", lead, device
 
 
+@pytest.mark.dev
 def test_a_device_fetches_and_reports(fleet, made, tmp_path, monkeypatch):
     served, lead, device = fleet
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))

@@ -27,8 +27,6 @@ from edgetune.parts.fleet.status import history_of
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.config import TrainConfig
 
-pytestmark = pytest.mark.smoke
-
 CONFIG = TrainConfig(rank=4, lr=1e-2, epochs=2.0, batch_size=4, max_length=64, precision="exact", anchors=0)
 OWN = {"threads": 1, "memory": ""}
 
@@ -66,6 +64,7 @@ def round_one(bundle, rows, tmp_path_factory):
     return task, answered(task, bundle, rows, folder)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("aggregation", ["frozen-a", "rolora", "svd"])
 def test_two_rounds_learn_what_each_device_knows(bundle, rows, tmp_path, aggregation):
     task = begin(bundle, tmp_path / "task-1", aggregation)
@@ -83,6 +82,7 @@ def test_two_rounds_learn_what_each_device_knows(bundle, rows, tmp_path, aggrega
     assert all(np.abs(pair.b).max() > 0 for pair in adapter.pairs.values())
 
 
+@pytest.mark.dev
 def test_the_aggregate_is_the_weighted_sum_of_what_was_sent(bundle, round_one, tmp_path):
     """By the files alone: numpy reads them here by another library's reader."""
     task, folders = round_one
@@ -136,6 +136,7 @@ def test_a_stopped_round_continues_to_the_same_bytes(bundle, rows, round_one, tm
     assert (out / "update.safetensors").read_bytes() == (folders[0] / "update.safetensors").read_bytes()
 
 
+@pytest.mark.dev
 def test_a_device_of_a_smaller_rank_takes_part(bundle, rows, tmp_path):
     task = begin(bundle, tmp_path / "one", "svd")
     folders = answered(task, bundle, rows, tmp_path)
@@ -167,6 +168,7 @@ def test_noise_is_said_and_only_where_one_half_is_trained(bundle, rows, round_on
         train_round(task, bundle, rows[0], tmp_path / "other", "x", noise=Noise(1.0, 0.01), **OWN)
 
 
+@pytest.mark.dev
 def test_fedadam_keeps_its_moments_in_the_task(bundle, rows, tmp_path):
     task = begin(bundle, tmp_path / "one", server="adam", server_rate=1e-3)
     write_next(task, bundle, answered(task, bundle, rows[:2], tmp_path), tmp_path / "two")
@@ -192,6 +194,7 @@ def copied(folder, to, **facts):
     return to
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("facts", "reason"), [
     ({"device": "liar"}, "its update is that of device0 of round, too, and counts once for both"),
     ({}, "the device device0 of round"),

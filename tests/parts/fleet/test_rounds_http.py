@@ -84,6 +84,7 @@ def adapter_of(folder, number):
     return (RoundPlace(folder, number).task / "adapter" / "adapter.gguf").read_bytes()
 
 
+@pytest.mark.dev
 def test_two_devices_pass_through_two_rounds_as_in_a_folder(bundle, rows, by_folder, tiny_llama, tmp_path):
     folder = tmp_path / "served"
     loaded = []
@@ -153,6 +154,7 @@ def until(what, seconds=60):
     return found
 
 
+@pytest.mark.dev
 def test_devices_that_joined(bundle, rows, by_folder, tiny_llama, tmp_path, monkeypatch):
     folder = begin(bundle, tmp_path / "served")
     with daemon(tiny_llama, tmp_path / "state", fleet=str(folder)) as running:
@@ -298,6 +300,7 @@ def test_requests_of_strangers(answered, tiny_llama, tmp_path):
     assert served_round(tmp_path / "empty", "a") == {"round": 0, "task": "", "files": {}, "answered": False}
 
 
+@pytest.mark.dev
 def test_what_is_damaged_on_the_way_leaves_nothing(answered, bundle, rows, tmp_path):
     folder, _ = answered
     found = served_round(folder, "a")
@@ -358,6 +361,7 @@ def test_answers_of_others_are_refused_before_they_are_read(answered):
         shutil.rmtree(folder / "members")
 
 
+@pytest.mark.dev
 def test_the_process_that_asks_ends_before_a_training(bundle, rows, tiny_llama, tmp_path, monkeypatch):
     folder = begin(bundle, tmp_path / "served")
     alone = []

@@ -45,6 +45,7 @@ def begun(bundle, tmp_path):
     return folder, member
 
 
+@pytest.mark.dev
 def test_two_devices_and_a_lead_pass_through_two_rounds(bundle, begun, tmp_path):
     folder, member = begun
     members = [member("a"), member("b")]
@@ -166,6 +167,7 @@ def test_folders_and_names_that_are_none_are_refused(tmp_path):
             check_name(name)
 
 
+@pytest.mark.dev
 def test_the_commands(bundle, begun, tmp_path, monkeypatch):
     """A lead and a device, in one process each as on one machine; a second device joins later."""
     folder, member = begun

@@ -55,6 +55,7 @@ def lead(folder, bundle, devices):
     return RoundLead(folder, bundle, devices, seconds=1e9, key=None).end_round()
 
 
+@pytest.mark.dev
 def test_over_http_a_device_signs_by_itself(bundle, served, tmp_path):
     folder, be, url = served
     follow(bundle, url, be("a"))

@@ -58,6 +58,7 @@ def test_the_entities_stand_there_as_home_assistant_writes_them(shared_data, nam
     assert static_context(home).lower() == recorded.lower()
 
 
+@pytest.mark.dev
 def test_rows_for_a_model_that_writes_text(tmp_path):
     to = tmp_path / "rows.jsonl"
     drawn = ["--count", 200, "--for", "2026.11", "--json"]
@@ -81,6 +82,7 @@ def chat(row, home, version="2026.11"):
     return chat_row(row, home, prompt_of(home, version), ENGLISH, random.Random(0))
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("version", versions())
 def test_every_drawn_row_is_a_conversation_to_its_end(tmp_path, version):
     home = house(tmp_path)

@@ -44,6 +44,7 @@ def drawn():
     return [row.wishes for code in ("en", "de", "fr") for row in RowDrawer(HOME, language_of(code)).draw(300)]
 
 
+@pytest.mark.dev
 def test_lines_and_back(drawn):
     assert len(drawn) == 900
     assert [wishes_of(lines_of(wishes, HOME), HOME) for wishes in drawn] == drawn
@@ -64,6 +65,7 @@ def test_a_domain_stays_where_a_name_does_not_say_it():
     assert wishes_of(lines_of(fan, twice), twice) == fan
 
 
+@pytest.mark.dev
 def test_the_grammar_of_a_house_lets_its_lines_through(tokenizer, drawn):
     rules = grammar(HOME)
     assert all(lets_through(tokenizer, rules, lines_of(wishes, HOME)) for wishes in drawn)

@@ -41,6 +41,7 @@ def trained(tmp_path_factory):
     return folder / "house"
 
 
+@pytest.mark.dev
 def test_both_learn_a_house(trained):
     found = House.open(trained)
     assert found.facts.asked == 20
@@ -109,6 +110,7 @@ def test_the_least_probability_comes_from_held_out_sentences(trained, monkeypatc
     assert home == house(trained.parent)
 
 
+@pytest.mark.dev
 def test_a_changed_house_is_learned_by_both_again(tmp_path, trained):
     import shutil
 

@@ -39,6 +39,7 @@ def test_rows_are_written_and_counted(tmp_path):
     assert "exists; name another" in run("home", "rows", entities, "-o", tmp_path / "rows.jsonl", code=2)
 
 
+@pytest.mark.dev
 def test_a_house_is_trained_and_measured(trained):
     folder, said = trained
     opened = House.open(folder)
@@ -100,6 +101,7 @@ def test_what_cannot_be_asked_is_refused(tmp_path, trained):
                                                      "--language", "xx", code=2)
 
 
+@pytest.mark.dev
 def test_a_changed_house_replaces_the_old_one_unless_it_is_worse(tmp_path, trained):
     folder = tmp_path / "house"
     shutil.copytree(trained[0], folder)
@@ -122,6 +124,7 @@ def test_a_changed_house_replaces_the_old_one_unless_it_is_worse(tmp_path, train
         assert "has the same entities" in run("home", "update", folder, entities, code=2)
 
 
+@pytest.mark.dev
 def test_a_house_learns_further_sentences_of_its_people(tmp_path, trained):
     folder = tmp_path / "house"
     shutil.copytree(trained[0], folder)
@@ -140,6 +143,7 @@ def test_a_house_learns_further_sentences_of_its_people(tmp_path, trained):
     assert new.facts.rows == House.open(trained[0]).facts.rows + 4  # that of movie time was learned before, too
 
 
+@pytest.mark.dev
 def test_a_house_that_is_worse_stays_out(trained, tmp_path):
     house = House.open(trained[0])
     change = Change((), (), (), tuple(one.name for one in house.home.entities))
@@ -157,6 +161,7 @@ def test_a_house_that_is_worse_stays_out(trained, tmp_path):
     assert worse.replaced == (worse.stayed.right.p_worse > ALPHA)
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("fails", "replaces"), [
     ((), True), (("new",), False), (("stays",), False), (("new", "stays"), False)])
 def test_a_house_must_know_what_it_was_made_for(trained, monkeypatch, fails, replaces):

@@ -22,6 +22,7 @@ def number_of(kind):
     return sum(isinstance(one, kind) for one in gc.get_objects())
 
 
+@pytest.mark.dev
 def test_templates_are_gone_when_the_rows_are_drawn(tmp_path):
     before = number_of(Intents)  # of other tests
     drawn = draw_rows(write_house(tmp_path), Recipe(count=200))
@@ -29,6 +30,7 @@ def test_templates_are_gone_when_the_rows_are_drawn(tmp_path):
     assert number_of(Intents) == before
 
 
+@pytest.mark.dev
 def test_of_two_houses_that_are_compared_one_is_open_at_a_time(trained, monkeypatch):
     found = House.open(trained[0])
     are_open = []

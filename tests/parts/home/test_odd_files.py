@@ -71,6 +71,7 @@ def refusal(command, places):
     return said[0]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("position", [*OF_YAML, *OF_ROWS, *OF_HOUSES])
 def test_a_file_that_is_none(places, position, kind):
@@ -108,6 +109,7 @@ ODD_YAML |= {
 }
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", ODD_YAML)
 @pytest.mark.parametrize("position", OF_YAML)
 def test_entities_in_odd_yaml(places, position, name):
@@ -144,6 +146,7 @@ ODD_CALLS = {name: json.dumps(row) for name, row in {
     "an area that is a number": call(area=5), "a domain in a list": call(domain=[["light"]])}.items()}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("name", [*ODD_ROWS, *ODD_CALLS])
 @pytest.mark.parametrize("position", OF_ROWS)
 def test_odd_rows(places, position, name):

@@ -72,6 +72,7 @@ def killed_at(number, replace):
     return os.WIFSIGNALED(status)
 
 
+@pytest.mark.dev
 @pytest.mark.usefixtures("swap")
 @pytest.mark.parametrize("has_before", [False, True])
 def test_a_house_is_there_after_a_kill_at_any_line(tmp_path, has_before):
@@ -150,6 +151,7 @@ update_house(sys.argv[1], sys.argv[2], threads=1, on_step=wait)
 """
 
 
+@pytest.mark.dev
 def test_a_second_update_is_refused_until_the_first_one_is_killed(tmp_path, trained):
     folder = shutil.copytree(trained[0], tmp_path / "house")
     entities = tmp_path / "changed.yaml"
@@ -175,6 +177,7 @@ def test_a_second_update_is_refused_until_the_first_one_is_killed(tmp_path, trai
     assert counts == {len(HOUSE["entities"]), len(HOUSE["entities"]) - 1}
 
 
+@pytest.mark.dev
 def test_a_training_that_is_stopped_says_that_nothing_is_kept(tmp_path, encoder):
     stopped = RunCallbacks(should_stop=lambda: True)
     with pytest.raises(Interrupted) as caught:
@@ -188,6 +191,7 @@ def test_a_training_that_is_stopped_says_that_nothing_is_kept(tmp_path, encoder)
 # ---- full disks ----
 
 
+@pytest.mark.dev
 def test_rows_and_answers_are_written_whole_or_not_at_all(tmp_path, trained):
     rows, said = tmp_path / "rows.jsonl", tmp_path / "said.jsonl"
     asked = tmp_path / "asked.jsonl"
@@ -217,6 +221,7 @@ def test_a_training_on_a_full_disk_leaves_nothing(tmp_path, encoder):
     assert [path.name for path in tmp_path.iterdir()] == ["house.yaml"]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("folder", ["/proc", "/sys"])
 def test_a_folder_that_takes_nothing(folder, tmp_path, trained):
     out = f"{folder}/edgetune"

@@ -110,6 +110,7 @@ def test_after_the_results_it_says_a_sentence_and_calls_nothing(wrapped):
     assert "no such lamp" in found.text
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("wrapped", [lambda result: {"success": True, "result": result},
                                      lambda result: {"data": {"result": result}, "error": False}])
 def test_questions_are_answered_by_the_results(wrapped):
@@ -140,6 +141,7 @@ def said_of(question, content, tool="homeassistant__GetLiveContext"):
 BOMB = bomb("- names: {value}", "- names: {value}")
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("text", [
     BOMB, *(f"- names: Hall Lamp\n  state: {value}\n" for value in VALUES.values()),
     "- names: Hall Lamp\n- names: [", "- names: Hall Lamp\n---\n- names: Hall Lamp\n",
@@ -168,6 +170,7 @@ def test_values_of_another_kind_are_left_out(odd, answer):
 DEEP = "[" * 100_000
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("question", "tool", "content", "answer"), [
     ("lamp on", "HassTurnOn", DEEP, "Done."), ("lamp on", "HassTurnOn", "9" * 5000, "Done."),
     ("lamp on", "HassTurnOn", '{"error": ' + "[" * 900 + "]" * 900 + "}", "error"),

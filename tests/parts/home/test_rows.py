@@ -16,8 +16,6 @@ from edgetune.parts.home.templates import NothingFits, Templates
 from edgetune.parts.home.tools import TOOLS, Call, Target, offered, same_calls, shortest
 from edgetune.parts.home.wishes import MISSING, WHICH, Wish, wish_of
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -41,6 +39,7 @@ def slot_lists(home: Home):
             "floor": TextSlotList.from_tuples([(floor, floor) for floor in home.floors], name="floor")}
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize("code", languages())
 def test_drawn_sentences_mean_what_hassil_recognizes(home, code):
     """hassil finds the intent and the slots of a drawn sentence among its readings."""

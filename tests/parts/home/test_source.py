@@ -86,6 +86,7 @@ def calls(service, answer):
     return text, [(call.name, json.loads(call.arguments)) for call in join(pieces)]
 
 
+@pytest.mark.dev
 def test_commands_become_calls_and_results_a_sentence(service):
     answer = service.chat(asked("turn on c"), TOOLS)
     assert answer.source == HouseSource.name
@@ -110,6 +111,7 @@ def test_a_result_that_stands_for_gigabytes_is_answered(service):
     assert "cannot find" in answer.text()
 
 
+@pytest.mark.dev
 def test_the_daemons_model_answers_for_a_house_with_its_decoder(tmp_path, written_house):
     with open_service(tmp_path, context=512, home=str(written_house)) as service:
         answers = {word: service.chat(asked(f"turn {word} c"), TOOLS) for word in ("on", "off")}
@@ -145,6 +147,7 @@ def test_several_calls_are_written_as_the_model_would(service):
         ("intent__HassTurnOn", CALL), ("intent__HassTurnOff", {})]
 
 
+@pytest.mark.dev
 @pytest.mark.parametrize(("tools", "options"), [(None, {}), (OTHER, {}), (TOOLS, {"model": "tiny"}),
                                                 (TOOLS, {"grammar": 'root ::= "x"'}), (TOOLS, {"max_tokens": 1})])
 def test_other_requests_are_the_models(service, tools, options):

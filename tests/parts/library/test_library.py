@@ -84,6 +84,7 @@ def answered_by(http, messages, **options):
     return said.json()["model"], said.json()["choices"][0]["message"]["content"]
 
 
+@pytest.mark.dev
 def test_each_question_is_answered_by_the_adapter_of_its_task(http, library):
     """All at once, as with the adapter's own name."""
     cases = [(asked(questions[i], *before), library[task]) for task, questions in TASKS.items()
@@ -141,6 +142,7 @@ def test_an_adapter_leaves_the_library(running, http, library, trained):
     assert answered_by(http, asked(TASKS["spelling"][0]))[0] == library["spelling"]
 
 
+@pytest.mark.dev
 def test_it_is_there_after_a_restart_and_needs_its_encoder(model, encoder, trained, tmp_path):
     def opened(**options):
         return Service(model, DaemonConfig(state=str(tmp_path / "state"), threads=1, **options))
@@ -186,6 +188,7 @@ def test_vectors_alone_are_kept_and_few_questions_are_refused(running, library):
         service.running["library"].library.add(library["lamps"], [{"text": "no question"}])
 
 
+@pytest.mark.dev
 def test_a_jobs_adapter_takes_the_questions_of_its_file_and_is_not_pruned(tmp_path, encoder):
     with open_service(tmp_path, embeddings=str(encoder), keep=2) as service:
         begun = service.jobs.create("tiny", upload(service), hyperparameters={**SMALL, "steps": 1})

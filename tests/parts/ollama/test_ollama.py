@@ -25,6 +25,7 @@ def client(running):
         yield made
 
 
+@pytest.mark.dev
 def test_models_are_listed_and_described(client, running, model):
     adapter = running.service.adapters.serving
     listed = client.list().models
@@ -192,6 +193,7 @@ def test_a_model_that_answers_here_is_pulled_and_no_other(client, running):
         assert caught.value.status_code == 404
 
 
+@pytest.mark.dev
 def test_an_answer_with_a_format_ends_if_no_limit_is_given(tmp_path):
     """Its model finds no end by itself: after 1,024 tokens the JSON is closed. The context holds more."""
     model = write_tiny(tmp_path / "Wide.gguf", formats="Q8_0", n_context=1280)

@@ -15,8 +15,6 @@ from edgetune.errors import EdgetuneError
 from edgetune.parts.rows.draw import proportional
 from edgetune.parts.rows.mix import mix
 
-pytestmark = pytest.mark.smoke
-
 pytest.importorskip("yaml")
 pytest.importorskip("rapidfuzz")
 LABELS = ("weather", "music", "lamp")

@@ -48,6 +48,7 @@ def test_the_passage_with_the_answer_stands_among_others(index, data):
     assert len(places) > 2  # in any order
 
 
+@pytest.mark.dev
 def test_a_share_is_without_it(index, tmp_path):
     data = write_lines(tmp_path / "many.jsonl", ROWS * 50)
     made = make_with_passages(data, index, PassageOptions(count=2, without=0.2))

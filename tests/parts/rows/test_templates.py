@@ -9,8 +9,6 @@ from edgetune.errors import EdgetuneError
 from edgetune.parts.rows.options import TemplateOptions
 from edgetune.parts.rows.templates import make_from_templates
 
-pytestmark = pytest.mark.smoke
-
 SPEC = {
     "values": {"room": ["kitchen", "hall"], "device": {"lamp": "light", "fan": "fan"},
                "level": {"from": 0, "to": 100, "step": 50}},

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
+from sometimes import mostly_slow
 
 from edgetune.evaluation.acceptance import ALPHA
 from edgetune.parts.tutor.rounds.gate import (
@@ -21,8 +22,6 @@ from edgetune.parts.tutor.rounds.gate import (
     in_common,
 )
 from edgetune.parts.tutor.rounds.options import TutorOptions
-
-pytestmark = pytest.mark.smoke
 
 OPTIONS = TutorOptions()
 RUNS = 300
@@ -160,7 +159,8 @@ def published_within(rounds, questions, has_labels, seed):
     return count / RUNS
 
 
-@pytest.mark.parametrize("rounds", [1, 5, 20])
+@pytest.mark.dev
+@pytest.mark.parametrize("rounds", mostly_slow([1, 5, 20], [1, 5]))
 @pytest.mark.parametrize("questions", [ring, drifting])
 def test_useless_adapters_are_published_in_at_most_alpha_of_the_runs(rounds, questions):
     """A gate that spends alpha again where half of the questions are new publishes one in 19 % of the runs of 5 rounds,

@@ -70,6 +70,7 @@ def read(round, kind):
     return found
 
 
+@pytest.mark.dev
 def test_it_answers_in_place_of_the_model(done):
     """Every prompt once, without a token drawn; it was fitted to rows of like form, so it is mostly right."""
     drawn = read(Round(done, 1), DrawnAnswers)
@@ -103,6 +104,7 @@ def test_after_the_gate_it_learns_the_held_out_rows_and_answers_again(done):
     assert read(round, Published).adapter == "rounds/001/refit/train"
 
 
+@pytest.mark.dev
 def test_the_same_call_continues_and_another_judge_is_refused(bundle, encoder, files, done, tmp_path):
     before = (done / "adapter.gguf").read_bytes()
     teach(bundle, files, done, options=options(encoder), config=CONFIG)

@@ -54,6 +54,7 @@ def files(tmp_path_factory):
     return TutorFiles(prompts, labelled, keep=keep)
 
 
+@pytest.mark.dev
 def test_the_start_is_kept_with_its_schema_or_not_at_all(bundle, tmp_path):
     """Where a kill comes at any moment, and the same goes on."""
     schema = {"type": "object"}
@@ -120,6 +121,7 @@ def learned(round, kind=Trained):
     return {row.key for row in found.rows}
 
 
+@pytest.mark.dev
 def test_the_files_of_a_run(bundle, done):
     ledger = read_lines(done / "ledger.jsonl")
     assert [round.number for round in rounds_of(done)] == [1, 2]
@@ -161,6 +163,7 @@ def test_held_out_rows_are_learned_after_the_gate_and_by_nothing_that_it_tests(d
     assert (done / published.adapter / "adapter.gguf").read_bytes() == (done / "adapter.gguf").read_bytes()
 
 
+@pytest.mark.dev
 def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(bundle, files, tmp_path, monkeypatch):
     """The final one learned the held-out rows too, and no question is left that it did not learn."""
     measure = gate.measure
@@ -176,6 +179,7 @@ def test_an_adapter_that_does_harm_is_not_published_in_place_of_the_tested_one(b
     assert "unrelated text" in published.objection
 
 
+@pytest.mark.dev
 def test_named_held_out_rows_are_never_learned(bundle, files, tmp_path):
     held = write_lines(tmp_path / "held.jsonl", [{"prompt": f"tell {i}", "completion": "aa"} for i in range(50, 60)])
     out = tmp_path / "out"
@@ -258,6 +262,7 @@ def test_an_adapter_that_is_not_beaten_stays(bundle, files, done, tmp_path):
     assert [round.number for round in rounds_of(out)] == [0, 1]
 
 
+@pytest.mark.dev
 def test_answers_that_do_not_help_leave_the_labelled_rows_alone(bundle, files, tmp_path, monkeypatch):
     """The round passes too, and has fewer right: the labelled rows alone are learned again with the held-out ones."""
     measure = gate.measure
@@ -289,6 +294,7 @@ def test_answers_that_agree_are_learned_unverified(done):
     assert trained.facts["verified"] == len(trained.rows) - len(labels)
 
 
+@pytest.mark.dev
 def test_a_grader_chooses_and_measures(bundle, files, tmp_path):
     """A model that is asked is the base, within the budget; its judgment verifies nothing."""
     options = replace(OPTIONS, rounds=1, per_round=6, samples=2, questions=6)
@@ -373,6 +379,7 @@ def test_one_of_two_begins(bundle, files, tmp_path):
     assert not (out / "tutor.json").exists()
 
 
+@pytest.mark.dev
 def test_a_question_without_room_is_left_out_and_said(bundle, files, tmp_path):
     """Tokens are bytes here, and a row has 128."""
     events: list[dict[str, Any]] = []
@@ -406,6 +413,7 @@ def test_a_round_that_finds_nothing_to_learn_ends(bundle, files, tmp_path):
     assert not (tmp_path / "out" / "adapter.gguf").exists()
 
 
+@pytest.mark.dev
 def test_rounds_that_publish_nothing_end(bundle, files, tmp_path, monkeypatch):
     """Nothing is ever sure enough; each test takes less of alpha."""
     monkeypatch.setattr(acceptance, "ALPHA", 1e-9)

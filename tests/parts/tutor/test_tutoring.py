@@ -73,6 +73,7 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.dev
 def test_a_job_over_prompts(model, tmp_path):
     """A fifth of the prompts, by the key of this daemon, and held-out feedback. What selects rounds decides nothing."""
     with opened(model, tmp_path) as service:
@@ -177,6 +178,7 @@ def test_from_a_compiled_prompt_it_takes_the_system_message_alone(service, model
     assert (service.jobs.folder / job.id / SYSTEM).read_text() == "Be brief."
 
 
+@pytest.mark.dev
 def test_what_publishes_nothing_says_so_and_makes_no_adapter(model, tmp_path):
     """Of a grader that no answer satisfies nothing is learned. Poisoned prompts are text: they neither end the rounds
     nor become turns of their own; what does not fit is not asked.
@@ -203,6 +205,7 @@ def test_what_publishes_nothing_says_so_and_makes_no_adapter(model, tmp_path):
         assert service.learner.state(FAR)["tutor"]["rounds"] == job.rounds
 
 
+@pytest.mark.dev
 def test_one_switch_stops_it_and_a_daemon_without_a_tutor_ends_its_job(model, tmp_path, workers):
     """The switch is remembered, and nothing begins by itself until it is on again."""
     with opened(model, tmp_path, start_process=workers) as service:
@@ -327,6 +330,7 @@ def test_a_feedback_job_that_is_activated_has_prompts_asked_again(service, worke
         assert prompts_of(service).waiting() == waiting
 
 
+@pytest.mark.dev
 def test_the_api_and_the_commands(model, tmp_path):
     """Begun, paused by the switch, looked at, resumed, and gone with what it asks."""
     (tmp_path / "grader.json").write_text(json.dumps(GRADER))

@@ -16,8 +16,6 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Protocol
 
-from ....manifest import Extra
-
 
 class RoundServer(Protocol):
     """What stands before the folder of rounds. All raise UnansweredError if it does not answer."""
@@ -71,8 +69,8 @@ class Carrier:
     name: of the folder. schemes: with which the addresses begin that it opens; "": those that no other opens. opening:
     "module:function", an Opening. seconds: between two looks of a device, if nobody says how many. commands: modules
     with further commands of edgetune fleet. routes: modules with a `router`. rights: patterns of what a device may ask
-    for by its signature, with its name as the group `device`. extras: of pyproject.toml. packages: further packages
-    that its modules import.
+    for by its signature, with its name as the group `device`. packages: further packages that its
+    modules import.
     """
 
     name: str
@@ -82,7 +80,6 @@ class Carrier:
     commands: tuple[str, ...] = ()
     routes: tuple[str, ...] = ()
     rights: tuple[str, ...] = ()
-    extras: tuple[Extra, ...] = ()
     packages: tuple[str, ...] = ()
 
     def open(self, address: RoundAddress, opened: ExitStack) -> CarriedRounds:

@@ -187,6 +187,7 @@ def test_it_looks_well(browser, url, scheme):
         check_looks(page)
 
 
+@pytest.mark.dev
 def test_without_a_fleet_nothing_of_it_is_shown(browser, running):
     with opened(browser, str(running.url), **LAPTOP) as page:
         runs(page)

@@ -66,6 +66,7 @@ def test_what_is_asked_here_is_kept_seen_and_deleted(page, url):
     assert get(url, "/v1/prompts")["counts"]["kept"] == 0
 
 
+@pytest.mark.dev
 def test_rounds_are_shown_as_the_daemon_tells_them(page, url, running):
     for i in range(40):
         assert prompts_of(running.service).keep(Question(messages=[{"role": "user", "content": f"say {i}"}]))
@@ -101,6 +102,7 @@ def test_the_switch_stops_it(page, url):
     assert get(url, "/v1/device")["learning"]["on"]
 
 
+@pytest.mark.dev
 def test_it_fits_a_phone(browser, url):
     with opened(browser, url, **PHONE) as page:
         runs(page)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .....errors import EdgetuneError, UnsupportedError, install_hint, printable
+from .....errors import EdgetuneError, UnsupportedError, printable
 from .....python_child import child, die_with
 
 LEAST = (1, 42)
@@ -121,8 +121,8 @@ def state_of(folder: Path, root: Path) -> Path:
 
 
 def _way_out() -> str:
-    return (f"{install_hint('flower')}, in Python 3.11 or later; or name the Python of another environment, where pip "
-            "installed flwr, by --flower; without Flower, a folder carries rounds: edgetune fleet follow")
+    return ("in Python 3.11 or later run pip install 'flwr>=1.42,<1.43'; or name the Python of another environment "
+            "that has it by --flower; without Flower, a folder carries rounds: edgetune fleet follow")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
