@@ -22,15 +22,10 @@ OPTIONAL = {"onnxruntime", "cryptography", "huggingface_hub", "rapidfuzz", "roug
 DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",
           "httpx"}  # extra: daemon
 REPEATED = {  # class names that more than one module has; none is added
-    "Adapter", "Agreement", "AllowedChoice", "Answer", "Answers", "Artifact", "Asked", "Batch", "Blocks",
-    "Body", "CalledFunction", "Checkpoint", "Completion", "Copied", "Counted", "Decision", "Deferred",
-    "Divergence", "Documents", "Exam", "Family", "Files", "Gated", "HeldOut", "History",
-    "Job", "Labelling", "Layout", "Lead", "Line", "Lines", "Measured", "Model",
-    "Network", "Origin", "Output", "Part", "Piece", "Place", "Placed", "Plan", "Policy", "Prefix",
-    "Pulled", "Question", "Questions", "Reading", "Record", "Recurrent",
-    "Report", "Rollout", "Rules", "SaidMessage", "Sample", "Score", "Served", "Server",
-    "Serving", "Setting", "Shape", "Sizes", "Source", "Spent", "State", "StepResult", "Tag",
-    "Tokens", "ToolCall", "Traffic", "Tutor", "Verdict",
+    "Adapter", "Agreement", "Answer", "Answers", "Asked", "Batch", "Blocks", "Body", "Checkpoint", "Completion",
+    "Copied", "Decision", "Deferred", "Divergence", "Family", "HeldOut", "Job", "Labelling", "Layout", "Line",
+    "Model", "Network", "Part", "Piece", "Place", "Placed", "Policy", "Prefix", "Reading", "Record",
+    "Recurrent", "Sample", "Serving", "Shape", "Sizes", "Source", "State", "Tokens", "Verdict",
 }
 
 
