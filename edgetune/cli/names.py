@@ -31,8 +31,6 @@ OWN = {
     "Serve": {"serve": "daemon", "service": "daemon", "status": "status", "jobs": "remote",
               "adapters": "adapters files", "feedback": "feedback"},
     "Compress": {"compress": "compress"},
-    "Home": {},
-    "Fleet": {},
     "Lab": {"lab": "lab"},
 }
 OLD_NAMES = {"daemon": "serve", "info": "models info", "teach": "data teach", "device": "lab device",
@@ -41,7 +39,9 @@ OLD_NAMES = {"daemon": "serve", "info": "models info", "teach": "data teach", "d
 
 
 def groups() -> dict[str, dict[str, list[str]]]:
-    """Returns {title: {command: whole names of the modules that make it}}, with the commands of the parts."""
+    """Returns {title: {command: whole names of the modules that make it}}, with the commands of the parts. Titles that
+    only parts have stand before the last one, Lab.
+    """
     found = {title: {name: [f"{__package__}.{module}" for module in modules.split()]
                      for name, modules in names.items()} for title, names in OWN.items()}
     for manifest in manifests():
@@ -49,7 +49,9 @@ def groups() -> dict[str, dict[str, list[str]]]:
             for name, modules in names.items():
                 made_by = found.setdefault(title, {}).setdefault(name, [])
                 made_by += [manifest.module(module) for module in modules.split()]
-    return {title: names for title, names in found.items() if names}
+    *_, last = OWN
+    found[last] = found.pop(last)
+    return found
 
 
 GROUPS = groups()

@@ -12,7 +12,7 @@ import secrets
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...daemon.learning.items import SHOWN, Row, make_row
 from ...daemon.options import DaemonConfig
@@ -200,6 +200,4 @@ class RunningTutor(RunningPart):
 
 def prompts_of(service: Service) -> KeptPrompts:
     """Returns the prompts that a daemon keeps."""
-    tutor = service.running[NAME]
-    assert isinstance(tutor, RunningTutor)
-    return tutor.prompts
+    return cast(RunningTutor, service.running[NAME]).prompts
