@@ -34,7 +34,7 @@ from lab.common import ROOT, add
 
 from edgetune.daemon.client import Client
 from edgetune.parts.home.entities import read_home
-from edgetune.parts.home.hass import read_entities
+from edgetune.parts.home.systems.home_assistant import read_entities
 from edgetune.parts.home.prompt import prompt_of, versions
 
 ROOTS = ROOT / "build" / "home-assistant"

@@ -17,7 +17,8 @@ from ...disk import json_lines, replaced
 from .entities import Entity, Home
 from .language import HouseLanguage
 from .prompt import AssistPrompt, Message, prompt_of, through_ollama
-from .replies import after_results, as_json, inner
+from .replies import after_results
+from .systems.home_assistant import SYSTEM
 from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, TOOLS
 from .wishes import Wish
 
@@ -107,8 +108,8 @@ def chat_row(row: HouseRow, home: Home, prompt: AssistPrompt, language: HouseLan
     messages: list[Message] = [{"role": "system", "content": prompt.system}, {"role": "user", "content": row.sentence}]
     if row.calls:
         results = [result_of(wish, home, rng, prompt.is_wrapped, items) for wish in row.wishes if wish.tool]
-        said = after_results(row.wishes, {call.name for call in row.calls}, [inner(as_json(one)) for one in results],
-                             answers)
+        said = after_results(row.wishes, {call.name for call in row.calls},
+                             list(map(SYSTEM.result, results)), answers)
         calls = [{"type": "function", "function": {"name": prompt.names[call.name], "arguments": call.arguments}}
                  for call in row.calls]
         messages += [{"role": "assistant", "content": "", "tool_calls": calls},

@@ -59,9 +59,9 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
     from ...data.yaml_text import write_yaml
     from ...disk import refuse_existing, replaced
     from .entities import home_of
-    from .hass import read_entities, read_token
+    from .systems.registry import system_at
     refuse_existing(to)
-    found = read_entities(url, read_token(token_file))
+    found = system_at(url).entities(url, token_file)
     read = home_of(found, url)
     with replaced(to) as beside:
         beside.write_text(write_yaml(found), encoding="utf-8")

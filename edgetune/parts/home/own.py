@@ -14,7 +14,8 @@ from ...data.files import read_rows
 from ...data.yaml_text import HALF_PAIR
 from ...errors import DataError
 from .entities import Home
-from .tools import LIVE_CONTEXT, TARGET, TOOLS, Target, bare, plain_name
+from .systems.registry import asking
+from .tools import TARGET, TOOLS, Call, Target, bare, plain_name
 from .wishes import OTHER, Wish
 
 Sentence = tuple[str, dict[str, Any]]
@@ -74,7 +75,6 @@ def wish_of_call(call: Mapping[str, Any], home: Home, place: str) -> Wish:
 
 
 WITHDRAWN = "withdrawn"  # the state of feedback that counts no longer
-OF_HOME_ASSISTANT = {LIVE_CONTEXT, "HassTurnOn"}  # one of them is among the tools of each of its requests
 
 
 def own_rows(feedback: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -85,12 +85,12 @@ def own_rows(feedback: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for piece in feedback:
         row = piece.get("row") or {}
         messages: Sequence[Mapping[str, Any]] = row.get("messages") or ()
-        names = {plain_name(tool["function"]["name"]) for tool in row.get("tools") or ()}
-        if piece.get("state") == WITHDRAWN or not is_answered(messages) or not names & OF_HOME_ASSISTANT:
+        by = asking([tool["function"]["name"] for tool in row.get("tools") or ()])
+        if piece.get("state") == WITHDRAWN or not is_answered(messages) or not by:
             continue
         sentence = str(messages[-2]["content"]).strip()
-        calls = [{"name": plain_name(name), "arguments": arguments}
-                 for name, arguments in calls_in(messages[-1], f"the correction of {sentence!r:.60}")]
+        said = calls_in(messages[-1], f"the correction of {sentence!r:.60}")
+        calls = [by[0].meant(Call(name, arguments)).to_json() for name, arguments in said]
         found.setdefault(plain(sentence), {"sentence": sentence, "calls": calls})
     return list(found.values())
 

@@ -1,22 +1,19 @@
-"""What a house answers to a conversation of Home Assistant: calls of its tools, then a sentence about their results."""
+"""What a house answers to a conversation of its system: calls of its tools, then a sentence about their results."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...data.yaml_text import read_yaml
-from ...errors import DataError
 from .language import HouseLanguage
-from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, Call, Target, plain_name
+from .systems.registry import HomeSystem, asking
+from .tools import DATE_TIME, GET_ITEMS, LIVE_CONTEXT, Call, Target
 from .understanding import Understanding, Understood
 from .wishes import CANNOT, UNFINISHED, Wish
 
 Message = Mapping[str, Any]
 MOST_STATES = 6  # entities whose states one answer says
-MAX_CONTEXT = 1 << 20  # bytes of a result of GetLiveContext: 500 entities take 40,000
 
 
 @dataclass(frozen=True)
@@ -36,26 +33,25 @@ class Replies:
 
     def reply(self, messages: Sequence[Message], tools: Sequence[str], alone: bool = False) -> Reply | None:
         """The reply to the last message. tools: the names that are offered. None leaves it to another model: the tools
-        are not those of Home Assistant, or the sentence is not sure. alone: no other model can answer, so that it asks
+        are of no system, or the sentence is not sure. alone: no other model can answer, so that it asks
         again where it is not sure.
         """
         asked = question_of(messages)
-        names = {plain_name(tool): tool for tool in tools}
-        if not asked or not {LIVE_CONTEXT, "HassTurnOn"} & names.keys():
+        if not asked or (by := asking(tools)) is None:
             return None
         found = self._understanding.understand(asked)
         if not found.is_sure and not alone:
             return None
         if messages[-1].get("role") == "user":
-            return self._first(found, names) if found.is_sure else Reply(text=self._texts[UNFINISHED])
-        return Reply(text=after_results(found.wishes, *turn_of(messages), self._texts))
+            return self._first(found, *by) if found.is_sure else Reply(text=self._texts[UNFINISHED])
+        return Reply(text=after_results(found.wishes, *turn_of(messages, by[0]), self._texts))
 
-    def _first(self, found: Understood, names: Mapping[str, str]) -> Reply:
+    def _first(self, found: Understood, system: HomeSystem, names: Mapping[str, str]) -> Reply:
         if found.why:
             return Reply(text=self._texts.get(found.why, self._texts[UNFINISHED]))
         if any(call.name not in names for call in found.calls):
             return Reply(text=self._texts[CANNOT])
-        return Reply(tuple(Call(names[call.name], call.arguments) for call in found.calls))
+        return Reply(tuple(system.call(call, names[call.name]) for call in found.calls))
 
 
 def after_results(wishes: Sequence[Wish], called: Collection[str], results: Sequence[Any],
@@ -84,36 +80,17 @@ def question_of(messages: Sequence[Message]) -> str:
     return said.strip() if isinstance(said, str) else ""
 
 
-def turn_of(messages: Sequence[Message]) -> tuple[set[str], list[Any]]:
-    """The tools that were called in this turn, and the results, read from JSON where they are."""
+def turn_of(messages: Sequence[Message], system: HomeSystem) -> tuple[set[str], list[Any]]:
+    """The tools that were called in this turn, and the results."""
     called: set[str] = set()
     results: list[Any] = []
     for message in reversed(messages):
         if message.get("role") == "user":
             break
-        called |= {plain_name(str(call["function"]["name"])) for call in message.get("tool_calls") or ()}
+        called |= {system.meant(Call(str(call["function"]["name"]))).name for call in message.get("tool_calls") or ()}
         if message.get("role") == "tool":
-            results.insert(0, inner(as_json(message.get("content"))))
+            results.insert(0, system.result(message.get("content")))
     return called, results
-
-
-def inner(result: Any) -> Any:
-    """What a tool returned. From 2026.10 on Home Assistant wraps it: {"data": ..., "error": false}. Before, it wrapped
-    results of tools that are no intents: {"success": true, "result": ...}.
-    """
-    if isinstance(result, Mapping) and isinstance(result.get("error"), bool):
-        result = result.get("data")
-    if isinstance(result, Mapping) and "result" in result:
-        result = result["result"]
-    return result
-
-
-def as_json(text: Any) -> Any:
-    """The value of a text in JSON; the text itself, if it is none."""
-    try:
-        return json.loads(text)
-    except (TypeError, ValueError, RecursionError):
-        return text
 
 
 def words(value: Any) -> str:
@@ -130,18 +107,10 @@ def error_of(result: Any) -> str:
 
 
 def states_of(results: Sequence[Any]) -> list[Mapping[str, Any]]:
-    """The entities of a result of GetLiveContext: mappings with names, state, domain and areas. None of what cannot be
-    read, as the text comes from whoever sends the conversation.
-    """
-    for text in results:
-        if not isinstance(text, str) or "- names:" not in text:
-            continue
-        try:
-            found = read_yaml(text[text.index("- names:"):], "the result", MAX_CONTEXT)
-        except DataError:
-            continue
-        return [one for one in found if isinstance(one, Mapping) and "names" in one]
-    return []
+    """The entities of the first result that lists some: mappings with names, state, domain and areas."""
+    lists = ([one for one in result if isinstance(one, Mapping) and "names" in one] for result in results
+             if isinstance(result, list))
+    return next(filter(None, lists), [])
 
 
 def is_meant(one: Mapping[str, Any], target: Target) -> bool:

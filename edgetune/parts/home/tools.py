@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .entities import Entity, Home
@@ -23,7 +23,7 @@ Arguments = dict[str, Any]
 @dataclass(frozen=True)
 class Call:
     name: str
-    arguments: Arguments
+    arguments: Arguments = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "arguments": self.arguments}

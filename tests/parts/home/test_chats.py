@@ -14,8 +14,9 @@ from edgetune.parts.home.chats import STATES, chat_row, result_of
 from edgetune.parts.home.entities import read_home
 from edgetune.parts.home.language import language_of
 from edgetune.parts.home.prompt import prompt_of, static_context, through_ollama, versions
-from edgetune.parts.home.replies import as_json, inner, states_of
+from edgetune.parts.home.replies import states_of
 from edgetune.parts.home.rows import HouseRow, RowDrawer
+from edgetune.parts.home.systems.home_assistant import SYSTEM
 from edgetune.parts.home.tools import DATE_TIME, LIVE_CONTEXT, Target, offered
 from edgetune.parts.home.wishes import OTHER, Wish
 
@@ -102,7 +103,7 @@ def test_a_question_is_answered_by_the_states_in_its_result(tmp_path):
     home = house(tmp_path)
     wish = Wish(LIVE_CONTEXT, Target("Front Lock", domain="lock"))
     *_, result, said = chat(HouseRow("is the front lock locked", (wish,), "question"), home)["messages"]
-    [lock] = [one for one in states_of([inner(as_json(result["content"]))]) if one["names"] == "Front Lock"]
+    [lock] = [one for one in states_of([SYSTEM.result(result["content"])]) if one["names"] == "Front Lock"]
     assert said["content"] == f"Front Lock is {lock['state']}."
     assert lock["state"] in STATES["lock"]
 
@@ -113,7 +114,7 @@ def test_a_command_is_done_and_no_call_follows(tmp_path):
     found = chat(HouseRow("light in the hall", (wish,), "command"), home)["messages"]
     assert [message["role"] for message in found] == ["system", "user", "assistant", "tool", "assistant"]
     lamp = named(home, "Hall Lamp")
-    assert inner(as_json(found[3]["content"]))["data"]["success"] == [
+    assert SYSTEM.result(found[3]["content"])["data"]["success"] == [
         {"name": lamp.name, "type": "entity", "id": lamp.id}]
     assert found[4]["content"] == TEXTS["done"]
 

@@ -1,4 +1,4 @@
-"""edgetune.parts.home.hass: entities by the WebSocket API, from a server that answers as Home Assistant does."""
+"""edgetune.parts.home.systems.home_assistant: entities by the WebSocket API, from a server that answers as it does."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from fake_hub import RESULTS, RIGHT, SUPERVISOR, fake_hub
 
 from edgetune.errors import EdgetuneError, UsageError
 from edgetune.parts.home.entities import Area, Entity, read_home
-from edgetune.parts.home.hass import read_entities, read_token, socket_address
+from edgetune.parts.home.systems.home_assistant import read_entities, read_token, socket_address
 
 
 def test_what_is_exposed_to_assist_is_read_and_nothing_else(tmp_path, monkeypatch):

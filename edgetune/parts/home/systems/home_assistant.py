@@ -1,4 +1,4 @@
-"""The entities of a running Home Assistant, by its WebSocket API: those that are exposed to Assist, and no others.
+"""Home Assistant: entities by its WebSocket API, those that are exposed to Assist and no others, and Assist's calls.
 
 The API is below the address of Home Assistant, /api/websocket. An app of Home Assistant reaches it at another path,
 ws://supervisor/core/websocket, so an address that begins with ws is that of the API itself.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...disk import read_key_file
-from ...errors import EdgetuneError, UsageError
+from ....data.yaml_text import read_yaml
+from ....disk import read_key_file
+from ....errors import DataError, EdgetuneError, UsageError
+from ..tools import LIVE_CONTEXT, Call, plain_name
 
 TOKEN = "HOME_ASSISTANT_TOKEN"
 ASSIST = "conversation"  # Home Assistant's name of it, where an entity is exposed
@@ -25,7 +27,49 @@ ASKED = {"areas": "config/area_registry/list", "floors": "config/floor_registry/
          "states": "get_states"}
 ENTRIES = "config/entity_registry/get_entries"
 SOCKETS = ("ws", "wss")  # of addresses of the API itself
+MAX_CONTEXT = 1 << 20  # bytes of a result of GetLiveContext: 500 entities take 40,000
 Found = dict[str, Any]
+
+
+class HomeAssistant:
+    """Its tools are those of TOOLS, with other names in some versions."""
+
+    schemes = ("",)
+
+    def entities(self, url: str, token_file: Path | None) -> Found:
+        return read_entities(url, read_token(token_file))
+
+    def offered(self, tools: Sequence[str]) -> Mapping[str, str]:
+        names = {plain_name(tool): tool for tool in tools}
+        return names if {LIVE_CONTEXT, "HassTurnOn"} & names.keys() else {}  # each of its requests has one of them
+
+    def call(self, call: Call, tool: str) -> Call:
+        return Call(tool, call.arguments)
+
+    def meant(self, call: Call) -> Call:
+        return Call(plain_name(call.name), call.arguments)
+
+    def result(self, content: Any) -> Any:
+        """Unwraps it: from 2026.10 on it is {"data": ..., "error": false}; before, that of a tool that is no intent was
+        {"success": true, "result": ...}. Entities are a text with a part in YAML.
+        """
+        try:
+            found = json.loads(content)
+        except (TypeError, ValueError, RecursionError):
+            found = content
+        if isinstance(found, Mapping) and isinstance(found.get("error"), bool):
+            found = found.get("data")
+        if isinstance(found, Mapping) and "result" in found:
+            found = found["result"]
+        if not isinstance(found, str) or "- names:" not in found:
+            return found
+        try:
+            return read_yaml(found[found.index("- names:"):], "the result", MAX_CONTEXT)
+        except DataError:  # as the text comes from whoever sends the conversation
+            return found
+
+
+SYSTEM = HomeAssistant()
 
 
 def read_token(path: Path | None) -> str:

@@ -1,0 +1,1 @@
+"""The smart-home systems whose entities a house learns and whose requests it answers."""
