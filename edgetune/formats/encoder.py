@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..errors import FormatError, UnsupportedError
 from .gguf import ENCODER, MODERN, NOMIC, Gguf
@@ -17,12 +18,32 @@ ACTIVATIONS = {"gelu": "gelu_erf", "silu": "silu", "swish": "silu", "swiglu": "s
 GLOBAL_EVERY = 3  # blocks of a ModernBERT whose file does not say so
 
 
+class EncoderOrder(NamedTuple):
+    """What the blocks of an architecture have. act: the activation of the MLP; "": that which the file names.
+    norms_inputs: whether attention and MLP norm what they read, and the head too; else each sum is normed. is_bare:
+    whether the first attention reads the embedding as it is. rotates: whether positions are rotations, not embeddings.
+    is_joined: whether gate and values of the MLP come from one projection. is_lean: whether it has neither biases nor
+    types of tokens. has_windows: whether some blocks see a window alone.
+    """
+
+    act: str = ""
+    norms_inputs: bool = False
+    is_bare: bool = False
+    rotates: bool = False
+    is_joined: bool = False
+    is_lean: bool = False
+    has_windows: bool = False
+
+
+ORDERS = {ENCODER: EncoderOrder("gelu"), NOMIC: EncoderOrder("silu", rotates=True),
+          MODERN: EncoderOrder(norms_inputs=True, is_bare=True, rotates=True, is_joined=True, is_lean=True,
+                               has_windows=True)}
+"""By architecture."""
+
+
 @dataclass(frozen=True)
 class EncoderShape:
-    """Sizes of a BERT. Letters: D, F, H, C, V as of a decoder (shape.py). A nomic-bert differs: its positions are
-    rotations, its MLP is gated by SiLU. A ModernBERT's blocks norm their inputs, most of them see a window alone, and
-    gate and values of its MLP come from one projection.
-    """
+    """Sizes of an encoder. Letters: D, F, H, C, V as of a decoder (shape.py)."""
 
     architecture: str
     n_layer: int
@@ -39,8 +60,8 @@ class EncoderShape:
     windows: tuple[int, ...]  # of a block: a token sees others at a distance below this; 0: all
 
     @property
-    def is_modern(self) -> bool:
-        return self.architecture == MODERN
+    def order(self) -> EncoderOrder:
+        return ORDERS[self.architecture]
 
     @property
     def is_gated(self) -> bool:
@@ -59,19 +80,18 @@ class EncoderShape:
         d = self.d_model
         f = self.d_ff
         inputs = {"attn_qkv": (3 * d, d)} if self.is_fused else {f"attn_{name}": (d, d) for name in "qkv"}
-        ups = {"ffn_up": (2 * f, d)} if self.is_modern else {"ffn_up": (f, d)}
-        if self.is_gated and not self.is_modern:
+        ups = {"ffn_up": (2 * f if self.order.is_joined else f, d)}
+        if self.is_gated and not self.order.is_joined:
             ups = {"ffn_gate": (f, d), **ups}
         return {**inputs, "attn_output": (d, d), **ups, "ffn_down": (d, f)}
 
     @property
     def norms(self) -> list[str]:
-        """The layer norms in the order of a pass. A ModernBERT's first block norms no input of its attention."""
-        kinds = ("attn_norm", "ffn_norm") if self.is_modern else ("attn_output_norm", "layer_output_norm")
+        """The layer norms in the order of a pass."""
+        inputs = self.order.norms_inputs
+        kinds = ("attn_norm", "ffn_norm") if inputs else ("attn_output_norm", "layer_output_norm")
         of_blocks = [f"blk.{i}.{kind}" for i in range(self.n_layer) for kind in kinds]
-        if self.is_modern:
-            return ["token_embd_norm", *of_blocks[1:], "output_norm"]
-        return ["token_embd_norm", *of_blocks]
+        return ["token_embd_norm", *of_blocks[self.order.is_bare:], *["output_norm"] * inputs]
 
 
 def read_encoder(gguf: Gguf) -> EncoderShape:
@@ -93,22 +113,21 @@ def read_encoder(gguf: Gguf) -> EncoderShape:
         raise UnsupportedError(f"{gguf.path} has the pooling_type {pooling}", f"edgetune trains encoders of {known}")
     tokens = gguf.tensors.get("token_embd.weight")
     n_layer = get.integer("block_count")
-    ropes = () if arch == ENCODER else tuple(Rope(base=get.number(key, 10000.0))  # that of everywhere, then of windows
-                                             for key in ("rope.freq_base", "rope.freq_base_swa"))
+    order = ORDERS[arch]
+    ropes = tuple(Rope(base=get.number(key, 10000.0))  # that of everywhere, then of windows
+                  for key in ("rope.freq_base", "rope.freq_base_swa")) if order.rotates else ()
     shape = EncoderShape(architecture=arch, n_layer=n_layer, d_model=d_model,
                          d_ff=get.integer("feed_forward_length"), n_head=n_head,
                          n_vocab=tokens.shape[0] if tokens else 0, context=get.integer("context_length"),
                          norm_eps=get.number("attention.layer_norm_epsilon"), pooling=POOLINGS[pooling],
-                         act=_activation(get, arch), is_fused="blk.0.attn_qkv.weight" in gguf.tensors,
-                         ropes=ropes, windows=_windows(get, n_layer) if arch == MODERN else (0,) * n_layer)
+                         act=order.act or _activation(get, arch), is_fused="blk.0.attn_qkv.weight" in gguf.tensors,
+                         ropes=ropes, windows=_windows(get, n_layer) if order.has_windows else (0,) * n_layer)
     _check_sizes(gguf, shape)
     _check_tensors(gguf, shape)
     return shape
 
 
 def _activation(get: MetadataReader, arch: str) -> str:
-    if arch != MODERN:
-        return {ENCODER: "gelu", NOMIC: "silu"}[arch]
     name = get.text("hidden_activation", "gelu")
     if name not in ACTIVATIONS:
         raise UnsupportedError(f"{get.gguf.path} has {arch}.hidden_activation = {name:.60}",
@@ -148,15 +167,15 @@ def _check_tensors(gguf: Gguf, s: EncoderShape) -> None:
     if not s.ropes:
         expected["position_embd.weight"] = (s.context, d)
     optional: dict[str, tuple[int, ...]] = {}
-    if types and not s.is_modern:  # llama.cpp's quantizer writes a single row as a vector
+    if types and not s.order.is_lean:  # llama.cpp's quantizer writes a single row as a vector
         optional["token_types.weight"] = (d,) if types.shape == (d,) else (types.shape[0], d)
     expected |= {f"{name}.weight": (d,) for name in s.norms}
-    if not s.is_modern:
+    if not s.order.is_lean:
         expected |= {f"{name}.bias": (d,) for name in s.norms}
     for i in range(s.n_layer):
         for name, (n, k) in s.linear_shapes().items():
             expected[f"blk.{i}.{name}.weight"] = (n, k)
-            if not (s.is_gated and name.startswith("ffn")) and not s.is_modern:  # which llama.cpp would leave out
+            if not (s.is_gated and name.startswith("ffn")) and not s.order.is_lean:  # which llama.cpp would leave out
                 optional[f"blk.{i}.{name}.bias"] = (n,)
     for name, tensor in gguf.tensors.items():
         if len(tensor.shape) == 1 and tensor.format != "F32":

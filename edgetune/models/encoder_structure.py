@@ -84,7 +84,7 @@ class EncoderStructure(Structure):
             Buffer("x", (t, d), "step"), Buffer("dx", (t, d), "step"),  # dx holds positions, too
             *layer_norm_buffers(t), Buffer("logp", (t + of_documents,), "step"),
             *(Buffer(name, (t,), "step", "int32") for name in ("positions", "begins", "ends")),
-            Buffer("norm", (t, d), "block", half, backward=not s.is_modern),
+            Buffer("norm", (t, d), "block", half, backward=not s.order.norms_inputs),
             Buffer("act", (t, s.d_ff), "block", half), Buffer("dact", (t, s.d_ff), "block", half, backward=True),
             *(Buffer(name, (t, d), "block", half, backward=True) for name in ("datt", "dq", "dk", "dv")),
             Buffer("delta", (s.n_head, t), "block", backward=True),
@@ -98,9 +98,9 @@ class EncoderStructure(Structure):
         table = []
         if s.is_fused:
             table.append(Buffer("qkv", (run.max_tokens, 3 * s.d_model), "block", run.activations))
-        if s.is_modern:
+        if s.order.is_joined:
             table.append(Buffer("gate_up", (run.max_tokens, 2 * s.d_ff), "block", run.activations))
-        else:
+        if not (s.ropes and s.order.is_lean):  # it holds positions and types
             table.append(Buffer("places", (run.max_length, s.d_model), "run"))
         for i in sorted({s.rope_of(layer) for layer in range(s.n_layer)} if s.ropes else ()):
             table += [Buffer(f"{name}{i}", (run.max_length, s.d_head // 2), "run") for name in ("cos", "sin")]

@@ -120,8 +120,9 @@ _TOKENIZER_MODELS = (*_BPE, "llama")  # and sentencepiece: those that the suppor
 ENCODER = "bert"  # the first architecture of encoders, and the tokenizer's name of all: WordPiece
 NOMIC = "nomic-bert"
 MODERN = "modern-bert"
-_ENCODER_TOKENIZERS = {ENCODER: (ENCODER, "gpt2", "t5"), NOMIC: (ENCODER,), MODERN: ("gpt2",)}
-ENCODERS = tuple(_ENCODER_TOKENIZERS)
+ENCODER_TOKENIZERS = {ENCODER: (ENCODER, "gpt2", "t5"), NOMIC: (ENCODER,), MODERN: ("gpt2",)}
+"""The tokenizers of each architecture of encoders."""
+ENCODERS = ENCODER_TOKENIZERS.keys()
 TABLE = "static"  # the architecture of a table of one vector a token, which is edgetune's own
 _NOT_WEIGHTS = ("I8", "I16", "I32", "I64", "F64", "Q8_1", "Q8_K")  # llama.cpp cannot multiply by these
 
@@ -147,7 +148,7 @@ def check_encoder(gguf: Gguf) -> None:
     if arch not in ENCODERS:
         raise UnsupportedError(f"{gguf.path} is of architecture {arch!r:.60}, no encoder",
                                f"take one of {', '.join(ENCODERS)}")
-    _check_facts(gguf, _ENCODER_TOKENIZERS[arch])
+    _check_facts(gguf, ENCODER_TOKENIZERS[arch])
     _check_weights(gguf, arch)
 
 
