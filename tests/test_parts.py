@@ -129,6 +129,9 @@ def test_a_new_part_learns_from_what_the_model_answers_by_a_kind_of_job(said):
     assert "toy and toy-nightly also from toys" in " ".join(said["daemon_help"].split())
     assert said["begin"] == "learn is off, and no toys are learned from; there are none"
     assert "toy" in said["kinds"]
+    assert said["jobs"] == 0  # of the kind
+    assert "\nedgetune_toy_jobs 0.0\n" in said["metrics"]
+    assert "toy-jobs" in said["page"]
     assert said["work"] == {"passed": True, "reason": "a toy"}
 
 
@@ -138,5 +141,5 @@ def test_a_new_part_has_a_thread_health_a_metric_a_row_of_the_status_and_a_panel
     assert "\nedgetune_toy 1.0\n" in said["metrics"]
     assert re.search(r"time +late", said["status"])
     assert '<section id="toy" data-tab="Toy" hidden>' in said["page"]
-    assert "panels.push(({ toy })" in said["page"]
+    assert "panels.push(({ toy, toy_jobs: jobs })" in said["page"]
     assert said["page"].index("const panels") < said["page"].index("panels.push") < said["page"].index("watch();")

@@ -24,7 +24,6 @@ from edgetune.daemon.options import DaemonConfig  # noqa: E402
 from edgetune.daemon.unit import FILES  # noqa: E402
 from edgetune.errors import UsageError  # noqa: E402
 
-
 def refused(**options):
     try:
         DaemonConfig(**options).check()
@@ -56,7 +55,7 @@ def main(model, folder):
         get = lambda path: httpx.get(running.url + path, timeout=PATIENCE)  # noqa: E731
         service = running.service
         said |= {"route": get("/v1/toy").json(), "error": get("/v1/toy/no").json(),
-                 "device": get("/v1/device").json()["toy"],
+                 "device": get("/v1/device").json()["toy"], "jobs": get("/v1/device").json()["toy_jobs"],
                  "schema": get("/openapi.json").json()["components"]["schemas"]["DeviceObject"]["properties"]["toy"],
                  "status": CliRunner().invoke(cli, ["status", "--url", running.url]).output,
                  "health": get("/healthz").json()["reasons"], "metrics": get("/metrics").text, "page": get("/").text,

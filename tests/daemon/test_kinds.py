@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from services import open_service, until
 
+from edgetune.daemon.api.metrics import Metrics
 from edgetune.daemon.kinds.base import JobKind
 from edgetune.daemon.kinds.registry import REGISTERED, kind_of, kinds, register
 from edgetune.errors import FormatError
@@ -43,6 +44,7 @@ def test_a_kind_in_one_file(tmp_path, toy):
         assert any(event["message"] == "heard 3 words" for event in events)
         assert sum((event["data"] or {}).get("event") == "step" for event in events) == 4
         until(lambda: learner.starters["whispers"].settled == [job.id])
+        assert 'edgetune_jobs{status="succeeded"} 1.0' in Metrics(service).text()[0].decode()
 
 
 def test_a_job_of_a_kind_that_is_not_known_is_a_damaged_row(tmp_path, toy):
