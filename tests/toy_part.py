@@ -24,6 +24,7 @@ from edgetune.daemon.options import DaemonConfig  # noqa: E402
 from edgetune.daemon.unit import FILES  # noqa: E402
 from edgetune.errors import UsageError  # noqa: E402
 
+
 def refused(**options):
     try:
         DaemonConfig(**options).check()
