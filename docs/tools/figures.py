@@ -21,7 +21,6 @@ except ImportError:  # Python 3.10
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "docs" / "results"
 GUIDES = ("tutorial", "how-to", "explanation", "experimental")
 EVERY_NUMBER = "README.md"
