@@ -34,8 +34,8 @@ from lab.common import ROOT, add
 
 from edgetune.daemon.client import Client
 from edgetune.parts.home.entities import read_home
-from edgetune.parts.home.systems.home_assistant import read_entities
 from edgetune.parts.home.prompt import prompt_of, versions
+from edgetune.parts.home.systems.home_assistant import read_entities
 
 ROOTS = ROOT / "build" / "home-assistant"
 REST = True  # options that are not ours are the daemon's
