@@ -16,7 +16,7 @@ from edgetune.cli.app import cli
 from edgetune.errors import printable, shell_word
 
 SOURCE = Path(edgetune.__file__).parent
-OTHERS = {"leg['more']", "NAME", "TOML", "code", "rank"}  # numbers, and names of ours
+OTHERS = {"leg['more']", "NAME", "PACKAGED", "TOML", "code", "needed.word", "rank"}  # numbers, and names of ours
 QUOTED = {"made", "model", "named"}  # texts of `shell_word`
 NAMES = ["plain.jsonl", "two words", "a\nb", "it's \\ \t\x1b[31m", "$(id) `id` \"&;*", "é\u202e"]
 

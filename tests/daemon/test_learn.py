@@ -38,8 +38,9 @@ def test_learns_and_refuses(trains):
     with pytest.raises(UsageError, match="no new feedback"):
         learner.begin()
     give(service, range(40))
-    assert learner.state() == {"on": True, "mode": "off", "method": "sft", "pairs": False, "new_rows": 40, "needed": 10,
-                               "state": "learns when it is told to, not by itself", "unused": ""}
+    told = "learns when it is told to, not by itself"
+    assert learner.state() == {"on": True, "mode": "off", "learns": told, "method": "sft", "pairs": False,
+                               "new_rows": 40, "needed": 10, "state": told, "unused": ""}
     job = learner.begin()
     assert job.origin == "learn"
     assert job.id in learner.state()["state"]
