@@ -175,8 +175,8 @@ class Batcher(Answering[AnswerInProgress]):
         """
         count = sum(self._cells.needed(each.completion.adapter, each.pending + each.left)
                     for each in (answer, *self._working))
-        to_begin = [each for each in self._working if each.sequence not in self._cells.working]
-        if self._cells.can_stay_in_order(count + FEWEST - 1, 1 + len(to_begin)):
+        sequences = sum(each.sequence not in self._cells.working for each in (answer, *self._working))
+        if self._cells.can_stay_in_order(count + FEWEST - 1, sequences):
             return True
         if self._working:
             return False
