@@ -25,8 +25,8 @@ Path = tuple[str, ...]
 Span = tuple[int, int]
 OUTSIDE = 0  # the tag of tokens of no value; field i has the tags 1 + 2 i (B) and 2 + 2 i (I)
 ABSENT = ""  # as the JSON text of a closed field's value: the field is not in the answer
-COPIED = 0.95  # share of a field's values that stand in their questions, from which on it is copied;
-HALF = 0.5  # and from which on if it has too many values for classes. Those that do not stand there are not learned
+COPIED = 0.95  # share of a field's values that are words of their questions, from which on it is copied;
+HALF = 0.5  # and from which on if it has too many values for classes. Those that are not are not learned
 FEW = 4  # values of a field; of fewer, all may occur once
 MOST_VALUES = 200  # of a closed field
 AS_IT_IS = "as it is"
@@ -204,12 +204,14 @@ def _values(value: Any) -> list[Any]:
 
 
 def _copied(path: Path, values: Sequence[tuple[str, Any]], share: float) -> Copied | None:
-    """The field, if at least this share of its values stand in their questions."""
+    """The field, if at least this share of its values are words of their questions: "sat" of "saturday" is none, and
+    answers have whole words.
+    """
     each = [(question, one) for question, value in values for one in _values(value)]
     if not each or any(isinstance(one, bool) or one is None for _, one in each):
         return None
     stands = [(question, str(one), place) for question, one in each
-              if (place := _free_place(str(one), question, [])) is not None]
+              if (place := _free_place(str(one), question, [])) is not None and not _is_part(question, place)]
     if len(stands) < share * len(each):
         return None
     is_exact = all(question[begin:end] == one for question, one, (begin, end) in stands)
@@ -239,10 +241,15 @@ def _free_place(value: str, question: str, taken: Sequence[Span]) -> Span | None
     while begin >= 0:
         end = begin + len(wanted)
         if all(end <= first or begin >= last for first, last in taken):
-            is_part = text[begin - 1:begin].isalnum() or text[end:end + 1].isalnum()
-            places.append((is_part, question[begin:end] != value, begin, end))
+            places.append((_is_part(question, (begin, end)), question[begin:end] != value, begin, end))
         begin = text.find(wanted, begin + 1)
     return min(places)[2:] if places else None
+
+
+def _is_part(question: str, place: Span) -> bool:
+    """Whether the place begins or ends within a word."""
+    begin, end = place
+    return question[begin - 1:begin].isalnum() or question[end:end + 1].isalnum()
 
 
 def _cut(tags: Sequence[int], question: str, places: Sequence[Span]) -> dict[int, list[str]]:

@@ -46,7 +46,8 @@ class Exam:
 def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[], bool]) -> dict[str, Any]:
     """The "answers" of run.json: {rows, before, after, wins, losses, commonest, pairs}. before, after: shares of the
     rows; commonest: the number of rows that the same answer is right for. Where the run's rows have a schema, also
-    {structured, structured_parsed}: the shares that are exact, and JSON, of the answers after that are held to it.
+    {structured, structured_parsed}: the shares that are exact, and JSON, of the answers after that are held to it; and
+    only_exact where no other answer can be a good one, as of an encoder.
 
     begin: called with the number of questions. Raises EdgetuneError where the questions cannot be put, with the reason;
     Interrupted where should_stop returns True.
@@ -102,7 +103,7 @@ def _labels(exam: Exam, begin: Callable[[int], object]) -> dict[str, Any]:
         said = grade_labels(after, rows).answers
         was = grade_labels(before[0], rows).answers if before else [
             replace(answer, answer="", correct=False) for answer in said]
-    return summary(was, said)
+    return {**summary(was, said), "only_exact": True}
 
 
 def summary(before: Sequence[GradedAnswer], after: Sequence[GradedAnswer]) -> dict[str, Any]:
@@ -131,6 +132,9 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any], was: str = "befor
                 "lower --lr or --epochs, and look at the rows with edgetune data check."}
     kind = verdict["kind"]
     sentence = verdict["sentence"]
+    if answers.get("only_exact") and not after and kind in ("learned", "still falling", "overfitted"):
+        return {**verdict, "kind": "unmeasured", "sentence": f"It learned nothing that can be seen, although the "
+                f"held-out loss fell: {said}; give it more rows, or see with edgetune data check what it can learn."}
     if kind == "still falling" and after == rows:  # longer training would teach nothing that is measured
         kind = "learned"
         sentence = "Learned."

@@ -49,6 +49,13 @@ def test_what_some_answers_lack_is_a_class_too():
     assert form.classes({"do": "on"})[form.closed.index(where)] == 0
 
 
+def test_a_part_of_a_word_is_not_copied(tokenizer):
+    form = form_of([("on saturday", {"day": "sat"}), ("on sunday", {"day": "sun"}), ("this saturday", {"day": "sat"}),
+                    ("this sunday", {"day": "sun"})])
+    assert [field.values for field in form.closed] == [('"sat"', '"sun"')]
+    assert there_and_back(form, "next saturday", {"day": "sat"}, tokenizer) == {"day": "sat"}
+
+
 @pytest.mark.parametrize("answer", [
     {"slots": {"a": "kitchen light", "b": "light"}},  # one value within another
     {"slots": {"a": ["light", "kitchen"]}},

@@ -215,6 +215,14 @@ def test_what_one_answer_to_all_questions_would_do_is_not_called_learned(expecte
     assert ("always the same answer" in found["sentence"]) == (kind == "unmeasured")
 
 
+@pytest.mark.parametrize("kind", ["learned", "still falling", "overfitted"])
+def test_labels_of_which_none_is_right_were_not_learned(kind):
+    """Another label is no better answer than none, whatever the loss does."""
+    found = complete({"kind": kind, "sentence": "So it is.", "step": 4},
+                     {**summary(answered(*[0] * 6), answered(*[0] * 6, expected="abcdef")), "only_exact": True})
+    assert found["kind"] == "unmeasured"
+
+
 def test_nobody_is_advised_to_train_on_where_all_answers_are_right():
     """A loss of nearly nothing still falls."""
     verdict = {"kind": "still falling", "sentence": "Still falling; train on with edgetune resume.", "step": 4}
