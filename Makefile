@@ -48,11 +48,12 @@ dev: ## the extension, into edgetune/backends/, for work in this checkout
 	$(BUILD) build/dev -j $(JOBS)
 	for so in build/dev/_native.*.so; do cp $$so edgetune/backends/native.tmp && mv edgetune/backends/native.tmp edgetune/backends/$$(basename $$so); done
 
+# ONCE=FILE: a test that passes is not run again by the next command with the same file.
 test: ready ## three minutes: the tests of each room that need little (EXTRAS=test), against the edgetune that PYTHON has
-	$(RUN) -m pytest -m 'not dev and not slow'
+	$(RUN) -m pytest $(ONCE:%=--once %) -m 'not dev and not slow'
 
 test-all: ready ## all tests, with those that need PyTorch, a browser or more seconds (EXTRAS=dev), but for `make slow`
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(ONCE:%=--once %)
 
 # .ci/lint.txt has what it needs. The format of the C is `clang-format -i` with that version.
 C_SOURCES = $(shell find native -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cc')

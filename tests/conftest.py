@@ -64,10 +64,38 @@ if ("PYTEST_DEBUG_TEMPROOT" not in os.environ and os.access(MEMORY, os.W_OK)
 LONG = ("daemon", "tutor", "compress", "training", "objectives")  # folders whose files take longest
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--once", type=Path, metavar="FILE", help="Leave out the tests that FILE names, of runs before "
+                     "with this option; those that pass are added.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Puts the longest files first, so that none decides the end. xdist would begin with those of the most tests."""
     place = {folder: number for number, folder in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.parent.name, len(LONG)))
+    once = config.getoption("once")
+    passed = {*once.read_text().splitlines()} if once and once.exists() else set()
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+    items[:] = [item for item in items if item.nodeid not in passed]
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """xdist's workers write nothing: what they report, the process that started them has reported, too."""
+    once = session.config.getoption("once")
+    if once and not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(Passed(once))
+
+
+class Passed:
+    """Notes the tests that pass."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            with self.file.open("a") as file:
+                file.write(f"{report.nodeid}\n")
 
 
 @pytest.hookimpl(wrapper=True)
