@@ -166,7 +166,7 @@ PACK_A_INT8(pack_a_int8_long, INT8_LONG, 0)
 /* VL columns of a run of B, from column j on: x [n, ld] rounded. */
 static inline void quantize_b(struct int8_block out, int width, int j, const float *x, ptrdiff_t ld, int n) {
     ivec most = {0};
-    ivec sums = {0};
+    uvec sums = {0}; /* of NaN all bits but the first are 0, which overflows an int */
     for (int k = 0; k < n; k++)
         most = max_ints(most, load_ints(x + k * ld) & 0x7fffffff);
     vec inverse = (vec)((ivec)(127 / (vec)most) & ((vec)most >= INT8_LEAST));
@@ -175,12 +175,12 @@ static inline void quantize_b(struct int8_block out, int width, int j, const flo
         uvec four = {0};
         UNROLL for (int i = 0; i < 4; i++) {
             ivec q = round_to_ints(vload(x + (k + i) * ld) * inverse);
-            sums += q;
+            sums += (uvec)q;
             four |= ((uvec)q & 255) << 8 * i;
         }
         place_codes((float *)out.codes, width, j, k, four);
     }
-    vstore(out.sums + j, (vec)(sums * -INT8_OFFSET));
+    vstore(out.sums + j, (vec)(sums * (unsigned)-INT8_OFFSET));
 }
 
 static inline void store_codes(int8_t *out, bytes first, float scale, float offset, bytes second, float scale2,

@@ -287,7 +287,8 @@ def compressing(source, folder):
 SCENARIOS = {"start": (starting, "made"), "promotion": (promoting, "made"), "upload": (uploading, "made"),
              "job": (learning, "model"), "train": (training, "bundle"), "index": (indexing, "made", "encoder"),
              "update": (updating, "house"), "compress": (compressing, "source")}  # with the fixtures that they need
-QUICK = {("start", "thread"), ("promotion", "sync"), ("upload", "rename"), ("train", "mmap")}  # once
+QUICK = {("start", "thread"), ("promotion", "sync"), ("upload", "rename"), ("train", "mmap"),
+         ("index", "mmap"), ("index", "thread")}  # once
 
 
 @pytest.fixture

@@ -1,17 +1,21 @@
-"""The small text files of /proc and /sys below a root; what does not exist reads as empty."""
+"""The small text files of /proc and /sys below a root; what does not exist reads as empty. All raise TooMuchError where
+the system opens no further file now: half of a budget is worse than none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..disk import read_small
+from ..disk import read_small, refusal
 
 
 def text(path: Path) -> str:
     try:
         return read_small(path).decode(errors="replace").strip("\0 \n")
-    except OSError:
+    except OSError as error:
+        if refused := refusal(error):
+            raise refused from None
         return ""
 
 

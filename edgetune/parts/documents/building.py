@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...disk import alone, replaced, sha256
+from ...disk import alone, refusal, replaced, sha256
 from ...errors import BudgetError, DataError, FormatError, UsageError, size_text
 from ...options import check_options
 from .chunks import Chunk, chunks
@@ -165,6 +165,8 @@ class _Building:
             try:
                 self._add(store, file)
             except DataError as error:
+                if refusal(error):  # it says nothing of the document
+                    raise
                 self._report.skipped.append({"file": file.name, "reason": error.what})
             self._done += file.size
         self._go_on()

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ... import disk
 from ...daemon.options import DaemonConfig
 from ...daemon.state.database import now
 from ...daemon.state.files import Files
@@ -30,9 +31,14 @@ PURPOSE = "assistants"  # of files
 ENCODER = "minilm"
 LIMIT = 1000  # stores, and files of a store
 RETRY_SECONDS = 60.0  # after the disk or memory refused
-LATER = (DiskError, OSError, MemoryError)  # not of a document: another try may succeed
+LATER = (DiskError, OSError, MemoryError)
 
 log = logging.getLogger("edgetune.daemon")
+
+
+def _may_succeed(error: Exception) -> bool:
+    """Whether another try may, because the disk, the system or memory refused, and no document is to blame."""
+    return isinstance(error, LATER) or disk.refusal(error) is not None
 
 
 class VectorStores:
@@ -103,6 +109,8 @@ class VectorStores:
         for file in files:
             store = store.with_file(self._attached(file, {}))
         with self._changing:
+            if files:
+                self._ready()
             if len(self._stores) >= LIMIT:
                 raise UsageError(f"there are {LIMIT} vector stores, the most here", "delete one")
             self._save(store)
@@ -145,6 +153,7 @@ class VectorStores:
         """Adds files, as `add` does. files: their attributes, by their ids. batch: the id of all together."""
         found = [replace(self._attached(file, attributes), batch=batch) for file, attributes in files.items()]
         with self._changing:
+            self._ready()
             store = self.get(id)
             for each in found:
                 store = store.with_file(each)
@@ -229,10 +238,15 @@ class VectorStores:
 
     # ---- the background -----------------------------------------------------------------------------------------
 
+    def _ready(self) -> None:
+        """Starts the thread, before anything is written that waits for it. Raises DiskError where none can be had."""
+        if not self._thread.ident:
+            with disk.refusals():
+                self._thread.start()
+
     def _begin(self, id: str) -> None:
         with self._changing:
-            if not self._thread.ident:
-                self._thread.start()
+            self._ready()
             self._due[id] = time.monotonic()
             self._changing.notify()
 
@@ -246,7 +260,9 @@ class VectorStores:
             self._end(store, *self._indexed(store))
         except Interrupted:
             pass
-        except LATER as error:
+        except Exception as error:
+            if not _may_succeed(error):
+                raise
             self._note(store.id, f"waits, and is tried again each minute: {told(error)}")
             with self._changing:
                 self._due.setdefault(store.id, time.monotonic() + RETRY_SECONDS)
@@ -267,16 +283,16 @@ class VectorStores:
 
     def _indexed(self, store: VectorStore) -> tuple[dict[str, str], int, bool]:
         """Indexes a store. Returns why files failed, by id, the bytes of the index, 0: unknown, and whether it is made.
-        Raises LATER, and Interrupted.
+        Raises Interrupted, and what another try may not.
         """
         try:
             found = self._index(store)
-        except (Interrupted, *LATER):
-            raise
-        except EdgetuneError as error:
-            log.warning("the vector store %s is not indexed: %s", store.id, error)
-            return dict.fromkeys((file.id for file in store.files), str(error)), 0, False
-        except Exception as error:  # unforeseen: other stores need this thread
+        except Exception as error:  # any one: other stores need this thread
+            if isinstance(error, Interrupted) or _may_succeed(error):
+                raise
+            if isinstance(error, EdgetuneError):
+                log.warning("the vector store %s is not indexed: %s", store.id, error)
+                return dict.fromkeys((file.id for file in store.files), str(error)), 0, False
             log.exception("the vector store %s", store.id)
             self._note(store.id, f"is not indexed: {told(error)}; the daemon's log says more")
             return dict.fromkeys((file.id for file in store.files), told(error)), 0, False
@@ -308,6 +324,8 @@ class VectorStores:
             try:
                 documents.append(file_of(self._files.content(file.id), f"{file.id}/{file.name}"))
             except (NotFoundError, OSError) as error:  # it may be deleted in this moment
+                if disk.refusal(error):
+                    raise
                 failed[file.id] = str(error)
         encoder = self.encoder()
         options = IndexOptions(chunk_tokens=min(IndexOptions.chunk_tokens, encoder.longest - 2))
