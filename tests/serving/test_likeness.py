@@ -72,7 +72,7 @@ def test_trained_encoders_know_what_is_like_their_questions(encoder, tmp_path, s
     reader = opened.adapter(tmp_path / "out")
     assert reader.known.likeness.limit == pytest.approx(expected.limit, abs=5e-3)
     like = [reader.is_like(opened.read(row["prompt"])) for row in ROWS]
-    assert np.mean(like) > 0.9
+    assert np.mean(like) > 0.85
     with Classifier(encoder, tmp_path / "out", threads=1) as served:
         before = served.classify([ROWS[0]["prompt"]])[0].probability
     assert reader.classify([opened.read(ROWS[0]["prompt"])])[0].probability == pytest.approx(before, abs=1e-6)

@@ -1,19 +1,21 @@
 """An index, and a daemon's vector stores, that edgetune of December 2026 wrote still open."""
 
-import json
+from contextlib import closing
 
 import httpx
-from commands import run
 from daemons import PATIENCE, daemon
 from indexes import needs_retrieval
 from old_states import extracted
 
 
 def test_an_index_of_an_earlier_version_is_searched(tmp_path):
+    """Its encoder is no longer where it was."""
     needs_retrieval()
-    index = extracted(tmp_path, "index") / "small.index"
-    said = json.loads(run("documents", "search", index, "the garden lamp", "--threads", 1, "--json"))
-    assert "garden lamp is white" in " ".join(passage["text"] for passage in said["results"])
+    from edgetune.parts.documents.search import Encoding, Index
+    folder = extracted(tmp_path, "index")
+    with (closing(Encoding(folder / "encoder.gguf", 1)) as encoding,
+          Index(folder / "small.index", encoding=encoding) as index):
+        assert "garden lamp is white" in " ".join(found.text for found in index.search("the garden lamp").passages)
 
 
 def test_a_vector_store_of_an_earlier_version_is_there(tmp_path):
