@@ -166,7 +166,7 @@ PACK_A_INT8(pack_a_int8_long, INT8_LONG, 0)
 /* VL columns of a run of B, from column j on: x [n, ld] rounded. */
 static inline void quantize_b(struct int8_block out, int width, int j, const float *x, ptrdiff_t ld, int n) {
     ivec most = {0};
-    uvec sums = {0}; /* of NaN all bits but the first are 0, which overflows an int */
+    uvec sums = {0}; /* a NaN rounds to the least int, and two of these would overflow one */
     for (int k = 0; k < n; k++)
         most = max_ints(most, load_ints(x + k * ld) & 0x7fffffff);
     vec inverse = (vec)((ivec)(127 / (vec)most) & ((vec)most >= INT8_LEAST));

@@ -1,5 +1,5 @@
 """The small text files of /proc and /sys below a root; what does not exist reads as empty. All raise TooMuchError where
-the system opens no further file now: half of a budget is worse than none.
+the system opens no further file now: a budget of what could be read would be too small until the next start.
 """
 
 from __future__ import annotations

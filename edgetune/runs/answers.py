@@ -42,17 +42,21 @@ class Exam:
     longest: int
     config: TrainConfig
 
+    @property
+    def is_of_labels(self) -> bool:
+        """Whether an answer that is not exact is no good one, as of an encoder."""
+        return self.base.architecture in ENCODERS
+
 
 def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[], bool]) -> dict[str, Any]:
     """The "answers" of run.json: {rows, before, after, wins, losses, commonest, pairs}. before, after: shares of the
     rows; commonest: the number of rows that the same answer is right for. Where the run's rows have a schema, also
-    {structured, structured_parsed}: the shares that are exact, and JSON, of the answers after that are held to it; and
-    only_exact where no other answer can be a good one, as of an encoder.
+    {structured, structured_parsed}: the shares that are exact, and JSON, of the answers after that are held to it.
 
     begin: called with the number of questions. Raises EdgetuneError where the questions cannot be put, with the reason;
     Interrupted where should_stop returns True.
     """
-    if exam.base.architecture in ENCODERS:
+    if exam.is_of_labels:
         return _labels(exam, begin)
     context = context_of(exam.base, exam.longest)
     adapters = [path for path in (exam.start, exam.adapter) if path]
@@ -103,7 +107,7 @@ def _labels(exam: Exam, begin: Callable[[int], object]) -> dict[str, Any]:
         said = grade_labels(after, rows).answers
         was = grade_labels(before[0], rows).answers if before else [
             replace(answer, answer="", correct=False) for answer in said]
-    return {**summary(was, said), "only_exact": True}
+    return summary(was, said)
 
 
 def summary(before: Sequence[GradedAnswer], after: Sequence[GradedAnswer]) -> dict[str, Any]:
@@ -118,10 +122,11 @@ def summary(before: Sequence[GradedAnswer], after: Sequence[GradedAnswer]) -> di
                        "after": b.answer.strip(), "right": b.correct} for a, b in changed[:SHOWN]]}
 
 
-def complete(verdict: dict[str, Any], answers: dict[str, Any], was: str = "before") -> dict[str, Any]:
+def complete(verdict: dict[str, Any], answers: dict[str, Any], was: str = "before",
+             of_labels: bool = False) -> dict[str, Any]:
     """The verdict by losses, completed by answers: worse where clearly fewer of them are right than before. Losses fall
     on the form of answers alone, so it did not learn for certain what one answer to all questions would do as well.
-    was: with what the answers before were given.
+    was: with what the answers before were given. of_labels: an answer that is not exact is no good one.
     """
     rows = answers["rows"]
     before, after = (round(answers[when] * rows) for when in ("before", "after"))
@@ -132,7 +137,7 @@ def complete(verdict: dict[str, Any], answers: dict[str, Any], was: str = "befor
                 "lower --lr or --epochs, and look at the rows with edgetune data check."}
     kind = verdict["kind"]
     sentence = verdict["sentence"]
-    if answers.get("only_exact") and not after and kind in ("learned", "still falling", "overfitted"):
+    if of_labels and not after and kind in ("learned", "still falling", "overfitted"):
         return {**verdict, "kind": "unmeasured", "sentence": f"It learned nothing that can be seen, although the "
                 f"held-out loss fell: {said}; give it more rows, or see with edgetune data check what it can learn."}
     if kind == "still falling" and after == rows:  # longer training would teach nothing that is measured

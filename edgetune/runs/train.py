@@ -257,7 +257,8 @@ def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Calla
         show({"event": "answers_missing", "reason": reason})
         record = {**record, "answers": None, "answers_missing": reason}
     else:
-        record = {**record, "answers": found, "verdict": complete(record["verdict"], found, was_given(record))}
+        verdict = complete(record["verdict"], found, was_given(record), exam.is_of_labels)
+        record = {**record, "answers": found, "verdict": verdict}
     record["peak_rss_mib"] = device.peak_rss() / 2**20
     store.save_record(exam.adapter, record)
     return record

@@ -219,7 +219,7 @@ def test_what_one_answer_to_all_questions_would_do_is_not_called_learned(expecte
 def test_labels_of_which_none_is_right_were_not_learned(kind):
     """Another label is no better answer than none, whatever the loss does."""
     found = complete({"kind": kind, "sentence": "So it is.", "step": 4},
-                     {**summary(answered(*[0] * 6), answered(*[0] * 6, expected="abcdef")), "only_exact": True})
+                     summary(answered(*[0] * 6), answered(*[0] * 6, expected="abcdef")), of_labels=True)
     assert found["kind"] == "unmeasured"
 
 

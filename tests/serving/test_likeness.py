@@ -71,8 +71,12 @@ def test_trained_encoders_know_what_is_like_their_questions(encoder, tmp_path, s
     opened = Encoder(open_gguf(encoder), 1)
     reader = opened.adapter(tmp_path / "out")
     assert reader.known.likeness.limit == pytest.approx(expected.limit, abs=5e-3)
-    like = [reader.is_like(opened.read(row["prompt"])) for row in ROWS]
-    assert np.mean(like) > 0.85
+    likeness = expected.likeness(vectors(encoder, [row["prompt"] for row in ROWS]))
+    assert np.mean(likeness >= expected.limit) > 0.9
+    clear = np.abs(likeness - expected.limit) > 5e-3  # of a random encoder some lie within 1e-3 of the limit
+    like = np.array([reader.is_like(opened.read(row["prompt"])) for row in ROWS])
+    assert np.mean(clear) > 0.8
+    assert (like == (likeness >= expected.limit))[clear].all()
     with Classifier(encoder, tmp_path / "out", threads=1) as served:
         before = served.classify([ROWS[0]["prompt"]])[0].probability
     assert reader.classify([opened.read(ROWS[0]["prompt"])])[0].probability == pytest.approx(before, abs=1e-6)

@@ -180,6 +180,7 @@ class VectorStores:
     def remove(self, id: str, file: str) -> None:
         """Takes a file out of a store. Raises NotFoundError."""
         with self._changing:
+            self._ready()
             self.file(id, file)
             self._save(replace(self.get(id).without_file(file), last_active_at=now()))
         self._begin(id)
@@ -239,7 +240,9 @@ class VectorStores:
     # ---- the background -----------------------------------------------------------------------------------------
 
     def _ready(self) -> None:
-        """Starts the thread, before anything is written that waits for it. Raises DiskError where none can be had."""
+        """Starts the thread, before anything is written that waits for it. Raises TooMuchError where the system starts
+        none.
+        """
         if not self._thread.ident:
             with disk.refusals():
                 self._thread.start()
@@ -283,7 +286,7 @@ class VectorStores:
 
     def _indexed(self, store: VectorStore) -> tuple[dict[str, str], int, bool]:
         """Indexes a store. Returns why files failed, by id, the bytes of the index, 0: unknown, and whether it is made.
-        Raises Interrupted, and what another try may not.
+        Raises Interrupted, and errors after which another try may succeed.
         """
         try:
             found = self._index(store)
