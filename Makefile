@@ -50,10 +50,10 @@ dev: ## the extension, into edgetune/backends/, for work in this checkout
 
 # ONCE=FILE: a test that passes is not run again by the next command with the same file.
 test: ready ## three minutes: the tests of each room that need little (EXTRAS=test), against the edgetune that PYTHON has
-	$(RUN) -m pytest $(ONCE:%=--once %) -m 'not dev and not slow'
+	$(RUN) -m pytest $(ONCE:%=--once=%) -m 'not dev and not slow'
 
 test-all: ready ## all tests, with those that need PyTorch, a browser or more seconds (EXTRAS=dev), but for `make slow`
-	$(RUN) -m pytest $(ONCE:%=--once %)
+	$(RUN) -m pytest $(ONCE:%=--once=%)
 
 # .ci/lint.txt has what it needs. The format of the C is `clang-format -i` with that version.
 C_SOURCES = $(shell find native -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cc')
