@@ -247,4 +247,4 @@ def cases(names, quick=()):
             for lasting in (False, True):
                 is_quick = (name, kind) in quick and not lasting
                 yield pytest.param(name, kind, lasting, id=f"{name}-{kind}-{'from then on' if lasting else 'once'}",
-                                   marks=[] if is_quick else [pytest.mark.slow, pytest.mark.timeout(1800)])
+                                   marks=[] if is_quick else [pytest.mark.slow, pytest.mark.timeout(14400)])
