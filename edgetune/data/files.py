@@ -10,13 +10,14 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..disk import PIECE, open_regular
 from ..errors import DataError, install_hint, lacking, size_text
+from .decisions import with_shared
 from .parts import STDIN, SUFFIXES, parts_of
 from .rows import Row, json_type
 
@@ -74,6 +75,10 @@ def read_rows(path: Path, digest: Digest | None = None) -> Iterator[tuple[int, R
     """
     digest = digest or Digest()
     parts = parts_of(path)
+    yield from with_shared(_read_files(parts, digest))
+
+
+def _read_files(parts: Sequence[Path], digest: Digest) -> Iterator[tuple[int, Row]]:
     for part in parts:
         name = str(part) if len(parts) > 1 else part.name
         for line, row in _read_file(part, name, digest):

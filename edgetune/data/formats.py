@@ -3,6 +3,7 @@
     {"instruction": ..., "input": ..., "output": ...}                       Alpaca
     {"conversations": [{"from": "human", "value": ...}, ...]}               ShareGPT
     {"question": ..., "answer": ...}, {"prompt": ..., "response": ...}      and so on, see QUESTIONS and ANSWERS
+    {"state": ..., "questions": {...}, "expected": {...}}                   typed questions, see decisions.py
 
 What a row's objective reads by itself stays as it is. Keys that say nothing of question and answer are ignored.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 from ..errors import DataError, shell_word
 from . import rows as supervised_rows
+from .decisions import conversation, is_decision
 from .preferences import is_pair
 from .rows import ROLES, Row, RowParser, as_messages, json_type, keys_of, row_text
 
@@ -47,6 +49,8 @@ def recognised(row: Any, parsers: Sequence[RowParser], columns: Columns | None =
     """
     if columns and columns != BY_KEYS:
         return _named(row, columns)
+    if is_decision(row):
+        return conversation(row)
     refusals = []
     for parser in parsers:
         try:

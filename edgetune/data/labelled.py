@@ -3,9 +3,10 @@
     {"prompt": "...", "completion": "..."}
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-An encoder reads one text: the user's message, without a system message. A row becomes one example: the question
-between the encoder's marks, cut at max_length. Nothing of it is supervised until all rows are read and the objective
-knows their labels; until then `item` has the answer, and of an object the question and the places of its tokens too.
+An encoder reads one text: the user's message, without a system message; one that is a typed question (decisions.py)
+says which head answers. A row becomes one example: the question between the encoder's marks, cut at max_length. Nothing
+of it is supervised until all rows are read and the objective knows their labels; until then `item` has the answer, and
+of an object the question and the places of its tokens too.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..llamacpp.tokenizers import AnyTokenizer, EncoderTokenizer
 from ..llamacpp.wordpiece import Encoded, Place
 from . import rows as supervised_rows
 from .around import Instruction
+from .decisions import Labels, labels_in, prompt_of, read_key, split
 from .packing import Example
 from .rows import Row, as_messages, is_blank
 
@@ -44,10 +46,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Read:
-    """A question as an encoder reads it."""
+    """A question as an encoder reads it. typed: the key of the typed question that is asked about it; "": all are."""
 
     text: str
     encoded: Encoded
+    typed: str = ""
 
     @property
     def tokens(self) -> int:
@@ -70,8 +73,8 @@ def check_learnable(row: Row) -> str:
 
 
 def question_and_answer(row: Row) -> tuple[str, str]:
-    """The user's message and the answer to it, without space around them. Raises DataError for a row with several
-    turns, or an answer that is empty, longer than LONGEST or no text.
+    """What is asked, as `read_by` reads it, and the answer, without space around them. Raises DataError for a row with
+    several turns, or an answer that is empty, longer than LONGEST or no text.
     """
     supervised_rows.check_learnable(row)
     assert isinstance(row, Mapping)
@@ -85,7 +88,14 @@ def question_and_answer(row: Row) -> tuple[str, str]:
         raise DataError("the question is empty", "write it, or remove the row")
     if len(answer) > LONGEST:
         raise DataError(f"the answer has {len(answer)} characters, at most {LONGEST} are learned", TAKE_DECODER)
-    return question, answer
+    return prompt_of(typed_in(messages), question), answer
+
+
+def typed_in(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The key of the typed question that a system message is; "" without one."""
+    first = messages[0] if messages and messages[0].get("role") == "system" else {}
+    content = first.get("content")
+    return content if isinstance(content, str) and read_key(content) else ""
 
 
 def text_of(message: Mapping[str, Any]) -> str:
@@ -101,13 +111,20 @@ def examples_of(row: Row, _shape: str, tokenizer: AnyTokenizer, _system: Instruc
     if isinstance(tokenizer, Tokenizer):
         raise UsageError("the model writes text, and labels are learned by an encoder", "take one, such as minilm")
     question, answer = question_and_answer(row)
-    return [example_of(Read(question, encode(tokenizer, question, max_length)), answer)]
+    return [example_of(read_by(tokenizer, question, max_length), answer)]
+
+
+def read_by(tokenizer: EncoderTokenizer, question: str, max_length: int) -> Read:
+    """A question as it is read, which may begin with the key of a typed one."""
+    typed, text = split(question)
+    return Read(text, encode(tokenizer, text, max_length), typed)
 
 
 def example_of(read: Read, answer: str) -> Example:
     """The example of a question and its answer, before an objective prepares it."""
     tokens = np.array(read.encoded.ids, np.int32)
-    item = json.dumps([answer, read.text, read.encoded.places] if is_object(answer) else [answer])
+    labels = {read.typed: answer} if read.typed else labels_in(answer)
+    item = json.dumps(labels or [answer, *([read.text, read.encoded.places] if is_object(answer) else [])])
     return Example(tokens, np.zeros(tokens.size, np.float32), item=item)
 
 
@@ -120,13 +137,23 @@ def encode(tokenizer: EncoderTokenizer, question: str, max_length: int) -> Encod
 
 
 def answer_of(example: Example) -> str:
-    """The answer's text."""
-    return str(json.loads(example.item)[0])
+    """The answer's text. Raises DataError for answers to typed questions."""
+    found = json.loads(example.item)
+    if isinstance(found, dict):
+        raise DataError("the row answers typed questions, as others do not", "keep them in separate files")
+    return str(found[0])
+
+
+def decisions_of(example: Example) -> Labels:
+    """The labels of an example by the keys of its typed questions; of an answer to no typed question, by ""."""
+    found = json.loads(example.item)
+    return found if isinstance(found, dict) else {"": found[0]}
 
 
 def asked_of(example: Example) -> Asked:
     """The question and the answer of an example whose answer is an object. Raises DataError for another."""
-    answer, *others = json.loads(example.item)
+    answer = answer_of(example)
+    others = json.loads(example.item)[1:]
     if not others:
         raise DataError(f"the answer {answer!r:.80} is no JSON object, as others are", "write all in one form")
     return Asked(others[0], json.loads(answer), [(begin, end) for begin, end in others[1]])

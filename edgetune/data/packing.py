@@ -92,7 +92,7 @@ class Example:
     after which the reference model reads it too, or a prompt that the model is given later: the tokens of
     each, in an order that its row's parser and its objective know; empty for one that the row lacks. With `labels` a
     head says the class of the tokens themselves, and `weights[i]` is the weight of `labels[i]`. `document` are labels
-    of the document as a whole, each predicted at its first token with weight 1.
+    of the document as a whole, each predicted at its first token with its share as weight, or 1.
     """
 
     tokens: NDArray[np.int32]  # [n]
@@ -106,6 +106,7 @@ class Example:
     prompts: tuple[NDArray[np.int32], ...] = ()
     labels: NDArray[np.int32] = field(default_factory=lambda: _NO_LABELS)  # [n], or empty
     document: NDArray[np.int32] = field(default_factory=lambda: _NO_LABELS)  # [any number]
+    shares: NDArray[np.float32] = field(default_factory=lambda: _NOTHING)  # as `document`, not 0, or empty
 
     @property
     def ahead(self) -> int:
@@ -266,7 +267,10 @@ def _targets(example: Example, at: NDArray[np.int64]) -> NDArray[np.int32]:
 
 def _weights(example: Example, at: NDArray[np.int64]) -> NDArray[np.float32]:
     found = example.weights[at]
-    return np.concatenate([np.ones(example.document.size, np.float32), found]) if example.document.size else found
+    if not example.document.size:
+        return found
+    of_document = example.shares if example.shares.size else np.ones(example.document.size, np.float32)
+    return np.concatenate([of_document, found])
 
 
 def example_key(example: Example) -> bytes:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound="Objective")
 ESTABLISHED = ("sft", "dpo", "kto", "orpo", "grpo", "rloo", "rest")
 """The methods that most people want, in that order."""
-OF_ENCODERS = ("classify", "tag", "multilabel", "embed")
+OF_ENCODERS = ("classify", "tag", "multilabel", "decide", "embed")
 """Those of encoders. All others are experimental."""
 
 

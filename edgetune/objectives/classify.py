@@ -14,6 +14,7 @@ from ..data.labelled import Read
 from ..data.packing import Example
 from ..errors import DataError
 from .base import Objective, register
+from .decide import Decide
 from .labelling import Classified, Floats, WithLabels
 from .multilabel import Multilabel
 from .tag import Tag
@@ -27,14 +28,17 @@ class Classify(WithLabels):
     name: ClassVar[str] = "classify"
     method: ClassVar[str] = "classify"
     head: ClassVar[HeadKind] = CLASSES
+    calibrates: ClassVar[bool] = True
 
     def fitted(self, learned: Sequence[Example]) -> Objective:
-        """JSON objects are learned field by field, by `Tag`, where they have a form, and JSON lists of texts label by
-        label, by `Multilabel`; else answers that are few texts are labels. A combination of fields that no row has is
-        then no label.
+        """Answers to typed questions are learned by `Decide`. JSON objects are learned field by field, by `Tag`, where
+        they have a form, and JSON lists of texts label by label, by `Multilabel`; else answers that are few texts are
+        labels. A combination of fields that no row has is then no label.
         """
         if self.labels:
             return self
+        if any(key for example in learned for key in labelled.decisions_of(example)):
+            return Decide().fitted(learned)
         answers = [labelled.answer_of(example) for example in learned]
         if all(map(labelled.is_list, answers)):
             return Multilabel().fitted(learned)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,17 +40,34 @@ class Classified:
     kind: float
 
 
+class HeadTargets(NamedTuple):
+    """What a regression on vectors learns for a head. rows [n]: the examples that have a label for it; values: the
+    class of each, int32 [n], or which labels it has, float32 [n, k]. shares [n]: how much each counts.
+    """
+
+    rows: NDArray[np.intp]
+    values: NDArray[Any]
+    shares: Floats
+
+    @classmethod
+    def of_all(cls, values: NDArray[Any]) -> HeadTargets:
+        """Returns the targets of examples that all have a label."""
+        return cls(np.arange(len(values)), values, np.ones(len(values), np.float32))
+
+
 @dataclass(frozen=True)
 class Labelling(Objective):
     """L = -(1/N) sum w log p over the labels of a step, N = sum w: 1 for a label of a document, the weight of a token.
 
-    says_sure: whether the probability of an answer says when it is sure.
+    says_sure: whether the probability of an answer says when it is sure. calibrates: whether probabilities of each head
+    are calibrated.
     """
 
     rows: ClassVar[RowParser] = labelled
     source: ClassVar[str] = "labelled"
     defaults: ClassVar[Mapping[str, Any]] = {"lr": 2e-3, "rank": 16, "epochs": 15.0}
     says_sure: ClassVar[bool] = True
+    calibrates: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -67,13 +84,14 @@ class Labelling(Objective):
         """Whether answers have values from the question."""
         return any(head.name == TAGS.name and head.size > 1 for head in self.heads)
 
-    def targets(self, examples: Sequence[Example]) -> list[NDArray[Any]]:
-        """What a regression on the vectors of prepared examples learns for each head that reads these: classes [n]."""
-        found: list[NDArray[Any]] = []
+    def targets(self, examples: Sequence[Example]) -> list[HeadTargets]:
+        """What a regression on the vectors of prepared examples learns for each head that reads these."""
+        found: list[HeadTargets] = []
         first = 0
         for number, head in enumerate(self.heads):
             if head.name == CLASSES.name:
-                found.append(np.array([example.document[number] for example in examples], np.int32) - first)
+                classes = np.array([example.document[number] for example in examples], np.int32) - first
+                found.append(HeadTargets.of_all(classes))
             first += head.size
         return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from ..data.labelled import Read
 from ..data.packing import Batch, Example
 from ..errors import DataError
 from .base import Signal, register
-from .labelling import TINY, Classified, Floats, WithLabels
+from .labelling import TINY, Classified, Floats, HeadTargets, WithLabels
 
 THRESHOLD = 0.5  # the probability from which on a label is in an answer
 
@@ -49,8 +49,8 @@ class Multilabel(WithLabels):
             found.append(replace(example, document=np.zeros(1, np.int32), item=json.dumps(numbers)))
         return found
 
-    def targets(self, examples: Sequence[Example]) -> list[NDArray[Any]]:
-        return [self.present(examples)]
+    def targets(self, examples: Sequence[Example]) -> list[HeadTargets]:
+        return [HeadTargets.of_all(self.present(examples))]
 
     def present(self, examples: Sequence[Example]) -> NDArray[np.float32]:
         """Which labels the answers of prepared examples have: 1 or 0, [n, k]."""

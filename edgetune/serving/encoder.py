@@ -35,6 +35,7 @@ from ..models.networks import open_network
 from ..models.stream import sizes
 from ..objectives.base import read_objective
 from ..objectives.labelling import Classified, Floats, Labelling
+from .calibration import TINY, Calibration, calibrations_of, cooled
 from .likeness import Likeness, likeness_of
 from .rollouts.forward import open_passes
 from .sureness import KINDS, Sureness, sureness_of
@@ -72,7 +73,7 @@ class Encoder:
         """A question as it is read: of one that is too long the beginning. Raises UsageError for an empty one."""
         if not (text := question.strip()):
             raise UsageError("a question is empty", "ask something")
-        return Read(text, labelled.encode(self.tokenizer, text, self.longest))
+        return labelled.read_by(self.tokenizer, text, self.longest)
 
     def adapter(self, path: str | Path) -> Reader:
         """Opens an adapter: a folder, or its adapter.gguf. Raises FormatError for one without labels, MismatchError for
@@ -158,17 +159,19 @@ class Encoder:
 class KnownAnswers:
     """What an adapter knows about its answers, each None where training had too few rows. sureness: which are sure;
     kinds: likewise of their fields of few values, where others have values from the question. likeness: which questions
-    are like the learned ones.
+    are like the learned ones. calibrations: of each head, () for an adapter without.
     """
 
     sureness: Sureness | None
     kinds: Sureness | None
     likeness: Likeness | None
+    calibrations: tuple[Calibration, ...] = ()
 
     @classmethod
     def of(cls, found: Artifact, source: str) -> KnownAnswers:
         """Raises FormatError for a damaged adapter. source: names it."""
-        return cls(sureness_of(found, source), sureness_of(found, source, KINDS), likeness_of(found, source))
+        return cls(sureness_of(found, source), sureness_of(found, source, KINDS), likeness_of(found, source),
+                   calibrations_of(found, source))
 
 
 class Reader:
@@ -215,9 +218,22 @@ class Reader:
         """Each question with the probabilities [S, labels] of the labels that its example asks for."""
         for part in self.encoder.together([read.tokens for read in questions]):
             batch = collate([self.learned.asking(read) for read in questions[part]], share=False)
-            p = np.exp(self.encoder.use(self._passes).labels(batch))
+            p = self._calibrated(self.encoder.use(self._passes).labels(batch))
             for read, (_, rows) in zip(questions[part], batch.parts(), strict=True):
                 yield read, p[rows]
+
+
+    def _calibrated(self, logp: Floats) -> Floats:
+        """The probabilities of labels [S, labels], by the temperature of their head; 0 of those of other heads."""
+        first = 0
+        for head, known in zip(self.learned.heads, self.known.calibrations, strict=False):
+            own = slice(first, first + head.size)
+            asked = np.flatnonzero(np.isfinite(logp[:, first]))
+            if known.temperature != 1 and asked.size:
+                logp[asked, own] = np.log(np.maximum(cooled(logp[asked, own], known.temperature), TINY))
+            first += head.size
+        p: Floats = np.exp(logp)
+        return p
 
 
 def vectors(model: str | Path, texts: Sequence[str], adapter: str | Path | None = None, threads: int = 0) -> Floats:

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.labelled import Read
+from ..data.decisions import prompt_of
+from ..data.labelled import Read, typed_in
 from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Gguf
 from ..llamacpp.embedding import check_tokens
@@ -113,8 +114,8 @@ class EncoderModel:
 
     def render(self, messages: Sequence[Any], tools: Sequence[Any] | None, adapter: str | None,  # noqa: ARG002
                enable_thinking: bool | None = None) -> str:  # noqa: ARG002
-        """Returns the text of the user's last message."""
-        return asked(messages)
+        """Returns the text of the user's last message, after the key of a typed question that it is asked about."""
+        return prompt_of(typed_in(messages), asked(messages))
 
     def form_of(self, question: Question) -> str:
         """Refuses each form but its own."""
@@ -215,8 +216,9 @@ class Classifying(Answering[QuestionInProgress]):
         logprobs: the completion has the log-probability of the answer, and those of this many likeliest labels. Its
         `among` has those of all labels, in the order of Served.labels_of; of an answer with several fields its own.
         """
-        self.served.reader(adapter)
+        learned = self.served.reader(adapter).learned
         request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, among, seed=seed or 0, **sampling)
+        learned.asking(request.read)  # raises for a typed question that it did not learn
         completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
         return self._take_in(QuestionInProgress(completion, request))
 
@@ -242,7 +244,7 @@ class Classifying(Answering[QuestionInProgress]):
 
     def _give(self, question: QuestionInProgress, found: Classified, labels: Sequence[str]) -> None:
         completion = question.completion
-        p = np.asarray(found.probabilities if labels else [found.probability], np.float64)
+        p = np.asarray(found.probabilities if found.probabilities.size else [found.probability], np.float64)
         completion.among = np.log(np.maximum(p, np.finfo(np.float64).tiny))
         completion.completion_tokens = self.served.count(found.label)
         if question.request.logprobs is not None:

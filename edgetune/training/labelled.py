@@ -7,7 +7,7 @@ changes the encoder less than training from a random head (Kumar et al. 2022, li
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,8 +18,9 @@ from ..data.packing import Batch, Example
 from ..errors import DataError, UsageError
 from ..models.base import Structure
 from ..objectives.base import Objective
-from ..objectives.labelling import Labelling
-from ..serving import likeness, sureness
+from ..objectives.labelling import HeadTargets, Labelling
+from ..serving import calibration, likeness, sureness
+from ..serving.calibration import Calibration
 from ..serving.likeness import Likeness
 from ..serving.sureness import Sureness
 from . import logistic
@@ -49,7 +50,7 @@ class Labelled(RowExamples):
         rows = len(lengths.units)
         first, *_ = structure.head_groups(objective.heads)
         width = first.size // objective.heads[0].size - 1  # besides them each label has a bias
-        regressions = {head: rows * (head.size if head.name == MULTILABEL.name else 1)
+        regressions = {head: rows * (3 + (head.size if head.name == MULTILABEL.name else 1))
                        for head in objective.heads if head.name in (CLASSES.name, MULTILABEL.name)}
         fit = max((logistic.fit_bytes(width, head.size) for head in regressions), default=0)
         return SourceRoom(known=fit + 4 * (width * rows + sum(regressions.values())))
@@ -65,19 +66,22 @@ class Labelled(RowExamples):
         return Learned([], 1.0, loss=self.measure(examples[:MEASURED]).loss)
 
     def vectors(self, examples: Sequence[Example]) -> np.ndarray:
-        """The vectors [n, D] of examples, each of length 1."""
+        """The vectors [n, D] of examples, each of length 1. Equal texts are computed once."""
         micros = self.parts.micros
+        places: dict[bytes, int] = {}
+        numbers = [places.setdefault(example.tokens.tobytes(), len(places)) for example in examples]
+        firsts = [examples[i] for i in np.unique(numbers, return_index=True)[1]]
         found = None
         done = 0
-        for batch in micros.one_by_one(micros.cut(examples)):
+        for batch in micros.one_by_one(micros.cut(firsts)):
             assert isinstance(batch, Batch)
             pooled = self.parts.decoder.pooled(batch)
             if found is None:
-                found = np.empty((len(examples), pooled.shape[1]), pooled.dtype)
+                found = np.empty((len(firsts), pooled.shape[1]), pooled.dtype)
             found[done:done + len(pooled)] = pooled
             done += len(pooled)
         assert found is not None
-        return found
+        return found if len(firsts) == len(examples) else found[numbers]
 
     def measure(self, examples: Sequence[Example]) -> LossMeasurement:
         """The loss, and the share of rows whose labels are all right."""
@@ -116,20 +120,50 @@ class Labelled(RowExamples):
         targets = self.objective.targets(learned)
         found = self.parts.decoder.adapter.artifact()
         is_base = not found.tensors and not any(pair.a.any() and pair.b.any() for pair in found.pairs.values())
-        if self.objective.has_tags or not is_base:
+        facts: dict[str, Any] = {}
+        if self.objective.calibrates:
+            heads = [self._of_folds(vectors, own, number) if is_base else self._of_held(held, number)
+                     for number, own in enumerate(targets)]
+            facts = {calibration.NAME: [head.to_json() for head in heads]}
+            known = {sureness.ANSWERS: heads[0].sureness if len(heads) == 1 else None}
+        elif self.objective.has_tags or not is_base:
             known = self._held_out(held)
         else:
             known = {sureness.ANSWERS: self._out_of_fold(vectors, targets)}
-        facts = {name: found.to_json() for name, found in known.items() if found}
-        return {**facts, likeness.NAME: Likeness.of(vectors, targets, others).to_json()} if facts else {}
+        facts |= {name: found.to_json() for name, found in known.items() if found}
+        return {**facts, likeness.NAME: _likeness(vectors, targets, others).to_json()} if facts else {}
 
-    def _out_of_fold(self, vectors: np.ndarray, targets: Sequence[np.ndarray]) -> Sureness | None:
+    def _of_folds(self, vectors: np.ndarray, targets: HeadTargets, number: int) -> Calibration:
+        """The calibration of a head by rows of folds that it did not learn."""
+        k = len(self.parts.decoder.label_heads()[number][1])
+        return Calibration.of(logistic.out_of_fold(vectors, targets, k), targets.values, targets.shares)
+
+    def _of_held(self, held: Sequence[Example], number: int) -> Calibration:
+        """The calibration of a head by held-out rows."""
+        targets = self.objective.targets(held)[number] if held else HeadTargets.of_all(np.empty(0, np.int32))
+        p = self._probabilities([held[row] for row in targets.rows], number)
+        return Calibration.of(p, targets.values, targets.shares)
+
+    def _probabilities(self, examples: Sequence[Example], number: int) -> np.ndarray:
+        """The probabilities [n, k] of the labels of a head."""
+        sizes = [head.size for head in self.objective.heads]
+        first = sum(sizes[:number])
+        asking = [replace(example, document=np.array([first], np.int32), shares=np.ones(1, np.float32))
+                  for example in examples]
+        micros = self.parts.micros
+        parts = [np.empty((0, sizes[number]), np.float32)]
+        for batch in micros.one_by_one(micros.cut(asking)):
+            assert isinstance(batch, Batch)
+            parts.append(np.exp(self.parts.decoder.labels(batch)[:, first:first + sizes[number]]))
+        return np.concatenate(parts)
+
+    def _out_of_fold(self, vectors: np.ndarray, targets: Sequence[HeadTargets]) -> Sureness | None:
         probability = np.ones(len(vectors))
         right = np.ones(len(vectors), bool)
-        for classes, (_, bias) in zip(targets, self.parts.decoder.label_heads(), strict=False):
-            for rows, p in logistic.folds(vectors, classes, len(bias)):
+        for own, (_, bias) in zip(targets, self.parts.decoder.label_heads(), strict=False):
+            for rows, p in logistic.folds(vectors, own, len(bias)):
                 probability[rows] *= p.max(1)
-                right[rows] &= p.argmax(1) == classes[rows]
+                right[rows] &= p.argmax(1) == own.values[rows]
         return Sureness.of(probability, right)
 
     def _held_out(self, examples: Sequence[Example]) -> dict[str, Sureness | None]:
@@ -150,6 +184,15 @@ class Labelled(RowExamples):
         if self.objective.has_tags and self.objective.targets(examples):
             found[sureness.KINDS] = Sureness.of(kinds.probabilities, kinds.right, unlike=0.0)
         return found
+
+
+def _likeness(vectors: np.ndarray, targets: Sequence[HeadTargets], others: np.ndarray) -> Likeness:
+    """Compares by the labels of each field; if some rows lack some, by the labels of all fields together."""
+    if all(len(own.rows) == len(vectors) for own in targets):
+        return Likeness.of(vectors, [own.values for own in targets], others)
+    firsts = np.cumsum([0, *(int(own.values.max(initial=0)) + 1 for own in targets)], dtype=np.int32)
+    labels = np.concatenate([own.values + first for own, first in zip(targets, firsts, strict=False)])
+    return Likeness.of(vectors[np.concatenate([own.rows for own in targets])], [labels], others)
 
 
 @dataclass

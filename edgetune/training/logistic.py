@@ -1,9 +1,9 @@
 """Logistic regression, multinomial or of each label by itself: a head on vectors that do not change.
 
-L = sum of -log p of what is right + |W|^2 / (2 C), p by the soft-max or the sigmoids of W x + b, whose minimum L-BFGS
-finds from 0. For vectors of length 1 any C from 3 to 100 gives the same share of right answers within half a point
-(docs/results/encoders.md). Rows are computed in blocks of BLOCK bytes, so that a fit takes no memory that grows with
-them.
+L = sum of -s log p of what is right + |W|^2 / (2 C), s the share with which a row counts, p by the soft-max or the
+sigmoids of W x + b, whose minimum L-BFGS finds from 0. For vectors of length 1 any C from 3 to 100 gives the same share
+of right answers within half a point (docs/results/encoders.md). Rows are computed in blocks of BLOCK bytes, so that a
+fit takes no memory that grows with them.
 L-BFGS (Nocedal 1980) needs no second derivatives. It is here and not from a library, whose import takes 45 MiB of a
 budget. Letters: P parameters, n rows, D the width of a vector, k classes.
 """
@@ -17,13 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..objectives.labelling import HeadTargets
+
 C = 10.0
 MOST_ITERATIONS = 200
 FOLDS = 5
 BLOCK = 2 << 20  # bytes of what is computed of the rows together, about
 Floats = NDArray[np.float32]
-Loss = Callable[[NDArray[np.float64], NDArray[Any]], tuple[float, NDArray[np.float64]]]
-"""From outputs z [b, k], which it may change, and targets [b] or [b, k] to the sum of -log p and its derivative by z.
+Doubles = NDArray[np.float64]
+Loss = Callable[[Doubles, NDArray[Any]], "tuple[Doubles, Doubles]"]
+"""From outputs z [b, k], which it may change, and targets [b] or [b, k] to -log p [b] and its derivative by z [b, k].
 """
 KEPT = 6  # steps from which the curvature is known
 BYTES = 8 * (9 + KEPT)  # a parameter: 9 arrays of doubles, those of the function included, and KEPT pairs of floats
@@ -31,17 +34,15 @@ FLAT = 1e-5  # the greatest part of a gradient at which the minimum is found
 LEAST_GAIN = 1e-9  # share of the value by which a step must lower it, or the minimum is found
 ENOUGH = 1e-4  # share of the fall that the gradient promises which a step must reach (Armijo)
 SHORTEST = 1e-10  # step, as a share of the direction
-Doubles = NDArray[np.float64]
 Function = Callable[[Doubles], "tuple[float, Doubles]"]
 """From parameters [P] to the value and its gradient [P], a new array."""
 
 
-def fit(vectors: Floats, targets: NDArray[Any], k: int, rows: NDArray[np.intp] | None = None) -> tuple[Floats, Floats]:
-    """W [k, D] and b [k] for vectors [n, D] of length 1 and their targets: the class [n] of each, below k, or 1 where
-    it has a label, [n, k], each of which then has its own regression. rows: those that count; None: all.
+def fit(vectors: Floats, targets: HeadTargets, k: int) -> tuple[Floats, Floats]:
+    """W [k, D] and b [k] for vectors [n, D] of length 1 and their targets: classes below k, or 1 where a row has a
+    label, each of which then has its own regression.
     """
-    loss = _of_classes if targets.ndim == 1 else _of_each
-    chosen = np.arange(len(vectors)) if rows is None else rows
+    loss = _of_classes if targets.values.ndim == 1 else _of_each
     width = vectors.shape[1]
 
     def penalized(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -50,10 +51,12 @@ def fit(vectors: Floats, targets: NDArray[Any], k: int, rows: NDArray[np.intp] |
         gradient = np.zeros(k * width + k)
         dw = gradient[:k * width].reshape(k, width)
         db = gradient[k * width:]
-        for part in _blocks(len(chosen), width, k):
-            x = vectors[chosen[part]].astype(np.float64)
-            lost, dz = loss(x @ w.T + parameters[k * width:], targets[chosen[part]])
-            value += lost
+        for part in _blocks(len(targets.rows), width, k):
+            x = vectors[targets.rows[part]].astype(np.float64)
+            shares = targets.shares[part].astype(np.float64)
+            losses, dz = loss(x @ w.T + parameters[k * width:], targets.values[part])
+            dz *= shares[:, None]
+            value += float((losses * shares).sum())
             dw += dz.T @ x
             db += dz.sum(0)
         dw += w / C
@@ -73,7 +76,7 @@ def _blocks(n: int, width: int, k: int) -> Iterator[slice]:
     return (slice(begin, begin + size) for begin in range(0, n, size))
 
 
-def _of_classes(z: NDArray[np.float64], classes: NDArray[np.int32]) -> tuple[float, NDArray[np.float64]]:
+def _of_classes(z: NDArray[np.float64], classes: NDArray[np.int32]) -> tuple[Doubles, Doubles]:
     rows = np.arange(len(classes))
     z -= z.max(1, keepdims=True)
     right = z[rows, classes]
@@ -81,12 +84,12 @@ def _of_classes(z: NDArray[np.float64], classes: NDArray[np.int32]) -> tuple[flo
     total = dz.sum(1)
     dz /= total[:, None]
     dz[rows, classes] -= 1
-    return float((np.log(total) - right).sum()), dz
+    return np.log(total) - right, dz
 
 
-def _of_each(z: NDArray[np.float64], present: Floats) -> tuple[float, NDArray[np.float64]]:
+def _of_each(z: NDArray[np.float64], present: Floats) -> tuple[Doubles, Doubles]:
     soft = np.logaddexp(0, z)  # -log of 1 - p
-    return float((soft - present * z).sum()), np.exp(z - soft) - present
+    return (soft - present * z).sum(1), np.exp(z - soft) - present
 
 
 def probabilities(vectors: Floats, weights: Floats, bias: Floats) -> Floats:
@@ -97,26 +100,31 @@ def probabilities(vectors: Floats, weights: Floats, bias: Floats) -> Floats:
     return p
 
 
-def folds(vectors: Floats, classes: NDArray[np.int32], k: int) -> Iterator[tuple[NDArray[np.intp], Floats]]:
-    """Some rows at a time: which they are [b], and the probabilities [b, k] by a head that was fitted without the
-    FOLDS-th part that they are in. The rows of each class are dealt to the parts in turn.
+def folds(vectors: Floats, targets: HeadTargets, k: int) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+    """Some targets at a time: which they are [b], and the probabilities [b, k] by a head that was fitted without the
+    FOLDS-th part that they are in. The rows of each class are dealt to the parts in turn. Targets of one vector, as
+    those of one row are, stay together.
     """
-    fold = np.empty(classes.size, np.int64)
-    for label in np.unique(classes):
-        rows = np.flatnonzero(classes == label)
-        fold[rows] = (np.arange(rows.size) + label) % FOLDS
+    fold = np.empty(targets.rows.size, np.int64)
+    _, same = np.unique(vectors[targets.rows], axis=0, return_inverse=True)
+    firsts = np.unique(same, return_index=True)[1]  # of each vector its first target
+    for label in np.unique(targets.values[firsts]):
+        own = np.sort(firsts[targets.values[firsts] == label])
+        fold[own] = (np.arange(own.size) + label) % FOLDS
+    fold = fold[firsts[same]]
     for number in np.unique(fold):
-        head = fit(vectors, classes, k, np.flatnonzero(fold != number))
-        out = np.flatnonzero(fold == number)
+        kept = fold != number
+        head = fit(vectors, HeadTargets(*(part[kept] for part in targets)), k)
+        out = np.flatnonzero(~kept)
         for part in _blocks(len(out), vectors.shape[1], k):
-            yield out[part], probabilities(vectors[out[part]], *head)
+            yield out[part], probabilities(vectors[targets.rows[out[part]]], *head)
 
 
-def out_of_fold(vectors: Floats, classes: NDArray[np.int32], k: int) -> Floats:
-    """The probabilities [n, k] of all rows by `folds`."""
-    found = np.empty((classes.size, k), np.float32)
-    for rows, p in folds(vectors, classes, k):
-        found[rows] = p
+def out_of_fold(vectors: Floats, targets: HeadTargets, k: int) -> Floats:
+    """The probabilities [n, k] of all targets by `folds`."""
+    found = np.empty((targets.rows.size, k), np.float32)
+    for chosen, p in folds(vectors, targets, k):
+        found[chosen] = p
     return found
 
 

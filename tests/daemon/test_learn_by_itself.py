@@ -9,8 +9,8 @@ import pytest
 from learners import give, opened
 from services import until
 
-from edgetune.daemon.kinds.base import Starter
 from edgetune.daemon.jobs import queue
+from edgetune.daemon.kinds.base import Starter
 from edgetune.daemon.kinds.feedback import ALL
 from edgetune.daemon.learning import learner as learn
 from edgetune.daemon.learning.learner import Learner

@@ -13,6 +13,7 @@ from edgetune.adapters.store import read_artifact, read_beside, read_run
 from edgetune.formats.gguf import open_gguf
 from edgetune.runs.held_out import LEARNED, forget
 from edgetune.runs.train import resume, train
+from edgetune.serving.calibration import calibrations_of
 from edgetune.serving.classifier import Classifier
 from edgetune.training.metrics import REPORT
 
@@ -62,7 +63,9 @@ def head(folder, encoder):
 def test_heads_learn_all_rows_after_the_held_out_ones_measured_them(encoder, heads):
     texts = ["turn on z", "kitchen off q", "light on a"]
     found = probabilities(encoder, heads, texts)
-    assert np.abs(found - regression(encoder, ROWS, texts)).max() < 0.01
+    [known] = calibrations_of(read_artifact(heads, open_gguf(encoder)), "")
+    expected = regression(encoder, ROWS, texts) ** (1 / known.temperature)
+    assert np.abs(found - expected / expected.sum(1, keepdims=True)).max() < 0.01
     record = read_run(heads)
     assert record[LEARNED] == record["held_out"]["rows"] == 6
     assert "learned the 6 held-out rows too: the figures are from before" in record["verdict"]["sentence"]

@@ -15,6 +15,7 @@ from edgetune.adapters.store import read_artifact, save_artifact
 from edgetune.errors import FormatError
 from edgetune.formats.gguf import open_gguf
 from edgetune.hub import pull
+from edgetune.objectives.labelling import HeadTargets
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.sureness import LEAST_ROWS, SHARES, Sureness, needed
@@ -155,7 +156,7 @@ def test_heads_alone_are_sure_by_the_rows_of_other_folds(encoder, tmp_path):
     with Classifier(encoder, tmp_path / "out", threads=1) as served:
         found = served.sureness
     classes = np.array([row["completion"] == "on" for row in ROWS], np.int32)
-    p = logistic.out_of_fold(vectors(encoder, QUESTIONS), classes, 2)
+    p = logistic.out_of_fold(vectors(encoder, QUESTIONS), HeadTargets.of_all(classes), 2)
     limit, answered = searched(p.max(1), p.argmax(1) == classes, 0.6)
     assert found.rows == len(ROWS)
     assert found.threshold(0.6) == pytest.approx(limit, abs=0.03)

@@ -11,6 +11,7 @@ from peaks import peak_of
 
 from edgetune.formats.gguf import open_gguf
 from edgetune.machine import device
+from edgetune.objectives.labelling import HeadTargets
 from edgetune.serving.encoder import Encoder
 from edgetune.training import logistic
 
@@ -45,7 +46,7 @@ def test_a_fit_takes_what_the_plan_counts(rows, k, monkeypatch):
     classes = rng.integers(0, k, rows).astype(np.int32)
     tracemalloc.start()
     try:
-        logistic.fit(vectors, classes, k)
+        logistic.fit(vectors, HeadTargets.of_all(classes), k)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -23,9 +23,11 @@ from edgetune.errors import DataError, FormatError, Interrupted, MismatchError, 
 from edgetune.evaluation.encoders import LEAST, grade_labels
 from edgetune.formats.gguf import open_gguf
 from edgetune.objectives.classify import Classify
+from edgetune.objectives.labelling import HeadTargets
 from edgetune.objectives.multilabel import Multilabel
 from edgetune.objectives.tag import Tag
 from edgetune.runs.train import train
+from edgetune.serving.calibration import calibrations_of
 from edgetune.serving.classifier import Classifier
 from edgetune.serving.embedding import EncoderFile
 from edgetune.training import logistic
@@ -76,7 +78,7 @@ def test_the_fit_is_that_of_scikit_learn():
     x = rng.standard_normal((60, 8)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     y = np.argmax(x[:, :3] + 0.2 * rng.standard_normal((60, 3)), 1).astype(np.int32)
-    weights, bias = logistic.fit(x, y, 3)
+    weights, bias = logistic.fit(x, HeadTargets.of_all(y), 3)
     truth = linear_model.LogisticRegression(C=logistic.C, max_iter=1000, tol=1e-8).fit(x, y)
     expected = truth.predict_proba(x)
     z = x @ weights.T + bias
@@ -95,7 +97,9 @@ def test_it_learns_and_is_served(encoder, learned):
 
 
 def test_the_head_alone_is_one_step(encoder, fitted):
-    """Its probabilities are those of a logistic regression on the encoder's vectors, which llama.cpp computes here."""
+    """Its probabilities are those of a logistic regression on the encoder's vectors, which llama.cpp computes here, by
+    the temperature of its calibration.
+    """
     with Classifier(encoder, fitted, threads=1) as served:
         assert served.labels == ("off", "on")
         questions = [row["prompt"] for row in LABELLED]
@@ -103,9 +107,11 @@ def test_the_head_alone_is_one_step(encoder, fitted):
             vectors = np.empty((len(questions), file.embedder.width), np.float32)
             for _ in file.embedder.embed(vectors, [file.embedder.encode(question) for question in questions]):
                 pass
-        weights, bias = logistic.fit(vectors, np.array([row["completion"] == "on" for row in LABELLED], np.int32), 2)
+        weights, bias = logistic.fit(
+            vectors, HeadTargets.of_all(np.array([row["completion"] == "on" for row in LABELLED], np.int32)), 2)
         z = vectors @ weights.T + bias
-        expected = 1 / (1 + np.exp(z[:, 0] - z[:, 1]))
+        [known] = calibrations_of(read_artifact(fitted, open_gguf(encoder)), "")
+        expected = 1 / (1 + np.exp((z[:, 0] - z[:, 1]) / known.temperature))
         found = [one.probabilities[1] for one in served.classify(questions)]
     assert np.abs(found - expected).max() < 0.02  # llama.cpp's GELU is approximated
 
@@ -263,7 +269,7 @@ def test_each_label_is_fitted_as_scikit_learn_fits_it():
     x = rng.standard_normal((60, 8)).astype(np.float32)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     y = (x[:, :3] + 0.2 * rng.standard_normal((60, 3)) > 0.1).astype(np.float32)
-    weights, bias = logistic.fit(x, y, y.shape[1])
+    weights, bias = logistic.fit(x, HeadTargets.of_all(y), y.shape[1])
     one = linear_model.LogisticRegression(C=logistic.C, max_iter=1000, tol=1e-8)
     expected = multiclass.OneVsRestClassifier(one).fit(x, y).predict_proba(x)
     assert np.abs(1 / (1 + np.exp(-(x @ weights.T + bias))) - expected).max() < 1e-3

@@ -13,6 +13,7 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 
 from edgetune.errors import DataError, MismatchError, UnsupportedError, UsageError
 from edgetune.evaluation.graders.base import Grade, read_grader
+from edgetune.objectives.labelling import HeadTargets
 from edgetune.parts.tutor.rounds.answers import (
     AGREED,
     NEVER,
@@ -154,8 +155,8 @@ def test_probabilities_out_of_fold_are_those_of_scikit_learn():
         seen[label] += 1
     truth = cross_val_predict(linear_model.LogisticRegression(C=logistic.C, max_iter=1000, tol=1e-8), x, y,
                               cv=PredefinedSplit(folds), method="predict_proba")
-    assert np.abs(logistic.out_of_fold(x, y, 3) - truth).max() < 1e-3
-    head = logistic.fit(x, y, 3)
+    assert np.abs(logistic.out_of_fold(x, HeadTargets.of_all(y), 3) - truth).max() < 1e-3
+    head = logistic.fit(x, HeadTargets.of_all(y), 3)
     whole = linear_model.LogisticRegression(C=logistic.C, max_iter=1000, tol=1e-8).fit(x, y).predict_proba(x)
     assert np.abs(logistic.probabilities(x, *head) - whole).max() < 1e-3
 

@@ -25,6 +25,7 @@ from ....evaluation.graders.base import Grade
 from ....evaluation.graders.sample import Sample
 from ....formats.gguf import Gguf
 from ....llamacpp.sampling import Sampling
+from ....objectives.labelling import HeadTargets
 from ....serving.encoder import Encoder
 from ....serving.rollouts.scoring import open_scorer
 from ....serving.rollouts.texts import TokenPrompts, answers
@@ -98,11 +99,12 @@ def named(judge: Gguf, setting: RoundSetting, labelled: Sequence[TutorQuestion],
     vectors = encoder.vectors([encode(encoder.tokenizer, question.text, encoder.longest).ids
                                for question in (*labelled, *asked)])
     known, new = np.split(vectors, [len(labelled)])
-    head = logistic.fit(known, classes, len(labels))
+    targets = HeadTargets.of_all(classes)
+    head = logistic.fit(known, targets, len(labels))
     p = logistic.probabilities(new, *head)
     found = [ModelAnswer(labels[best], 0, ended=True, probability=float(row[best]))
              for row, best in zip(p, p.argmax(1), strict=True)]
-    p = logistic.out_of_fold(known, classes, len(labels))
+    p = logistic.out_of_fold(known, targets, len(labels))
     sureness = Sureness.of(p.max(1), p.argmax(1) == classes)
     return found, min(sureness.threshold(SURE), NEVER) if sureness else NEVER
 

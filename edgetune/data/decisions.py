@@ -1,0 +1,322 @@
+"""Typed questions about a state, and rows with answers to them, as decision models take them.
+
+    {"state": "The cellar is wet.",
+     "questions": {"team": {"type": "choice", "instructions": "Who repairs it?", "criteria": {"plumber": null,
+                                                                                             "roofer": "leaks above"}},
+                   "urgent": {"type": "noul", "instructions": "Must it be today?"},
+                   "damage": {"type": "score", "instructions": "How bad is it?", "criteria": ["none", "some", "much"]}},
+     "expected": {"team": "plumber", "urgent": true, "damage": 1}}
+
+`gold` in place of `expected` has probabilities: {"team": {"plumber": 0.9, "roofer": 0.1}, "urgent": 0.8, "damage":
+[0, 0.7, 0.3]}. A row answers some of its questions, or all.
+
+A question is known by its key: its type, its instructions and the levels of a score, as JSON. The options of a choice
+do not count, since a later request may offer some of them. In a conversation the key is the system message, the state
+is the user's, and the label is the answer. So what learns from conversations learns decisions as well. A row of several
+questions is a conversation without a system message, whose answer is an object of labels by their keys.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import DataError
+
+CHOICE, SCORE, NOUL = TYPES = ("choice", "score", "noul")
+NO, YES = "false", "true"  # the labels of noul
+MOST_QUESTIONS = 64
+OPTIONS = {CHOICE: (2, 255), SCORE: (2, 10), NOUL: (2, 2)}  # the least and the most
+LONGEST = 2000  # characters of instructions, or of an option
+STATE, QUESTIONS, EXPECTED, GOLD = "state", "questions", "expected", "gold"
+Labels = dict[str, "str | dict[str, float]"]
+"""{key of a question: the right label, or the probability of each label}"""
+
+
+@dataclass(frozen=True)
+class TypedQuestion:
+    """A question. labels: the options that are offered, as `labels` are written: the keys of a choice, the numbers of a
+    score's levels, YES and NO. texts: what each option means, "" where the label says it.
+    """
+
+    type: str
+    instructions: str
+    labels: tuple[str, ...]
+    texts: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return key_of(self.type, self.instructions, self.texts if self.type == SCORE else ())
+
+
+def key_of(type: str, instructions: str, levels: Sequence[str] = ()) -> str:
+    """The key of a question: equal for equal questions, whatever the space between their words."""
+    found = {"type": type, "instructions": _words(instructions)}
+    return _json({**found, "levels": [_words(level) for level in levels]} if levels else found)
+
+
+def read_key(text: str) -> TypedQuestion | None:
+    """The question of a key, without the options of a choice; None for a text that is no key."""
+    if not text.startswith('{"'):
+        return None
+    try:
+        found = json.loads(text)
+        levels = tuple(found.get("levels", ()))
+        labels = {CHOICE: (), SCORE: tuple(map(str, range(len(levels)))), NOUL: (NO, YES)}[found["type"]]
+        question = TypedQuestion(found["type"], found["instructions"], labels, levels or ("",) * len(labels))
+        return question if question.key == text else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def prompt_of(key: str, state: str) -> str:
+    """What is read of a question and a state, as text; of no question ("") the state alone."""
+    return f"{key}\n\n{state}" if key else state
+
+
+def split(prompt: str) -> tuple[str, str]:
+    """The inverse of `prompt_of`."""
+    key, _, state = prompt.partition("\n\n")
+    return (key, state) if read_key(key) else ("", prompt)
+
+
+def with_shared(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Yields rows of files, (line, row). A row that has only questions is left out, and rows after it that name no
+    questions have these. So questions can have a separate file, which is read first.
+    """
+    shared = None
+    for line, row in rows:
+        if isinstance(row, Mapping) and {*row} == {QUESTIONS}:
+            shared = row[QUESTIONS]
+        elif shared is not None and is_decision(row) and QUESTIONS not in row:
+            yield line, {**row, QUESTIONS: shared}
+        else:
+            yield line, row
+
+
+def state_text(state: Any) -> str:
+    """A state as the text that is read: text as it is, messages a line each, other JSON as its text. JSON that is
+    given as text is the same state. Raises DataError for an empty one.
+    """
+    if isinstance(state, Mapping) and _are_messages(state.get("messages")) and len(state) == 1:
+        state = state["messages"]
+    if _are_messages(state):
+        text = _said(state)
+    elif isinstance(state, str):
+        text = _normal(state.strip())
+    elif isinstance(state, Mapping | list | tuple):
+        text = _json(state) if state else ""
+    else:
+        raise DataError("the state is no text, object or list", "send the text that the questions are about")
+    if not text.strip():
+        raise DataError("the state is empty", "send what the questions are about")
+    return text
+
+
+def read_question(name: str, given: Any) -> TypedQuestion:
+    """A question of a row or a request: {type, instructions, criteria}. Without instructions its name is the question.
+    Raises DataError, which names the field.
+    """
+    where = f"{QUESTIONS}.{name}"
+    if not isinstance(given, Mapping):
+        raise DataError(f"{where} is no object", 'write {"type": "choice", "instructions": "...", "criteria": {...}}')
+    if (type := given.get("type")) not in TYPES:
+        raise DataError(f"{where}.type is {type!r:.40}", f"choose from {', '.join(TYPES)}")
+    instructions = given.get("instructions")
+    if instructions is not None and not isinstance(instructions, str):
+        raise DataError(f"{where}.instructions is no text", "write the question as a text")
+    asked = _checked(f"{where}.instructions", instructions or name)
+    labels, texts = _options(where, type, given.get("criteria"))
+    return question_of(where, type, asked, labels, texts)
+
+
+def question_of(where: str, type: str, instructions: str, labels: Sequence[str],
+                texts: Sequence[str]) -> TypedQuestion:
+    """A question of checked texts. Raises DataError for options that are too few, too many, equal or too long. where:
+    names it.
+    """
+    least, most = OPTIONS[type]
+    if not least <= len(labels) <= most:
+        raise DataError(f"{where} has {len(labels)} options", f"give {least} to {most}")
+    if len({*labels}) < len(labels):
+        raise DataError(f"{where} has the same option twice", "give each option once")
+    for text in (*labels, *texts):
+        if len(text) > LONGEST:
+            raise DataError(f"{where} has an option of {len(text)} characters, at most {LONGEST} are read",
+                            "shorten it")
+    return TypedQuestion(type, instructions, tuple(labels), tuple(texts))
+
+
+def is_decision(row: Any) -> bool:
+    """Whether a row has a state and answers to typed questions."""
+    return isinstance(row, Mapping) and STATE in row and (EXPECTED in row or GOLD in row)
+
+
+def conversation(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The conversation of a row. Raises DataError, which names the field."""
+    if QUESTIONS not in row:
+        raise DataError("the row has no questions", 'add them, or begin the file with a line {"questions": {...}}')
+    questions = read_questions(row[QUESTIONS])
+    if not isinstance(answers := row.get(EXPECTED, row.get(GOLD)), Mapping) or not answers:
+        raise DataError(f"{EXPECTED} is no object with answers", 'write {"expected": {"team": "plumber"}}')
+    labels: Labels = {}
+    for name, answer in answers.items():
+        if name not in questions:
+            raise DataError(f"{EXPECTED} answers {name!r:.80}, which is none of the questions",
+                            f"use a name of the questions: {', '.join(questions):.200}")
+        if answer is not None:
+            labels[questions[name].key] = read_answer(f"{EXPECTED}.{name}", questions[name], answer)
+    if not labels:
+        raise DataError("the row answers no question", "give an answer, or remove the row")
+    return {"messages": [{"role": "user", "content": state_text(row[STATE])},
+                         {"role": "assistant", "content": _json(labels)}]}
+
+
+def read_questions(given: Any) -> dict[str, TypedQuestion]:
+    """Questions by their names. Raises DataError."""
+    if not isinstance(given, Mapping) or not 1 <= len(given) <= MOST_QUESTIONS:
+        raise DataError(f"{QUESTIONS} is no object of 1 to {MOST_QUESTIONS} questions",
+                        'write {"team": {"type": "choice", ...}}')
+    return {name: read_question(name, question) for name, question in given.items()}
+
+
+def read_answer(where: str, question: TypedQuestion, answer: Any) -> str | dict[str, float]:
+    """The label of an answer, or the probabilities of labels. Raises DataError for one that is no option."""
+    if question.type == SCORE and isinstance(answer, list):
+        answer = dict(zip(map(str, range(len(answer))), answer, strict=True))
+    if question.type == NOUL and isinstance(answer, float | int) and not isinstance(answer, bool):
+        answer = {YES: answer, NO: 1 - answer}
+    if isinstance(answer, Mapping):
+        return _distribution(where, question, answer)
+    label = label_of(answer)
+    if label not in question.labels:
+        raise DataError(f"{where} is {answer!r:.80}, which is no option", f"choose from {_named(question)}")
+    return label
+
+
+def label_of(answer: Any) -> str:
+    """Returns the label of an answer as text: true as "true", 2 as "2"."""
+    return answer if isinstance(answer, str) else _json(answer)
+
+
+def labels_in(answer: str) -> Labels | None:
+    """The labels of an answer to several questions, by their keys; None for another answer."""
+    if not answer.startswith('{"'):
+        return None
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        return None
+    is_one = isinstance(found, dict) and found and all(read_key(key) for key in found)
+    return found if is_one and all(map(_is_label, found.values())) else None
+
+
+def likeliest(label: str | Mapping[str, float]) -> str:
+    """The label that is meant, or the most probable one."""
+    return label if isinstance(label, str) else max(label, key=lambda name: label[name])
+
+
+def written(labels: Mapping[str, Any]) -> str:
+    """The answer to several questions, as conversations have it."""
+    return _json(labels)
+
+
+def _options(where: str, type: str, criteria: Any) -> tuple[list[str], list[str]]:
+    """The labels and texts of a question's criteria."""
+    if type == NOUL:
+        if criteria is not None and not (isinstance(criteria, Mapping) and {*criteria} <= {NO, YES}):
+            raise DataError(f"{where}.criteria has other keys than {YES} and {NO}", "leave it out")
+        return [NO, YES], [_text(f"{where}.criteria.{label}", (criteria or {}).get(label)) for label in (NO, YES)]
+    if type == SCORE:
+        if not isinstance(criteria, list | tuple):
+            raise DataError(f"{where}.criteria is no list of levels", 'write ["none", "some", "much"]')
+        levels = [_checked(f"{where}.criteria[{i}]", _text(f"{where}.criteria[{i}]", text))
+                  for i, text in enumerate(criteria)]
+        return [str(number) for number in range(len(levels))], levels
+    if not isinstance(criteria, Mapping):
+        raise DataError(f"{where}.criteria is no object of options", 'write {"plumber": null, "roofer": "leaks above"}')
+    labels = [_checked(f"{where}.criteria", str(label)) for label in criteria]
+    return labels, [_text(f"{where}.criteria.{label}", text) for label, text in criteria.items()]
+
+
+def _checked(where: str, text: str) -> str:
+    text = _words(text)
+    if not text:
+        raise DataError(f"{where} is empty", "write a text")
+    if len(text) > LONGEST:
+        raise DataError(f"{where} has {len(text)} characters, at most {LONGEST} are read", "shorten it")
+    return text
+
+
+def _text(where: str, value: Any) -> str:
+    """What an option means, as text; JSON as its text."""
+    try:
+        return "" if value is None else value if isinstance(value, str) else _json(value)
+    except (TypeError, ValueError, RecursionError):
+        raise DataError(f"{where} is no JSON", "write a text") from None
+
+
+def _distribution(where: str, question: TypedQuestion, given: Mapping[Any, Any]) -> str | dict[str, float]:
+    """Probabilities by labels, each above 0; a label that has all of it by itself."""
+    found = {}
+    for name, share in given.items():
+        label = label_of(name)
+        if label not in question.labels:
+            raise DataError(f"{where} names {label!r:.80}, which is no option", f"choose from {_named(question)}")
+        if isinstance(share, bool) or not isinstance(share, float | int) or not 0 <= share <= 1:
+            raise DataError(f"{where}.{label} is {share!r:.40}, which is no probability", "give numbers from 0 to 1")
+        if share:
+            found[label] = float(share)
+    if abs(sum(found.values()) - 1) > 0.01:
+        raise DataError(f"the probabilities of {where} have the sum {sum(found.values()):.3g}", "let it be 1")
+    return next(iter(found)) if len(found) == 1 else found
+
+
+def _named(question: TypedQuestion) -> str:
+    return f"{', '.join(question.labels):.200}"
+
+
+def _is_label(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and bool(value) and all(
+        isinstance(share, float | int) for share in value.values()))
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(each, Mapping) and {"role", "content"} <= {*each} for each in value)
+
+
+def _said(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Messages as text: of one user's message its content, of others a line each with who said it."""
+    found = []
+    for number, message in enumerate(messages):
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        is_text = isinstance(parts, list) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str)
+                                                  for part in parts)
+        if not is_text:
+            raise DataError(f"messages[{number}] of the state is not text alone", "send text: nothing else is read")
+        found.append((message["role"], "".join(part["text"] for part in parts)))
+    if len(found) == 1 and found[0][0] == "user":
+        return found[0][1].strip()
+    return "\n".join(f"{role}: {text}" for role, text in found)
+
+
+def _normal(text: str) -> str:
+    """A text; of one that is a JSON object or list, the text that this has as a state."""
+    if not text.startswith(("{", "[")):
+        return text
+    try:
+        return state_text(found) if isinstance(found := json.loads(text), dict | list) and found else text
+    except (ValueError, RecursionError):
+        return text
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

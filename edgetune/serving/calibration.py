@@ -1,0 +1,126 @@
+"""Whether the probabilities of a head hold: by its answers to questions that it did not learn.
+
+A temperature T divides the head's outputs, so that log p of the right labels is greatest (Guo et al. 2017, On
+Calibration of Modern Neural Networks). It changes no answer, only how sure it is. Of fewer than LEAST_ROWS answers it
+is 1. The error of calibration that chance alone gives is that of labels drawn by the probabilities themselves.
+Letters: n answers, k labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..adapters.base import Artifact
+from ..errors import FormatError
+from .sureness import LEAST_ROWS, Sureness
+
+NAME = "calibration"  # among an adapter's facts
+COOLEST, WARMEST = 0.5, 5.0  # temperatures: beyond these a few rows would decide
+HALVINGS = 40  # of the range in which the temperature is
+BINS = 10  # of equally many answers, by their probability
+DRAWS = 100  # by which the error that chance gives is known
+TINY = 1e-30
+ERRORS = (0.01, 0.05)  # shares of wrong answers for which it is told how many are decided alone
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The calibration of a head. rows: the number of answers, each to a question that was not learned; accuracy: the
+    share that is right. brier: the mean sum of (p - right)^2 over the labels, 0 to 2. error: of calibration, expected
+    (ECE); by_chance: the one that right probabilities would have. sureness: when an answer is sure; None: too few rows.
+    """
+
+    rows: int
+    temperature: float = 1.0
+    accuracy: float = 0.0
+    brier: float = 0.0
+    error: float = 0.0
+    by_chance: float = 0.0
+    sureness: Sureness | None = None
+
+    @classmethod
+    def of(cls, p: Floats, classes: NDArray[np.int32], shares: Floats) -> Calibration:
+        """Fits the temperature. p: probabilities [n, k] of answers; classes: the right label [n] of each; shares: how
+        much each counts [n].
+        """
+        if not len(classes):
+            return cls(0)
+        logp = np.log(np.maximum(p.astype(np.float64), TINY))
+        t = temperature(logp, classes, shares) if len(classes) >= LEAST_ROWS else 1.0
+        found = cooled(logp, t)
+        best = found.max(1)
+        right = found.argmax(1) == classes
+        hits = np.zeros_like(found)
+        hits[np.arange(len(classes)), classes] = 1
+        brier = float(np.average(((found - hits) ** 2).sum(1), weights=shares))
+        known = Sureness.of(best, right) if (shares == 1).all() else None
+        return cls(len(classes), t, float(np.average(right, weights=shares)), brier, _error(best, right),
+                   _by_chance(best), known)
+
+    def decided(self, error: float) -> float:
+        """The share of questions that are decided alone so that at most this share is wrong; a bound (sureness.py)."""
+        return self.sureness.answered(1 - error) if self.sureness else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "sureness": self.sureness and self.sureness.to_json()}
+
+    @classmethod
+    def of_json(cls, found: Mapping[str, Any]) -> Calibration:
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for what it did not write."""
+        t = float(found["temperature"])
+        if not COOLEST <= t <= WARMEST:
+            raise ValueError(f"temperature {t}")
+        figures = {name: float(found[name]) for name in ("accuracy", "brier", "error", "by_chance")}
+        return cls(int(found["rows"]), t, **figures,
+                   sureness=Sureness.of_json(found["sureness"]) if found["sureness"] else None)
+
+
+def temperature(logp: Doubles, classes: NDArray[np.int32], shares: Floats) -> float:
+    """The T from COOLEST to WARMEST that makes the mean of s log p of the right labels greatest. By 1/T the loss is
+    convex, so its derivative is halved.
+    """
+    low, high = 1 / WARMEST, 1 / COOLEST
+    right = logp[np.arange(len(classes)), classes]
+    for _ in range(HALVINGS):
+        b = (low + high) / 2
+        slope = float((shares * ((cooled(logp, 1 / b) * logp).sum(1) - right)).sum())
+        low, high = (low, b) if slope > 0 else (b, high)
+    return 2 / (low + high)
+
+
+def cooled(logp: NDArray[np.floating], t: float) -> Doubles:
+    """The probabilities [n, k] of outputs that are divided by t."""
+    z = logp.astype(np.float64) / t
+    p: Doubles = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return p
+
+
+def _error(p: Doubles, right: NDArray[np.bool_]) -> float:
+    """The mean distance of probability and share that is right, over bins of equally many answers."""
+    order = np.argsort(p, kind="stable")
+    return sum(abs(float(p[part].mean() - right[part].mean())) * part.size for part in np.array_split(order, BINS)
+               if part.size) / p.size
+
+
+def _by_chance(p: Doubles) -> float:
+    rng = np.random.default_rng(0)
+    return float(np.mean([_error(p, rng.random(p.size) < p) for _ in range(DRAWS)]))
+
+
+def calibrations_of(found: Artifact, source: str) -> tuple[Calibration, ...]:
+    """The calibration of each head of an adapter; () for one without. Raises FormatError for a damaged one. source:
+    names it.
+    """
+    try:
+        return tuple(Calibration.of_json(each) for each in found.facts.get(NAME, ()))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FormatError(f"{source} is damaged: its calibration is not readable ({error})",
+                          "take an earlier adapter") from None
