@@ -53,8 +53,13 @@ class TypedQuestion:
 
 def key_of(type: str, instructions: str, levels: Sequence[str] = ()) -> str:
     """The key of a question: equal for equal questions, whatever the space between their words."""
-    found = {"type": type, "instructions": _words(instructions)}
-    return _json({**found, "levels": [_words(level) for level in levels]} if levels else found)
+    found = {"type": type, "instructions": words(instructions)}
+    return _json({**found, "levels": [words(level) for level in levels]} if levels else found)
+
+
+def words(text: str) -> str:
+    """Returns a text with one space between its words, by which questions and options are compared."""
+    return " ".join(text.split())
 
 
 def read_key(text: str) -> TypedQuestion | None:
@@ -124,10 +129,7 @@ def read_question(name: str, given: Any) -> TypedQuestion:
         raise DataError(f"{where} is no object", 'write {"type": "choice", "instructions": "...", "criteria": {...}}')
     if (type := given.get("type")) not in TYPES:
         raise DataError(f"{where}.type is {type!r:.40}", f"choose from {', '.join(TYPES)}")
-    instructions = given.get("instructions")
-    if instructions is not None and not isinstance(instructions, str):
-        raise DataError(f"{where}.instructions is no text", "write the question as a text")
-    asked = _checked(f"{where}.instructions", instructions or name)
+    asked = _checked(f"{where}.instructions", _text(f"{where}.instructions", given.get("instructions")) or name)
     labels, texts = _options(where, type, given.get("criteria"))
     return question_of(where, type, asked, labels, texts)
 
@@ -242,7 +244,7 @@ def _options(where: str, type: str, criteria: Any) -> tuple[list[str], list[str]
 
 
 def _checked(where: str, text: str) -> str:
-    text = _words(text)
+    text = words(text)
     if not text:
         raise DataError(f"{where} is empty", "write a text")
     if len(text) > LONGEST:
@@ -312,10 +314,6 @@ def _normal(text: str) -> str:
         return state_text(found) if isinstance(found := json.loads(text), dict | list) and found else text
     except (ValueError, RecursionError):
         return text
-
-
-def _words(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _json(value: Any) -> str:

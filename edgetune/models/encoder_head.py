@@ -159,28 +159,33 @@ class EncoderHead:
     def _passes(self, h: Array, batch: Batch) -> Iterator[tuple[Labelling, NDArray[np.int64], Array]]:
         """Each head with some rows of [S], n of these, and their log p of its labels [n, size], in the arena."""
         owners = np.searchsorted(self._ends, batch.targets, side="right")
+        vectors: Array | None = None
         for number, head in enumerate(self.by_name.values()):
             rows = np.flatnonzero(owners == number)
             if not rows.size:
                 continue
-            z = self._outputs(head, batch.supervised[rows], h, batch)
+            if head.pooled and vectors is None:  # all heads read the same
+                vectors = self.vectors(h, batch)
+            z = self._outputs(head, batch.supervised[rows], h, batch, vectors)
             z -= z.max(1, keepdims=True)
             z -= np.log(np.exp(z).sum(1, keepdims=True))
             yield head, rows, z
 
-    def _outputs(self, head: Labelling, tokens: NDArray[np.int64], h: Array, batch: Batch) -> Array:
-        """The outputs [n, size] of a head at tokens, in the arena, as its inputs are."""
+    def _outputs(self, head: Labelling, tokens: NDArray[np.int64], h: Array, batch: Batch,
+                 vectors: Array | None = None) -> Array:
+        """The outputs [n, size] of a head at tokens, in the arena, as its inputs are. vectors: of the documents."""
         inputs = self._arena.view("head_x", tokens.size, self._d)
-        inputs[:] = self._of_documents(h, batch, tokens) if head.pooled else h[tokens]
+        inputs[:] = self._of_documents(h, batch, tokens, vectors) if head.pooled else h[tokens]
         z = self._arena.view("head_z", tokens.size, head.bias.size)
         self._ops.matmul_forward(z, inputs, head.weight, "F32")
         self._ops.synchronize()
         z += head.bias
         return z
 
-    def _of_documents(self, h: Array, batch: Batch, tokens: NDArray[np.int64]) -> Array:
+    def _of_documents(self, h: Array, batch: Batch, tokens: NDArray[np.int64], vectors: Array | None = None) -> Array:
         """The vector of each token's document."""
-        found: Array = self.vectors(h, batch)[Documents.of(batch).holding(tokens)]
+        known = self.vectors(h, batch) if vectors is None else vectors
+        found: Array = known[Documents.of(batch).holding(tokens)]
         return found
 
     def _add_vectors(self, dh: Array, dvectors: Array, h: Array, batch: Batch, tokens: NDArray[np.int64]) -> None:

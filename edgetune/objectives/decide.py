@@ -19,9 +19,9 @@ from ..adapters.heads import CLASSES, HeadKind
 from ..data import decisions, labelled
 from ..data.labelled import Read
 from ..data.packing import Example
-from ..errors import DataError
+from ..errors import DataError, NotFoundError
 from .base import register
-from .labelling import Classified, Floats, HeadTargets, Labelling
+from .labelling import Classified, Floats, HeadOptions, HeadTargets, Labelling
 
 
 class LearnedQuestion(NamedTuple):
@@ -129,19 +129,30 @@ class Decide(Labelling):
         return [HeadTargets(rows[own], labels[own] - np.int32(first), shares[own])
                 for first, own in ((self._firsts[number], heads == number) for number in range(len(self.questions)))]
 
-    def asking(self, read: Read) -> Example:
-        """One question, or all."""
-        tokens = np.array(read.encoded.ids, np.int32)
-        numbers = [self.number(read.typed)] if read.typed else range(len(self.questions))
+    def options_of(self, typed: str) -> HeadOptions | None:
+        if typed not in self._places:
+            return None
+        number = self.number(typed)
+        return HeadOptions(number, self.questions[number].labels, int(self._firsts[number]))
+
+    def asking(self, *reads: Read) -> Example:
+        """Asks for the labels of the typed questions, or of all, if one is not typed. Raises NotFoundError for a
+        question that is not learned.
+        """
+        tokens = np.array(reads[0].encoded.ids, np.int32)
+        numbers = {self.number(read.typed) for read in reads if read.typed}
+        if not all(read.typed for read in reads):
+            numbers = {*range(len(self.questions))}
         return Example(tokens, np.zeros(tokens.size, np.float32),
-                       document=np.array([self._firsts[number] for number in numbers], np.int32))
+                       document=np.array([self._firsts[number] for number in sorted(numbers)], np.int32))
 
     def number(self, key: str) -> int:
-        """The number of a question among the learned ones. Raises DataError for another."""
+        """The number of a question among the learned ones. Raises NotFoundError for another."""
         for number, question in enumerate(self.questions):
             if question.key == key:
                 return number
-        raise DataError(f"the question {key:.200} was not learned", "send corrections of it, or rows that answer it")
+        raise NotFoundError(f"the question {key:.200} was not learned",
+                            "send corrections of it, or rows that answer it")
 
     def answer(self, read: Read, p: Floats) -> Classified:
         """The likeliest label of the typed question that is asked; else of each one, as an object by their keys."""

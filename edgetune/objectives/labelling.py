@@ -55,6 +55,16 @@ class HeadTargets(NamedTuple):
         return cls(np.arange(len(values)), values, np.ones(len(values), np.float32))
 
 
+class HeadOptions(NamedTuple):
+    """The options of a question. head: its number; labels: in the order of its outputs; first: the number of the first
+    label among those of all heads.
+    """
+
+    head: int
+    labels: Sequence[str]
+    first: int
+
+
 @dataclass(frozen=True)
 class Labelling(Objective):
     """L = -(1/N) sum w log p over the labels of a step, N = sum w: 1 for a label of a document, the weight of a token.
@@ -95,8 +105,16 @@ class Labelling(Objective):
             first += head.size
         return found
 
-    def asking(self, read: Read) -> Example:
-        """A question that asks for all labels: those of each head of classes, and of each token's tags."""
+    def options_of(self, typed: str) -> HeadOptions | None:  # noqa: ARG002
+        """Returns the learned options of a typed question; None for one that is not learned. typed: its key; "": the
+        question without a name.
+        """
+        return None
+
+    def asking(self, *reads: Read) -> Example:
+        """Questions with one text, which ask for all labels: those of each head of classes, and of each token's tags.
+        """
+        read = reads[0]
         tokens = np.array(read.encoded.ids, np.int32)
         firsts = np.cumsum([0, *(head.size for head in self.heads)], dtype=np.int32)  # of each head's labels
         of_tokens = [first for head, first in zip(self.heads, firsts, strict=False) if head.name == TAGS.name]
@@ -164,6 +182,9 @@ class WithLabels(Labelling):
     @property
     def heads(self) -> tuple[HeadKind, ...]:  # type: ignore[override]  # the rows decide its size
         return (replace(self.head, size=len(self.labels)),)
+
+    def options_of(self, typed: str) -> HeadOptions | None:
+        return None if typed or self.head.name != CLASSES.name else HeadOptions(0, self.labels, 0)
 
     @property
     def is_fitted(self) -> bool:

@@ -6,6 +6,7 @@ computes next, so that many adapters take no more of it than one.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,11 +217,19 @@ class Reader:
 
     def _probabilities(self, questions: Sequence[Read]) -> Iterator[tuple[Read, NDArray[np.float32]]]:
         """Each question with the probabilities [S, labels] of the labels that its example asks for."""
-        for part in self.encoder.together([read.tokens for read in questions]):
-            batch = collate([self.learned.asking(read) for read in questions[part]], share=False)
+        by_text: dict[tuple[int, ...], list[int]] = defaultdict(list)  # equal texts are computed once
+        for number, read in enumerate(questions):
+            by_text[tuple(read.encoded.ids)].append(number)
+        texts = [*by_text.values()]
+        found: dict[int, Floats] = {}
+        for part in self.encoder.together([questions[numbers[0]].tokens for numbers in texts]):
+            asking = [self.learned.asking(*(questions[number] for number in numbers)) for numbers in texts[part]]
+            batch = collate(asking, share=False)
             p = self._calibrated(self.encoder.use(self._passes).labels(batch))
-            for read, (_, rows) in zip(questions[part], batch.parts(), strict=True):
-                yield read, p[rows]
+            for numbers, (_, rows) in zip(texts[part], batch.parts(), strict=True):
+                found |= dict.fromkeys(numbers, p[rows])
+        for number, read in enumerate(questions):
+            yield read, found[number]
 
 
     def _calibrated(self, logp: Floats) -> Floats:

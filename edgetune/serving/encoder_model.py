@@ -218,7 +218,7 @@ class Classifying(Answering[QuestionInProgress]):
         """
         learned = self.served.reader(adapter).learned
         request = self.served.prepare(prompt, max_tokens, stop, logprobs, echo, among, seed=seed or 0, **sampling)
-        learned.asking(request.read)  # raises for a typed question that it did not learn
+        learned.asking(request.read)  # raises NotFoundError for a typed question that it did not learn
         completion = Completion(adapter, len(request.tokens), self._notify, on_piece)
         return self._take_in(QuestionInProgress(completion, request))
 

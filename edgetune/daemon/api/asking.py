@@ -359,6 +359,11 @@ class AnsweredRequest(NamedTuple):
     model: str
 
 
+def name_within(id: str, question: str) -> str:
+    """Returns the name by which RecentAnswers has the answer to one of a request's questions."""
+    return f"{id} {question}"
+
+
 class RecentAnswers:
     """The last answers by their ids, for feedback; in memory only. `count` of them, and `size` characters at most.
 

@@ -18,6 +18,7 @@ from ..kinds.feedback import NEW
 from ..kinds.registry import kinds
 from ..learning.items import FeedbackItem, Heading
 from ..state.database import dump
+from .asking import name_within
 from .completions import TheService
 from .errors import JSONL, RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
@@ -40,6 +41,8 @@ class FeedbackRequest(Body):
     prompt: str | None = Field(None, description="The question, as one text.")
     answer: str | None = Field(None, description="The answer that was given; with rejected, the better one of two. Not "
                                                  "with completion_id, which knows it.")
+    question: str | None = Field(None, description="With completion_id: the name of the question, if the request asked "
+                                 "several by name.")
     rating: Literal["up", "down"] | None = Field(None, description="up: the answer is right, and is learned; down: it "
                                                  "is wrong.")
     correction: str | None = Field(None, description="The right answer: this is learned.")
@@ -195,8 +198,11 @@ def given(body: FeedbackRequest, request: Request) -> dict[str, Any]:
     if body.completion_id is not None:
         if body.messages is not None or body.prompt is not None or body.answer is not None:
             raise UsageError("completion_id is given, and messages, prompt or answer too", "leave one of them out")
-        answered = request.app.state.recent.get(body.completion_id)
+        named = body.completion_id if body.question is None else name_within(body.completion_id, body.question)
+        answered = request.app.state.recent.get(named)
         found |= {**answered.question, "answer": answered.answer, "model": answered.model}
+    elif body.question is not None:
+        raise UsageError(f"question is {body.question!r:.80} without completion_id", "give the id of the answer")
     elif (body.messages is None) == (body.prompt is None):
         raise UsageError("neither completion_id nor messages nor prompt is given, or both of the latter",
                          "name an answer by one of them")

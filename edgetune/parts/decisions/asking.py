@@ -1,0 +1,168 @@
+"""The questions of one request: they are submitted together, and one pass of the encoder answers those that it learned.
+
+A correction of exactly this question about this state is recalled before that. A question that nobody here can answer
+is unanswered, with the reason and the way to teach it: no probability is invented.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+from fastapi import Request
+
+from ...daemon.api.asking import AnsweredRequest, RecentAnswers, calling_when_gone, name_within
+from ...daemon.api.pools import Pools
+from ...daemon.service import Service
+from ...data.decisions import TypedQuestion, read_key
+from ...errors import NotFoundError, UnsupportedError, UsageError
+from ...serving.completion import MODEL, Completion
+from ...serving.encoder import Reader
+from ...serving.encoder_model import EncoderModel
+from ...serving.question import Message, Question
+from .decided import Decided, certain, decided, learned_as
+
+NEAR = 0.5  # cosine from which a learned question is proposed in place of one that was not
+
+
+@dataclass
+class DecisionRequest:
+    """A state and what is asked about it. answers: of each question; unanswered: why the others have none.
+    prompt_tokens: of the state. adapter: the one that answers; "": nothing is learned yet.
+    """
+
+    service: Service
+    state: str
+    questions: Mapping[str, TypedQuestion]
+    model: str = ""
+    id: str = field(default_factory=lambda: f"dec_{secrets.token_hex(12)}")
+    answers: dict[str, Decided] = field(default_factory=dict)
+    unanswered: dict[str, NotFoundError] = field(default_factory=dict)
+    prompt_tokens: int = 0
+    adapter: str = ""
+
+    async def answer(self, request: Request) -> None:
+        """Fills the answers. Feedback can then name each by the id of the request and the name of the question. Raises
+        UnsupportedError for a model that writes text, NotFoundError for an unknown model, and errors of the batcher.
+        """
+        pools: Pools = request.app.state.pools
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Queue[None] = asyncio.Queue()
+
+        def note(_completion: Completion, piece: str | None) -> None:  # on the batcher's thread
+            if piece is None:
+                with suppress(RuntimeError):  # the loop is closed: the client is gone
+                    loop.call_soon_threadsafe(ended.put_nowait, None)
+
+        submitted = await pools.take(lambda: self._submit(note))
+        async with calling_when_gone(lambda: _cancel(submitted.values()), request):
+            for _ in submitted:
+                await ended.get()
+        await pools.take(lambda: self._take(submitted, request.app.state.recent))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What strict clients refuse in an answer: the id for feedback, and what is known of the answers."""
+        sure = [name for name, found in self.answers.items() if found.is_sure]
+        recalled = {name: found.recalled for name, found in self.answers.items() if found.recalled}
+        return {"x-request-id": self.id, "x-typesafe-request-id": self.id, "X-Edgetune-Adapter": self.adapter,
+                "X-Edgetune-Sure": json.dumps(sure), "X-Edgetune-Recalled": json.dumps(recalled)}
+
+    # ---- on the threads of the pools --------------------------------------------------------------------------------
+
+    def _submit(self, note: Callable[[Completion, str | None], None]) -> dict[str, Completion]:
+        """Puts the questions into the batcher's queue."""
+        served = self.service.served
+        if not isinstance(served, EncoderModel):
+            raise UnsupportedError(f"{self.service.name} writes text, and typed questions are answered by an encoder",
+                                   "start the daemon with one, such as edgetune daemon minilm")
+        self.adapter = self.service.adapter_for(self.model) or ""
+        reader = served.reader(self.adapter) if self.adapter else None
+        submitted: dict[str, Completion] = {}
+        try:
+            for name, question in self.questions.items():
+                asked = Question(self._messages(question, reader), model=self.model)
+                try:
+                    submitted[name] = self.service.ask(asked, note)
+                except (NotFoundError, UsageError) as error:
+                    if isinstance(error, UsageError) and reader:
+                        raise
+                    self.unanswered[name] = self._unlearned(name, question, reader)
+        except Exception:
+            _cancel(submitted.values())
+            raise
+        return submitted
+
+    def _take(self, submitted: Mapping[str, Completion], recent: RecentAnswers) -> None:
+        """Reads the answers, which have ended, and keeps them for feedback."""
+        served = self.service.served
+        assert isinstance(served, EncoderModel)
+        reader = served.reader(self.adapter) if self.adapter else None
+        for name, question in self.questions.items():
+            if name in submitted:
+                self._read(name, question, submitted[name], reader)
+            said = self.answers[name].label if name in self.answers else ""
+            content = {"messages": [*self._messages(question, reader)]}
+            recent.add(name_within(self.id, name), AnsweredRequest(content, said, self.adapter))
+
+    def _read(self, name: str, question: TypedQuestion, completion: Completion, reader: Reader | None) -> None:
+        """Notes the answer to a question."""
+        if completion.error:
+            raise completion.error
+        self.prompt_tokens = completion.prompt_tokens
+        if completion.source == MODEL:
+            self._read_head(name, question, completion, reader)
+        elif (label := completion.text().strip()) in question.labels:
+            recalled = str(completion.details.get("recalled", ""))
+            self.answers[name] = Decided(question, certain(question, label), is_sure=True, recalled=recalled)
+        else:
+            self.unanswered[name] = NotFoundError(
+                f"the question {name!r:.80} was corrected to {label!r:.80}, which is none of its options",
+                "offer it, or correct the answer again")
+
+    def _read_head(self, name: str, question: TypedQuestion, completion: Completion, reader: Reader | None) -> None:
+        assert reader
+        try:
+            self.answers[name] = decided(name, question, reader, np.exp(completion.among))
+        except NotFoundError as error:
+            self.unanswered[name] = error
+
+    # ---- which question it is ---------------------------------------------------------------------------------------
+
+    def _messages(self, question: TypedQuestion, reader: Reader | None) -> list[Message]:
+        """The question and the state as a conversation, by which corrections are kept and learned."""
+        asked: list[Message] = [{"role": "user", "content": self.state}]
+        typed = learned_as(question, reader.learned) if reader else question.key
+        return [{"role": "system", "content": typed}, *asked] if typed else asked
+
+    def _unlearned(self, name: str, question: TypedQuestion, reader: Reader | None) -> NotFoundError:
+        """Why nobody answers a question, with the learned one that is nearest to it."""
+        teach = 'teach it: send rows, or corrections to /v1/feedback with the id of this answer and "question": NAME'
+        what = f"the question {name!r:.80} was not learned"
+        if reader is None:
+            return NotFoundError(what, teach)
+        known = [found for key in getattr(reader.learned, "questions", ())
+                 if (found := read_key(key[0])) and found.type == question.type]
+        if known and (near := self._nearest(question, known)):
+            return NotFoundError(f"{what}; near to it is {near.instructions!r:.200}",
+                                 f"ask in those words if that is meant, or {teach}")
+        return NotFoundError(what, teach)
+
+    def _nearest(self, question: TypedQuestion, known: list[TypedQuestion]) -> TypedQuestion | None:
+        texts = [question.instructions, *(each.instructions for each in known)]
+        try:
+            vectors = self.service.embed(texts).vectors
+        except (UsageError, UnsupportedError):  # of a text that is too long
+            return None
+        cosines = vectors[1:] @ vectors[0]
+        return known[int(cosines.argmax())] if cosines.max() >= NEAR else None
+
+
+def _cancel(completions: Iterable[Completion]) -> None:
+    for each in completions:
+        each.cancel()

@@ -1,0 +1,9 @@
+"""Typed questions about a state, answered with probabilities by an encoder that learned them."""
+
+from ...manifest import Manifest
+
+MANIFEST = Manifest(
+    name="decisions",
+    commands={"Try": {"decide": "commands"}},
+    routes=("systemone", "openai"),
+)
