@@ -177,6 +177,7 @@ def begun_lines(job: dict[str, Any]) -> list[str]:
 
 def file_id(client: Any, data: str, columns: Columns) -> str:
     """The id of a file that the daemon has, or of rows of this machine, which are uploaded."""
+    from ..data.files import begins_with_questions
     from ..data.formats import BY_KEYS
     from ..data.parts import parts_of
     if data.startswith("file-"):
@@ -186,7 +187,8 @@ def file_id(client: Any, data: str, columns: Columns) -> str:
         return data
     path = Path(data)
     parts = parts_of(path)
-    if columns == BY_KEYS and len(parts) == 1 and parts[0].suffix.lower() != ".parquet":
+    is_read_here = parts[0].suffix.lower() == ".parquet" or begins_with_questions(parts[0])
+    if columns == BY_KEYS and len(parts) == 1 and not is_read_here:
         return str(client.upload(parts[0]))
     with TemporaryDirectory() as folder:
         lines = Path(folder) / f"{path.stem}.jsonl"

@@ -93,7 +93,7 @@ def with_shared(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
     """
     shared = None
     for line, row in rows:
-        if isinstance(row, Mapping) and {*row} == {QUESTIONS}:
+        if only_asks(row):
             shared = row[QUESTIONS]
         elif shared is not None and is_decision(row) and QUESTIONS not in row:
             yield line, {**row, QUESTIONS: shared}
@@ -154,6 +154,11 @@ def question_of(where: str, type: str, instructions: str, labels: Sequence[str],
 def is_decision(row: Any) -> bool:
     """Whether a row has a state and answers to typed questions."""
     return isinstance(row, Mapping) and STATE in row and (EXPECTED in row or GOLD in row)
+
+
+def only_asks(row: Any) -> bool:
+    """Whether a row has only questions, for those after it."""
+    return isinstance(row, Mapping) and {*row} == {QUESTIONS}
 
 
 def conversation(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from ..disk import PIECE, open_regular
 from ..errors import DataError, install_hint, lacking, size_text
-from .decisions import with_shared
+from .decisions import only_asks, with_shared
 from .parts import STDIN, SUFFIXES, parts_of
 from .rows import Row, json_type
 
@@ -83,6 +83,15 @@ def _read_files(parts: Sequence[Path], digest: Digest) -> Iterator[tuple[int, Ro
         name = str(part) if len(parts) > 1 else part.name
         for line, row in _read_file(part, name, digest):
             yield (Line(line, name) if len(parts) > 1 else line), row
+
+
+def begins_with_questions(path: Path) -> bool:
+    """Whether the first line of a file has questions for the rows after it, which only `read_rows` gives to these."""
+    try:
+        with path.open("rb") as file:
+            return only_asks(json.loads(file.readline(LINE_LIMIT)))
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def digest_of_files(path: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import DataError, shell_word
 from . import rows as supervised_rows
-from .decisions import conversation, is_decision
+from .decisions import conversation, is_decision, only_asks
 from .preferences import is_pair
 from .rows import ROLES, Row, RowParser, as_messages, json_type, keys_of, row_text
 
@@ -51,6 +51,9 @@ def recognised(row: Any, parsers: Sequence[RowParser], columns: Columns | None =
         return _named(row, columns)
     if is_decision(row):
         return conversation(row)
+    if only_asks(row):
+        raise DataError("the row has only questions, and is not in a file that edgetune itself reads",
+                        "give each row its questions")
     refusals = []
     for parser in parsers:
         try:

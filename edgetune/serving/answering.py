@@ -10,8 +10,9 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -50,6 +51,7 @@ class Answering(ABC, Generic[A]):
         self._open = False  # whether it takes requests
         self._now = False  # whether it cancels those that it took
         self._waiting: deque[A] = deque()
+        self._gathering = threading.local()  # .answers: those that a thread submits together
         self._calls: list[tuple[Callable[[], bool], Future[None]]] = []  # for the thread; False: not yet
         self._leaving: set[str] = set()  # adapters that take no new requests
         self._working: list[A] = []  # the thread's, in the order in which they began
@@ -140,10 +142,32 @@ class Answering(ABC, Generic[A]):
                 raise UsageError(f"the adapter {adapter!r} is being removed", "choose another one")
             if len(self._waiting) + len(self._working) >= self.queue + self.parallel:
                 raise TooMuchError(f"{self.queue} requests wait already", "ask again in a few seconds")
-            self._waiting.append(answer)
+            gathered = getattr(self._gathering, "answers", None)
+            (self._waiting if gathered is None else gathered).append(answer)
             self._totals["requests"] += 1
             self._wake.notify()
         return answer.completion
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Lets the requests that this thread submits within wait from its end on, so that they can be worked on
+        together. One whose adapter left meanwhile has that error.
+        """
+        gathered: list[A] = []
+        self._gathering.answers = gathered
+        try:
+            yield
+        finally:
+            self._gathering.answers = None
+            with self._wake:
+                self._waiting.extend(gathered)
+                for answer in gathered:
+                    try:
+                        self.served.check_adapter(answer.completion.adapter)
+                    except UsageError as error:
+                        answer.completion.error = error
+                        self._end(answer, "error")
+                self._wake.notify()
 
     def _check_open(self) -> None:
         if not self._open:

@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -119,7 +120,8 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
     schema = get_openapi(title=made.title, version=made.version, routes=made.routes)
     for path in schema["paths"].values():
         for operation in path.values():
-            operation["responses"].pop("422", None)
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"]["schemas"].pop(name, None)
     if keyed:
@@ -135,11 +137,14 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
-@router.get("/v1/models", response_model=schemas.Page[schemas.Model])
+@router.get("/v1/models", response_model=schemas.ModelPage)
 @needs(KeyScope.ANSWER)
 def list_models(service: TheService) -> Any:
-    """Lists the names that requests may give as their model."""
-    return {"data": _models(service)}
+    """Lists the names that requests may give as their model, as OpenAI does; `models` as TypeSafe does."""
+    found = _models(service)
+    return {"data": found, "models": [
+        {"name": model["id"], "description": model["system"],
+         "release_date": datetime.fromtimestamp(model["created"], timezone.utc).date().isoformat()} for model in found]}
 
 
 @router.get("/v1/models/{model}", response_model=schemas.Model)

@@ -56,6 +56,20 @@ class Model(Answer):
                         "with it.")
 
 
+class ModelName(Answer):
+    """A name that requests may give as their model, as TypeSafe's clients read it."""
+
+    name: str = Field(description="The name.")
+    description: str = Field(description="The system message that chats without one are given.")
+    release_date: str = Field(description="The day on which it was made, YYYY-MM-DD.")
+
+
+class ModelPage(Page[Model]):
+    """All names, twice: as OpenAI's clients and as TypeSafe's read them."""
+
+    models: list[ModelName] = Field(description="The names once more.")
+
+
 class FileObject(Answer):
     """An uploaded file, or the results of a job."""
 

@@ -85,14 +85,15 @@ class DecisionRequest:
         reader = served.reader(self.adapter) if self.adapter else None
         submitted: dict[str, Completion] = {}
         try:
-            for name, question in self.questions.items():
-                asked = Question(self._messages(question, reader), model=self.model)
-                try:
-                    submitted[name] = self.service.ask(asked, note)
-                except (NotFoundError, UsageError) as error:
-                    if isinstance(error, UsageError) and reader:
-                        raise
-                    self.unanswered[name] = self._unlearned(name, question, reader)
+            with self.service.batcher.together():
+                for name, question in self.questions.items():
+                    asked = Question(self._messages(question, reader), model=self.model)
+                    try:
+                        submitted[name] = self.service.ask(asked, note)
+                    except (NotFoundError, UsageError) as error:
+                        if isinstance(error, UsageError) and reader:
+                            raise
+                        self.unanswered[name] = self._unlearned(name, question, reader)
         except Exception:
             _cancel(submitted.values())
             raise

@@ -8,12 +8,13 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field, RootModel
+from starlette.exceptions import HTTPException
 
 from ...daemon.api.asking import note_ignored
 from ...daemon.api.completions import TheService
 from ...daemon.api.errors import RESPONSES, JsonRoute, about
 from ...daemon.api.security import needs
-from ...daemon.api.shapes import Answer, Body
+from ...daemon.api.shapes import Answer, Body, Error
 from ...daemon.keys import KeyScope
 from ...data import decisions
 from ...data.decisions import CHOICE, NOUL
@@ -22,6 +23,7 @@ from .asking import DecisionRequest
 from .decided import Decided
 
 IMAGES = ("assets", "images", "files")
+UNLEARNED = 422  # status, where nothing here can answer
 router = APIRouter(route_class=JsonRoute, responses=RESPONSES)
 
 
@@ -89,7 +91,8 @@ class SystemOneResponse(Answer):
     usage: SystemOneUsage = Field(description="What it took.")
 
 
-@router.post("/v1/systemone", response_model=SystemOneResponse)
+@router.post("/v1/systemone", response_model=SystemOneResponse,
+             responses={UNLEARNED: {"model": Error, "description": "A question, or an option, was not learned."}})
 @needs(KeyScope.ANSWER)
 async def system_one(body: SystemOneRequest, request: Request, response: Response, service: TheService) -> Any:
     """Answers typed questions about a state by an encoder that learned them, in one pass. A question that was not
@@ -109,7 +112,7 @@ async def system_one(body: SystemOneRequest, request: Request, response: Respons
     await asked.answer(request)
     response.headers.update(asked.headers)
     if asked.unanswered:
-        raise next(iter(asked.unanswered.values()))
+        raise HTTPException(UNLEARNED, str(next(iter(asked.unanswered.values()))), asked.headers)
     return {"model": asked.adapter or service.name,
             "answers": {name: _answer(asked.answers[name], body.questions[name]) for name in questions},
             "usage": {"input_tokens": asked.prompt_tokens, "output_tokens": 0}}
