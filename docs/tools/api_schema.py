@@ -31,9 +31,15 @@ def common_fields(fields: list[Field], before: Mapping[str, list[Field]]) -> tup
                       key=lambda pair: len(pair[1]), default=("", []))
     if len(found) < COMMON:
         return "", []
-    is_all = found == before[name]
-    names = "" if is_all else f": {', '.join(f'`{field.name}`' for field in found)}"
-    return f"{'All' if is_all else 'Some'} fields of [{name}](#{anchor(name)}){names}", found
+    other = [field for field in before[name] if field not in found and not is_plain(field)]
+    link = f"fields of [{name}](#{anchor(name)})"
+    if len(other) >= len(found):
+        return f"Some {link}: {flat(found)}", found
+    return f"All {link}{' but ' if other else ''}{flat(other)}", found
+
+
+def flat(fields: list[Field]) -> str:
+    return ", ".join(f"`{field.name}`" for field in fields)
 
 
 def names_of(schema: Schema) -> list[str]:
@@ -66,6 +72,12 @@ def name_of(part: Schema) -> str:
 def is_plain(field: Field) -> bool:
     """Whether the field is one that objects have, with the meaning that the head of the page gives."""
     return field.meaning in PLAIN or ("const" in field.schema and not field.meaning)
+
+
+def is_bare(example: Example) -> bool:
+    """Whether a request says no more than its method and path; how long a list may be does not count."""
+    return example.body is None and not example.form and not example.to and (
+        "?" not in example.asked or example.asked.endswith("?limit=1"))
 
 
 def lowered(text: str) -> str:
