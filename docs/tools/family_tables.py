@@ -22,7 +22,11 @@ def lines() -> Iterator[str]:
     yield ""
     for name, kind in families().items():
         yield from (f"## {name}", "", first_paragraph(sys.modules[kind.__module__]), "")
-        yield from options.listed(declared(kind))
+        if name == "lora":
+            names = options.flags(spec.name for spec in declared(kind))
+            yield from (f"The [training options](cli.md#training-options) {names}.", "")
+        else:
+            yield from options.listed(declared(kind))
 
 
 def first_paragraph(documented: object) -> str:
