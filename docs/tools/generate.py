@@ -64,7 +64,8 @@ def page(title: str, lines: Iterable[str]) -> str:
 
 def methods_page() -> str:
     kinds = {**objectives(), **{kind.__name__: kind for kind in methods.SHARED}}
-    found = {name: [*methods.inherited(kind), *options.listed(methods.options_of(kind))] for name, kind in kinds.items()}
+    found = {name: [*methods.inherited(kind), *options.listed(methods.options_of(kind))]
+             for name, kind in kinds.items()}
     tables = {f"options of {name}": ["", *lines] for name, lines in found.items() if lines}
     return with_tables("reference/methods.md", {"methods": methods.summary(), "rows": methods.row_shapes(), **tables})
 
