@@ -100,7 +100,7 @@ def curl(example: Example) -> Iterator[str]:
     if example.body is None:
         yield f"curl{method} {place}{more}"
     else:
-        asked = f"""curl{method} {place} -H "$JSON" -d '"""
+        asked = f"""curl{method} {place} $JSON -d '"""
         *body, last = pretty(example.body)
         yield from [asked, *body, f"{last}'"] if body or len(asked + last) >= WIDTH else [f"{asked}{last}'"]
 

@@ -55,7 +55,7 @@ WITHOUT_EFFECT = {field.name for endpoint in ENDPOINTS for field in endpoint.inn
                   if field.becomes in (IGNORED, REFUSED)}
 HEAD = """\
 The routes of `edgetune serve`, generated from its schema, `/openapi.json`. In the examples
-`URL=http://127.0.0.1:8642` and `JSON='content-type: application/json'`. If the daemon has keys, add
+`URL=http://127.0.0.1:8642` and `JSON=-Hcontent-type:application/json`. If the daemon has keys, add
 `-H "authorization: Bearer $EDGETUNE_KEY"`. A route says which scope its key must have; if it says none, that is
 `admin`. A key of `feedback` may do what needs `answer`, too, and one of `admin` everything. The answers are those of
 SmolLM2 and MiniLM; `...` stands for what is left out. A route without an example is asked by its method and path, as in
