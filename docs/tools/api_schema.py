@@ -76,7 +76,7 @@ def is_plain(field: Field) -> bool:
 
 def is_bare(example: Example) -> bool:
     """Whether a request says no more than its method and path; how long a list may be does not count."""
-    return example.body is None and not example.form and not example.to and (
+    return example.body is None and not example.form and (
         "?" not in example.asked or example.asked.endswith("?limit=1"))
 
 

@@ -82,9 +82,8 @@ daemon's `--learn-method`: `sft` needs a right answer, `dpo` and `orpo` a right 
 | `withdrawn` | Newer feedback on the same question replaced it. |
 | `counted` | It is counted only: the daemon's method cannot learn it. |
 
-One question in five is held out: `held_out` is true, and the gate evaluates new adapters with it. With `--recall`, the
-default, an exact repeat of a corrected question is answered as corrected until a job has learned it; with an encoder
-in `--embeddings` also one in other words (`--recall-like`). What has `expires_in` is never learned, and `counted`."""
+One question in five is held out: `held_out` is true, and the gate evaluates new adapters with it. What has `expires_in`
+is never learned, and `counted`. [More](../how-to/learn-from-feedback.md)"""
 GROUPS = {  # the heading of the routes that begin with a path; the longest path counts
     "/v1/chat": "Answers", "/v1/completions": "Answers", "/v1/responses": "Answers", "/v1/embeddings": "Answers",
     "/v1/classify": "Answers", "/v1/rerank": "Answers", "/tokenize": "Answers", "/detokenize": "Answers",
@@ -159,7 +158,7 @@ class Reference:
         yield from (f"### {name}", "", said(operation["description"]) + needed, "")
         answer = json_of(operation["responses"].get("200", {}))
         for example in self.examples.get(name, []):
-            if not (is_bare(example) and self.is_linked(answer)):
+            if not (is_bare(example) and (example.to or self.is_linked(answer))):
                 yield from example_lines(example)
         yield from self.query(operation)
         yield from self.request(name, path, operation)
