@@ -386,11 +386,6 @@ def test_the_family_of_the_page_is_one(tmp_path, bundle, monkeypatch):
     assert open_adapter(tmp_path / "out").run["options"]["shrink"] == 0.5
 
 
-def test_the_family_from_scratch_is_that_of_the_tests():
-    block, = (block for block in re.findall(r"```py\n(.*?)```", EXTENDING, re.S) if "class Sparse" in block)
-    assert block in (ROOT / "tests" / "adapters" / "test_family.py").read_text("utf-8")
-
-
 def test_the_grader_of_the_page_is_one(tmp_path, monkeypatch):
     """As a file of its room, read from JSON beside the others."""
     from edgetune.errors import UsageError

@@ -31,9 +31,15 @@ def common_fields(fields: list[Field], before: Mapping[str, list[Field]]) -> tup
                       key=lambda pair: len(pair[1]), default=("", []))
     if len(found) < COMMON:
         return "", []
-    is_all = found == before[name]
-    names = "" if is_all else f": {', '.join(f'`{field.name}`' for field in found)}"
-    return f"{'All' if is_all else 'Some'} fields of [{name}](#{anchor(name)}){names}", found
+    other = [field for field in before[name] if field not in found and not is_plain(field)]
+    link = f"fields of [{name}](#{anchor(name)})"
+    if len(other) >= len(found):
+        return f"Some {link}: {flat(found)}", found
+    return f"All {link}{' but ' if other else ''}{flat(other)}", found
+
+
+def flat(fields: list[Field]) -> str:
+    return ", ".join(f"`{field.name}`" for field in fields)
 
 
 def names_of(schema: Schema) -> list[str]:
@@ -68,6 +74,12 @@ def is_plain(field: Field) -> bool:
     return field.meaning in PLAIN or ("const" in field.schema and not field.meaning)
 
 
+def is_bare(example: Example) -> bool:
+    """Whether a request says no more than its method and path; how long a list may be does not count."""
+    return example.body is None and not example.form and (
+        "?" not in example.asked or example.asked.endswith("?limit=1"))
+
+
 def lowered(text: str) -> str:
     return text[:1].lower() + text[1:]
 
@@ -88,7 +100,7 @@ def curl(example: Example) -> Iterator[str]:
     if example.body is None:
         yield f"curl{method} {place}{more}"
     else:
-        asked = f"""curl{method} {place} -H "$JSON" -d '"""
+        asked = f"""curl{method} {place} $JSON -d '"""
         *body, last = pretty(example.body)
         yield from [asked, *body, f"{last}'"] if body or len(asked + last) >= WIDTH else [f"{asked}{last}'"]
 

@@ -28,7 +28,6 @@ SHARED: dict[str, tuple[type, str]] = {
     "Compression options": (CompressConfig, "They are options of `edgetune compress`."),
 }
 COMMON = "Common options"
-FEW = 3  # options of a shared table; fewer stand in the command's own
 SEVERAL = 2  # commands
 HELP = {"--help", "--help-all"}
 EVERYWHERE = {"--json", "--url", "--key-file"}
@@ -111,8 +110,7 @@ def command_lines(path: str) -> Iterator[str]:
     if common := [one for one in apart if len(usage()[row(one)]) >= SEVERAL]:
         yield from (f"{flags(common)}: {link('common', COMMON)}.", "")
     for title, others in shared.items():
-        if others:
-            yield from (named(others, title), "")
+        yield from (named(others, title), "")
 
 
 def options_of(command: click.Command) -> list[click.Option]:
@@ -182,7 +180,7 @@ def shared_options(found: list[click.Option]) -> Iterator[tuple[str, list[click.
     taken: list[click.Option] = []
     for title in sorted(by_title, key=lambda title: -len(by_title[title])):
         own = [one for one in by_title[title] if one not in taken]
-        if len(own) >= FEW:
+        if own:
             taken += own
             yield title, own
 

@@ -1,4 +1,4 @@
-"""The families of docs/reference/families.md: a list of all, then each with its options, from their classes."""
+"""The families of docs/reference/families.md, each with its options, from their modules and classes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ def lines() -> Iterator[str]:
     yield from (f"{LLAMA} answers with an adapter, unless its family names another engine.", "")
     for name, kind in families().items():
         engine = "" if kind.served_by == LLAMA else f" Answered by {kind.served_by}."
-        yield f"- [{name}](#{name}): {first_paragraph(kind)}{engine}"
-    yield ""
-    for name, kind in families().items():
-        yield from (f"## {name}", "", first_paragraph(sys.modules[kind.__module__]), "")
-        yield from options.listed(declared(kind))
+        yield from (f"## {name}", "", first_paragraph(sys.modules[kind.__module__]) + engine, "")
+        if name == "lora":
+            names = options.flags(spec.name for spec in declared(kind))
+            yield from (f"The [training options](cli.md#training-options) {names}.", "")
+        else:
+            yield from options.listed(declared(kind))
 
 
 def first_paragraph(documented: object) -> str:

@@ -123,7 +123,7 @@ def table() -> Iterator[str]:
 
 
 def cell(model: Published, board: Profile) -> str:
-    """Peak memory and time of a run; "-" where it does not fit."""
+    """Peak memory in MiB, and the time of a run; "-" where it does not fit. *: weights are read in every step."""
     config = TrainConfig()
     limits = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available))
     structure = model.structure()
@@ -135,8 +135,7 @@ def cell(model: Published, board: Profile) -> str:
     assert speed is not None
     rate = tokens_per_s(structure, found.run, speed, found.read_bytes)
     tokens = total_steps(config, ROWS) * batch_of(config, ROWS) * TOKENS
-    read = ", read" if found.tradeoffs.streamed else ""
-    return f"{-(-found.peak_bytes // 2**20)} MiB, {duration(tokens / rate)}{read}"
+    return f"{-(-found.peak_bytes // 2**20)}, {duration(tokens / rate)}{'*' if found.tradeoffs.streamed else ''}"
 
 
 def duration(seconds: float) -> str:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import command_page
@@ -63,11 +63,10 @@ def page(title: str, lines: Iterable[str]) -> str:
 
 
 def methods_page() -> str:
-    def of(kind: type) -> Iterator[str]:
-        yield from ("", *methods.inherited(kind), *options.listed(methods.options_of(kind)))
-
-    tables = {f"options of {name}": of(kind) for name, kind in objectives().items() if name != "sft"}
-    tables |= {f"options of {kind.__name__}": of(kind) for kind in methods.SHARED}
+    kinds = {**objectives(), **{kind.__name__: kind for kind in methods.SHARED}}
+    found = {name: [*methods.inherited(kind), *options.listed(methods.options_of(kind))]
+             for name, kind in kinds.items()}
+    tables = {f"options of {name}": ["", *lines] for name, lines in found.items() if lines}
     return with_tables("reference/methods.md", {"methods": methods.summary(), "rows": methods.row_shapes(), **tables})
 
 

@@ -22,6 +22,7 @@ from api_schema import (
     common_fields,
     curl,
     fields_of,
+    is_bare,
     is_plain,
     json_of,
     lowered,
@@ -54,13 +55,15 @@ WITHOUT_EFFECT = {field.name for endpoint in ENDPOINTS for field in endpoint.inn
                   if field.becomes in (IGNORED, REFUSED)}
 HEAD = """\
 The routes of `edgetune serve`, generated from its schema, `/openapi.json`. In the examples
-`URL=http://127.0.0.1:8642` and `JSON='content-type: application/json'`. If the daemon has keys, add
+`URL=http://127.0.0.1:8642` and `JSON=-Hcontent-type:application/json`. If the daemon has keys, add
 `-H "authorization: Bearer $EDGETUNE_KEY"`. A route says which scope its key must have; if it says none, that is
 `admin`. A key of `feedback` may do what needs `answer`, too, and one of `admin` everything. The answers are those of
-SmolLM2 and MiniLM; `...` stands for what is left out.
+SmolLM2 and MiniLM; `...` stands for what is left out. A route without an example is asked by its method and path, as in
+`curl -X DELETE $URL/v1/files/file-2`.
 
-A field that is not listed is refused with 400, and null is as good as absent. An ignored field has no effect on the
-answer, and is named once in the log. What holds without a field is its default, or stands in brackets.
+A field without a type is a string. A field that is not listed is refused with 400, and null is as good as absent. An
+ignored field has no effect on the answer, and is named once in the log. What holds without a field is its default, or
+stands in brackets.
 
 Lists begin with the newest item. A list that comes in parts has `data` and `has_more`; of its query `limit` is the
 number of items in a part at most, and `after` the last id of the part before. The own `id` of an answer, `object` and
@@ -79,9 +82,8 @@ daemon's `--learn-method`: `sft` needs a right answer, `dpo` and `orpo` a right 
 | `withdrawn` | Newer feedback on the same question replaced it. |
 | `counted` | It is counted only: the daemon's method cannot learn it. |
 
-One question in five is held out: `held_out` is true, and the gate evaluates new adapters with it. With `--recall`, the
-default, an exact repeat of a corrected question is answered as corrected until a job has learned it; with an encoder
-in `--embeddings` also one in other words (`--recall-like`). What has `expires_in` is never learned, and `counted`."""
+One question in five is held out: `held_out` is true, and the gate evaluates new adapters with it. What has `expires_in`
+is never learned, and `counted`. [More](../how-to/learn-from-feedback.md)"""
 GROUPS = {  # the heading of the routes that begin with a path; the longest path counts
     "/v1/chat": "Answers", "/v1/completions": "Answers", "/v1/responses": "Answers", "/v1/embeddings": "Answers",
     "/v1/classify": "Answers", "/v1/rerank": "Answers", "/tokenize": "Answers", "/detokenize": "Answers",
@@ -156,7 +158,8 @@ class Reference:
         yield from (f"### {name}", "", said(operation["description"]) + needed, "")
         answer = json_of(operation["responses"].get("200", {}))
         for example in self.examples.get(name, []):
-            yield from example_lines(example)
+            if not (is_bare(example) and (example.to or self.is_linked(answer))):
+                yield from example_lines(example)
         yield from self.query(operation)
         yield from self.request(name, path, operation)
         if name == "POST /v1/feedback":
@@ -224,8 +227,12 @@ class Reference:
             if self.parent(kind):
                 yield from self.own_fields(kind)
             else:
-                yield from [f"- {lowered(text).replace('fields of', 'fields of the answer of')}"] if common else []
+                yield from [f"- {lowered(text).replace('fields of', 'fields of the answer of', 1)}"] if common else []
                 yield from self.fields([field for field in fields if field not in common], is_request=False)
+
+    def is_linked(self, answer: Schema) -> bool:
+        """Whether an answer is an object, or a list of objects, that stands at another place."""
+        return self.is_shared(name_of(answer).removeprefix("Page_").rstrip("_"))
 
     def described(self, name: str) -> Iterator[str]:
         yield from (self.meaning(name), "", *self.own_fields(name))
@@ -274,18 +281,22 @@ class Reference:
         field = alike[0]
         default = field.schema.get("default")
         kind = self.kind(field.schema)
-        notes = [kind.removesuffix(" or null") if is_request else kind]
+        kind = kind.removesuffix(" or null") if is_request else kind
+        notes = [kind] if kind != "string" else []
         if field.needed and is_request:
             notes.append("required")
         names = ", ".join(f"`{one.name}`" for one in alike)
         has_default = default not in (None, "") and is_request and not isinstance(default, dict | list)
         meaning = said(field.meaning)
+        if meaning and any(meaning in self.meaning(name) for name in references(field.schema)):
+            meaning = ""  # stands at the object
         if own := self.own_object(field.schema):
             more = self.meaning(own)
             meaning = f"{meaning} {more.partition('. ')[2]}".strip() if meaning else more
         if has_default:
             notes.append(f"default `{json.dumps(default)}`")
-        return f"{names} ({', '.join(notes)}){': ' if meaning else ''}{meaning}"
+        brackets = f" ({', '.join(notes)})" if notes else ""
+        return f"{names}{brackets}{': ' if meaning else ''}{meaning}"
 
     def own_object(self, schema: Schema) -> str:
         """The object of a field that no other place has, in a list or not."""
@@ -374,9 +385,11 @@ def metrics() -> Iterator[str]:
         device=lambda: {"memory": {"budget": 0, "used": 0, "available": 0}, "temperature": None, "serving": number,
                         "answered": {}, "job": None})
     found = Metrics(service)
+    yield from ("A name that ends in `_total` is a counter; the others are gauges, but for a histogram.", "")
     for family in [*found.collect(), *found.requests.describe(), *found.first.describe()]:
         total = "_total" if family.type == "counter" else ""
-        yield f"- `{family.name}{total}`, {family.type}: {family.documentation}"
+        kind = " (histogram)" if family.type == "histogram" else ""
+        yield f"- `{family.name}{total}`{kind}: {family.documentation}"
     yield ""
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import Field
 from typing import Any
 
+from option_tables import flags
+
 from edgetune.objectives.base import Objective, objectives
 from edgetune.objectives.drawn import Drawn, Rewarded
 from edgetune.objectives.policy import Policy
-from edgetune.options import declared
+from edgetune.options import declared, default_text
 
 SHARED = {Drawn: "Options for drawing answers", Rewarded: "Options for rewards", Policy: "Options of policy gradients"}
 ROWS = {  # of each module that reads rows: their name, and their keys
@@ -77,20 +79,26 @@ def parent_of(kind: type[Objective]) -> type[Objective] | None:
 
 
 def options_of(kind: type[Objective]) -> Iterator[Option]:
-    """The options that its parent lacks, or has with another default, text or range."""
+    """The options that its parent lacks, or has with another text or range."""
+    known = known_to(kind)
+    return (spec for spec in declared(kind) if spec.name not in known or known[spec.name].metadata != spec.metadata)
+
+
+def known_to(kind: type[Objective]) -> dict[str, Option]:
+    """The options of its parent, by name."""
     parent = parent_of(kind)
-    known = {spec.name: (spec.default, spec.metadata) for spec in declared(parent)} if parent else {}
-    for spec in declared(kind):
-        if known.get(spec.name) != (spec.default, spec.metadata):
-            yield spec
+    return {spec.name: spec for spec in declared(parent)} if parent else {}
 
 
 def inherited(kind: type[Objective]) -> Iterator[str]:
-    """A sentence on the options that it has from its parent."""
+    """A sentence on the options that it has from its parent, with the defaults that differ."""
     parent = parent_of(kind)
-    if parent in SHARED:
-        title = SHARED[parent]
-        yield f"All [{title.lower()}](#{title.lower().replace(' ', '-')})."
-    elif parent:
-        yield f"All [options of {parent.name}](#{parent.name})."
-    yield ""
+    if not parent:
+        return
+    title = SHARED.get(parent) or f"Options of {parent.name}"
+    known = known_to(kind)
+    other = [f"{flags([spec.name])} {default_text(spec.default, spec.metadata['zero'])}" for spec in declared(kind)
+             if spec.name in known and known[spec.name].metadata == spec.metadata
+             and known[spec.name].default != spec.default]
+    place = SHARED[parent].lower().replace(" ", "-") if parent in SHARED else parent.name
+    yield from (f"All [{title[0].lower()}{title[1:]}](#{place}){', with ' if other else ''}{', '.join(other)}.", "")

@@ -138,9 +138,13 @@ def members(one: Name) -> Iterator[str]:
             kind = inspect.signature(member.fget if isinstance(member, property) else member.func).return_annotation
             head = f"{name}: {kind}"
         else:
-            head = "".join(line.strip().replace(",", ", ", line.endswith(",")) for line in signature(name, member))
+            head = in_one_line(signature(name, member))
         yield f"- `{head}`: {' '.join(text.split())}"
     yield ""
+
+
+def in_one_line(lines: list[str]) -> str:
+    return " ".join(line.strip() for line in lines).replace("( ", "(").replace(", )", ")")
 
 
 def documented(found: Any, name: str = "") -> str:
@@ -179,7 +183,7 @@ def prose(text: str, names: set[str]) -> Iterator[str]:
     """A docstring as Markdown: programs apart, and a line for each parameter that it describes."""
     for block in text.split("\n\n"):
         if block.startswith(">>>"):
-            yield from ("```py", *(line.removeprefix(">>> ") for line in block.splitlines()), "```", "")
+            yield from ("```py", *(line[4:] for line in block.splitlines()), "```", "")
             continue
         before, parts = divided(" ".join(block.split()), names)
         if before:

@@ -1,11 +1,6 @@
 """Kinds of jobs: one that a test adds is created, done by a process, evaluated by the gate, settled and shown."""
 
-import importlib.util
-import re
-import sys
 import time
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from services import open_service, until
@@ -63,25 +58,3 @@ def test_the_kinds_that_there_are():
         kind_of("nobody")
     with pytest.raises(ValueError, match="Other"):  # two cannot have one origin
         register(type("Other", (JobKind,), {"origin": "api"}))
-
-
-def test_the_kind_of_the_page_is_one(tmp_path, monkeypatch):
-    """As a file of its room."""
-    page = (Path(__file__).parents[2] / "docs" / "development" / "extending.md").read_text("utf-8")
-    code = next(block for block in re.findall(r"```py\n(.*?)```", page, re.S) if "JobKind" in block)
-    (tmp_path / "neighbour.py").write_text(code)
-    (tmp_path / "neighbour.json").write_text('{"name": "Anna"}')
-    spec = importlib.util.spec_from_file_location("edgetune.daemon.kinds.neighbour", tmp_path / "neighbour.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    monkeypatch.setitem(REGISTERED, "neighbour", JobKind())  # is put back to nothing at the end
-    del REGISTERED["neighbour"]
-    spec.loader.exec_module(module)
-    done = []
-    worker = SimpleNamespace(folder=tmp_path, is_trained=False, emit=done.append, train=lambda: done.append("train"),
-                             evaluate=lambda: {"passed": True})
-    assert kind_of("neighbour").work(worker) == {"passed": True}
-    assert "Anna" in str(done[0])
-    assert done[1] == "train"

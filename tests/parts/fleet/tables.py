@@ -73,8 +73,8 @@ def _members(story: Story) -> None:
     story(f"GET {members}", device="kitchen", show="device key state")
     story(f"POST {members}/approve", device="kitchen", show="device state")
     with httpx.Client(base_url=story.client.base_url, auth=Signing("kitchen", own.key)) as device:
-        story(f"POST {members}/rotate", "The device signs the request with the key that it had.",
-              {"key": public_of(own.next_key())}, device="kitchen", client=device, show="device key state")
+        story(f"POST {members}/rotate", body={"key": public_of(own.next_key())}, device="kitchen", client=device,
+              show="device key state")
     story(f"POST {members}/revoke", device="kitchen", show="device state")
 
 
