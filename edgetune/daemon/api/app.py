@@ -40,6 +40,7 @@ from . import (
     errors,
     feedback,
     fine_tuning,
+    fine_tuning_schemas,
     pages,
     schemas,
     tokens,
@@ -295,7 +296,7 @@ def promote(adapter: AnAdapter, service: TheService) -> Any:
     return {"serving": service.adapters.serving}
 
 
-@router.post("/v1/adapters/{adapter}/evaluate", response_model=schemas.Job)
+@router.post("/v1/adapters/{adapter}/evaluate", response_model=fine_tuning_schemas.Job)
 def evaluate(adapter: AnAdapter, service: TheService, body: schemas.Evaluation = BY_DEFAULT) -> Any:
     """Begins a job in which the gate evaluates an adapter, compared with the active one, by the held-out questions of
     this device. The verdict is kept with the adapter.

@@ -21,8 +21,9 @@ from ..state.database import dump
 from .completions import TheService
 from .errors import JSONL, RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
+from .fine_tuning_schemas import Job
 from .generation import ChatMessage
-from .schemas import Deleted, Job, Page
+from .schemas import Deleted, Page
 from .security import needs
 from .shapes import Answer, Body, Id, Time, Whole
 

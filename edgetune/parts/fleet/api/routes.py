@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ....daemon.api.completions import TheService
 from ....daemon.api.errors import RESPONSES, JsonRoute, of_type
 from ....daemon.api.fine_tuning import job_object
-from ....daemon.api.schemas import Job
+from ....daemon.api.fine_tuning_schemas import Job
 from ....daemon.api.security import TrustedProxy
 from ....errors import UsageError
 from ..bases.job import BaseRequest, begin_base_evaluation
