@@ -199,9 +199,11 @@ class CommonDevice(Answer):
     serving: dict[str, Any] = Field(description="Since the start: requests, prompt_tokens, cached_tokens, "
                                     "completion_tokens. Now: waiting, working, tokens_per_s, cells_used, cells.")
     answered: dict[str, int] = Field(description="Answers since the start, by who gave them, such as model and recall.")
-    learning: dict[str, Any] = Field(description="on, mode, learns (the mode in words), state (a sentence), "
-                                                 "needed, and counts of feedback; by the origin of other jobs that it "
-                                                 "begins, the same.")
+    learning: dict[str, Any] = Field(description="on, mode, learns (when that is, in words), needed, and counts of "
+                                     "feedback. waits: why no job begins now: told (it is to be told), off, job (one "
+                                     "runs), paused, rows (too few), failed, jobs (none can begin), time, machine; "
+                                     "empty: one begins. state: the same in a sentence. By the origin of other jobs "
+                                     "that it begins, the same.")
     drawn: dict[str, int] = Field(description="Questions drawn to test new adapters: days for which one is kept, kept, "
                                               "unrated.")
     proposals: int = Field(description="Corrections in chats that wait to be accepted or dismissed.")
