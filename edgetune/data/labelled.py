@@ -34,7 +34,7 @@ MOST_LABELS = 1000
 
 
 @dataclass(frozen=True)
-class Asked:
+class LabelledQuestion:
     """A question, its answer as an object, and the characters of the question that each token came from."""
 
     question: str
@@ -124,12 +124,12 @@ def answer_of(example: Example) -> str:
     return str(json.loads(example.item)[0])
 
 
-def asked_of(example: Example) -> Asked:
+def asked_of(example: Example) -> LabelledQuestion:
     """The question and the answer of an example whose answer is an object. Raises DataError for another."""
     answer, *others = json.loads(example.item)
     if not others:
         raise DataError(f"the answer {answer!r:.80} is no JSON object, as others are", "write all in one form")
-    return Asked(others[0], json.loads(answer), [(begin, end) for begin, end in others[1]])
+    return LabelledQuestion(others[0], json.loads(answer), [(begin, end) for begin, end in others[1]])
 
 
 def labels_of(answers: Sequence[str]) -> tuple[str, ...]:

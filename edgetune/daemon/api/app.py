@@ -136,14 +136,14 @@ def _openapi(made: FastAPI, keyed: bool) -> dict[str, Any]:
 # ---- models ---------------------------------------------------------------------------------------------------------
 
 
-@router.get("/v1/models", response_model=schemas.Page[schemas.Model])
+@router.get("/v1/models", response_model=schemas.Page[schemas.ModelObject])
 @needs(KeyScope.ANSWER)
 def list_models(service: TheService) -> Any:
     """Lists the names that requests may give as their model."""
     return {"data": _models(service)}
 
 
-@router.get("/v1/models/{model}", response_model=schemas.Model)
+@router.get("/v1/models/{model}", response_model=schemas.ModelObject)
 @needs(KeyScope.ANSWER)
 def get_model(model: str, service: TheService) -> Any:
     """Returns one of these names, also as commands call it."""
@@ -296,7 +296,7 @@ def promote(adapter: AnAdapter, service: TheService) -> Any:
     return {"serving": service.adapters.serving}
 
 
-@router.post("/v1/adapters/{adapter}/evaluate", response_model=fine_tuning_schemas.Job)
+@router.post("/v1/adapters/{adapter}/evaluate", response_model=fine_tuning_schemas.JobObject)
 def evaluate(adapter: AnAdapter, service: TheService, body: schemas.Evaluation = BY_DEFAULT) -> Any:
     """Begins a job in which the gate evaluates an adapter, compared with the active one, by the held-out questions of
     this device. The verdict is kept with the adapter.

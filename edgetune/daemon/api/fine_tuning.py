@@ -16,12 +16,12 @@ from ..jobs.rewards import shown
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute, about
 from .fine_tuning_schemas import (
-    Checkpoint,
+    CheckpointObject,
     GradeObject,
     GradeRequest,
     GraderRequest,
-    Job,
     JobEvent,
+    JobObject,
     JobRequest,
     ValidGrader,
 )
@@ -34,7 +34,7 @@ After = Annotated[str | None, Query(description="The id after which the part beg
 Limit = Annotated[int, Query(ge=1, le=100, description="Items of the part at most.")]
 
 
-@router.post("/jobs", response_model=Job)
+@router.post("/jobs", response_model=JobObject)
 def create_job(body: JobRequest, service: TheService) -> Any:
     """Begins a training on an uploaded file. It waits for the jobs before it."""
     options = body.options()
@@ -44,31 +44,31 @@ def create_job(body: JobRequest, service: TheService) -> Any:
     return job_object(service.jobs.create(**{**options, "model": service.spelled(options["model"])}))
 
 
-@router.get("/jobs", response_model=Page[Job])
+@router.get("/jobs", response_model=Page[JobObject])
 def list_jobs(service: TheService, after: After = None, limit: Limit = 20) -> Any:
     """Lists jobs, the newest first."""
     return page([job_object(job) for job in service.jobs.list(after, limit + 1)], limit)
 
 
-@router.get("/jobs/{job}", response_model=Job)
+@router.get("/jobs/{job}", response_model=JobObject)
 def get_job(job: str, service: TheService) -> Any:
     """Returns a job, with its progress while it runs."""
     return job_object(service.jobs.get(job))
 
 
-@router.post("/jobs/{job}/cancel", response_model=Job)
+@router.post("/jobs/{job}/cancel", response_model=JobObject)
 def cancel_job(job: str, service: TheService) -> Any:
     """Ends a job without an adapter."""
     return job_object(service.jobs.cancel(job))
 
 
-@router.post("/jobs/{job}/pause", response_model=Job)
+@router.post("/jobs/{job}/pause", response_model=JobObject)
 def pause_job(job: str, service: TheService) -> Any:
     """Saves a job and sets it aside until it is resumed. The next one in the queue begins."""
     return job_object(service.jobs.pause(job))
 
 
-@router.post("/jobs/{job}/resume", response_model=Job)
+@router.post("/jobs/{job}/resume", response_model=JobObject)
 def resume_job(job: str, service: TheService) -> Any:
     """Puts a paused job into the queue again. It continues where it was saved."""
     return job_object(service.jobs.resume(job))
@@ -80,7 +80,7 @@ def list_events(job: str, service: TheService, after: After = None, limit: Limit
     return page(service.jobs.events(job, after, limit + 1), limit)
 
 
-@router.get("/jobs/{job}/checkpoints", response_model=Page[Checkpoint])
+@router.get("/jobs/{job}/checkpoints", response_model=Page[CheckpointObject])
 def list_checkpoints(job: str, service: TheService, after: After = None, limit: Limit = 10) -> Any:
     """Lists measurements of the held-out loss, the latest first. The best one becomes the adapter."""
     return page(service.jobs.checkpoints(job, after, limit + 1), limit)

@@ -122,7 +122,7 @@ class JobError(Answer):
     param: str | None = Field(None, description="The field of the job that it is about.")
 
 
-class Job(Answer):
+class JobObject(Answer):
     """A training: begun by a client, or by the daemon itself."""
 
     id: Id
@@ -179,7 +179,7 @@ class JobEvent(Answer):
                                                     "metrics.jsonl (files.md).")
 
 
-class Checkpoint(Answer):
+class CheckpointObject(Answer):
     """A measurement of the held-out loss."""
 
     id: Id

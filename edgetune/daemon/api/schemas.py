@@ -36,7 +36,7 @@ class Page(Answer, Generic[T]):
     has_more: bool = Field(False, description="Whether more items follow.")
 
 
-class Model(Answer):
+class ModelObject(Answer):
     """A name that requests may give as their model."""
 
     id: str = Field(description="The name: the base, NAME:latest, NAME:auto, an adapter's id or its name.")
