@@ -46,13 +46,13 @@ def about(seconds: float) -> str:
     return "a second"
 
 
-class Copied(str):
+class Copyable(str):
     """A line that a person may copy, such as a command or a path: the terminal alone breaks it."""
 
 
 def say(console: Console, line: str | Text, whole: bool = False) -> None:
-    """Print one line. whole: as `Copied` ones."""
-    whole = whole or isinstance(line, Copied) or not console.is_terminal
+    """Print one line. whole: as `Copyable` ones."""
+    whole = whole or isinstance(line, Copyable) or not console.is_terminal
     console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=whole)
 
 

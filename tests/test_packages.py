@@ -58,7 +58,7 @@ def index(tmp_path, monkeypatch):
             self.end_headers()
             self.wfile.write(body[:made.cut] if body is made.wheel else body)
 
-    monkeypatch.setitem(named.PACKAGES, NAME, package)
+    monkeypatch.setitem(named.KNOWN, NAME, replace(named.KNOWN[NAME], package=package))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("FIND_LINKS", "EXTRA_INDEX_URL", "CONSTRAINT", "CERT"):
         monkeypatch.delenv(f"PIP_{name}", raising=False)
@@ -153,7 +153,9 @@ def test_an_installed_package_is_used_without_an_index(index, tmp_path, monkeypa
     (package / "__init__.py").write_text("raise AssertionError")
     (tmp_path / "tiny.gguf").rename(package / "of-another-version.gguf")
     monkeypatch.syspath_prepend(package.parent)
-    monkeypatch.setitem(named.PACKAGES, NAME, replace(named.PACKAGES[NAME], member="some_other/tiny.gguf"))
+    known = named.KNOWN[NAME]
+    other = replace(known.package, member="some_other/tiny.gguf")
+    monkeypatch.setitem(named.KNOWN, NAME, replace(known, package=other))
     found = pull(NAME)
     assert (found.path, found.downloaded) == (str(package / "of-another-version.gguf"), False)
     assert index.gets == []

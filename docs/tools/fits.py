@@ -12,10 +12,10 @@ from edgetune.backends.native import FORMATS
 from edgetune.errors import UsageError
 from edgetune.formats import kinds
 from edgetune.formats.families import FAMILIES
-from edgetune.formats.recurrent import Recurrent
+from edgetune.formats.recurrent import RecurrentShape
 from edgetune.formats.shape import Rope, Shape
 from edgetune.machine.device import Profile, board_named
-from edgetune.models.stream import Sizes
+from edgetune.models.stream import WeightBytes
 from edgetune.models.structure import DecoderStructure
 from edgetune.training import plan
 from edgetune.training.config import TrainConfig
@@ -61,11 +61,11 @@ class Published:
             ropes=(Rope(), Rope()), conv=3 if "short convolution" in mixers else 0,
             feeds=(family.feed,) * self.layers, windows=(0,) * self.layers, mixers=mixers, **self.others))
 
-    def sizes(self) -> Sizes:
+    def sizes(self) -> WeightBytes:
         shape = self.structure().shape
         row = _bytes(self.embedding, 1, self.width)
         table = row * self.vocabulary
-        return Sizes(tuple(self._block(shape, i) for i in range(self.layers)), table, self.head * table, row)
+        return WeightBytes(tuple(self._block(shape, i) for i in range(self.layers)), table, self.head * table, row)
 
     def _block(self, shape: Shape, layer: int) -> int:
         """Bytes of a block."""
@@ -77,7 +77,7 @@ class Published:
 
 
 LFM2 = (2, 5, 8, 10, 12, 14)  # blocks with attention
-GRANITE_H = {"recurrent": Recurrent(4, 3072, 128, 48, 1)}
+GRANITE_H = {"recurrent": RecurrentShape(4, 3072, 128, 48, 1)}
 
 
 def _bytes(name: str, n: int, k: int) -> int:
@@ -93,13 +93,13 @@ MODELS = (
     Published("lfm2-350m", "lfm2", 16, 1024, 4608, 16, 8, 64, 65536, "Q4_K", "Q6_K", attention=LFM2),
     Published("granite4-350m", "granite", 28, 1024, 2048, 16, 4, 64, 100352, "Q8_0", "Q8_0"),
     Published("granite4-h-350m", "granitehybrid", 32, 768, 2048, 12, 4, 64, 100352, "Q8_0", "Q8_0",
-              attention=(10, 13, 17, 27), others={"recurrent": Recurrent(4, 1536, 128, 48, 1)}),
+              attention=(10, 13, 17, 27), others={"recurrent": RecurrentShape(4, 1536, 128, 48, 1)}),
     Published("smollm2-360m", "llama", 32, 960, 2560, 15, 5, 64, 49152, "Q8_0", "Q8_0"),
     Published("qwen2.5-0.5b", "qwen2", 24, 896, 4864, 14, 2, 64, 151936, "Q5_0", "Q8_0"),
     Published("hunyuan-0.5b", "hunyuan-dense", 24, 1024, 3584, 16, 8, 128, 120818, "Q4_K", "Q6_K"),
     Published("qwen3-0.6b", "qwen3", 28, 1024, 3072, 16, 8, 128, 151936, "Q8_0", "Q8_0"),
     Published("qwen3.5-0.8b", "qwen35", 24, 1024, 3584, 8, 2, 256, 248320, "Q4_K", "Q6_K", rotated=64,
-              attention=tuple(range(3, 24, 4)), others={"recurrent": Recurrent(4, 2048, 128, 16, 16)}),
+              attention=tuple(range(3, 24, 4)), others={"recurrent": RecurrentShape(4, 2048, 128, 16, 16)}),
     Published("gemma3-1b", "gemma3", 26, 1152, 6912, 4, 1, 256, 262144, "Q5_0", "Q8_0"),
     Published("lfm2.5-1.2b", "lfm2", 16, 2048, 8192, 32, 8, 64, 65536, "Q4_K", "Q6_K", attention=LFM2),
     Published("llama3.2-1b", "llama", 16, 2048, 8192, 32, 8, 64, 128256, "Q4_K", "Q6_K"),

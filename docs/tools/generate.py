@@ -19,7 +19,7 @@ import page_list
 import python_page
 import track_record
 
-from edgetune.formats.named import KNOWN, PACKAGES
+from edgetune.formats.named import KNOWN
 from edgetune.objectives.base import objectives
 
 FOLDER = Path(__file__).parents[1]
@@ -42,8 +42,8 @@ def models_page() -> str:
     for name, source in KNOWN.items():
         if source.terms:
             terms.setdefault(source.terms, []).append(f"`{name}`")
-    names = [*(f"- `{name}`: `{package.name}` of PyPI" for name, package in PACKAGES.items()),
-             *(f"- `{name}`: `{source.repo}`" for name, source in KNOWN.items() if name not in PACKAGES),
+    names = [*(f"- `{name}`: " + (f"`{source.package.name}` of PyPI" if source.package else f"`{source.repo}`")
+               for name, source in KNOWN.items()),
              "", "Terms that limit their use:", "",
              *(f"- {', '.join(of_these)}: {text}" for text, of_these in terms.items())]
     return with_tables("how-to/choose-a-model.md", {"names": names, "boards": fits.table()})

@@ -10,10 +10,11 @@ from option_tables import flags
 
 from edgetune.objectives.base import Objective, objectives
 from edgetune.objectives.drawn import Drawn, Rewarded
-from edgetune.objectives.policy import Policy
+from edgetune.objectives.policy import PolicyGradient
 from edgetune.options import declared, default_text
 
-SHARED = {Drawn: "Options for drawing answers", Rewarded: "Options for rewards", Policy: "Options of policy gradients"}
+SHARED = {Drawn: "Options for drawing answers", Rewarded: "Options for rewards",
+          PolicyGradient: "Options of policy gradients"}
 ROWS = {  # of each module that reads rows: their name, and their keys
     "rows": ("question and answer, messages, or text",
              '{"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...}'),

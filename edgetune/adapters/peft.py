@@ -22,7 +22,7 @@ from ..disk import new_folder, read_small
 from ..errors import FormatError, UnsupportedError
 from ..formats.families import OF_EXPERTS, TARGETS
 from ..formats.gguf import Gguf
-from ..formats.recurrent import Recurrent
+from ..formats.recurrent import RecurrentShape
 from ..formats.safetensors import read_safetensors, write_safetensors
 from ..formats.shape import Shape, read_shape
 from .lora import Lora, Pair, expert_name, scale_of, stack_of
@@ -192,7 +192,7 @@ def column_order(name: str, columns: int, shape: Shape) -> NDArray[np.intp]:
     return value_order(columns, shape.recurrent, shape.recurrent.state) if is_reordered else np.arange(columns)
 
 
-def value_order(size: int, r: Recurrent, width: int) -> NDArray[np.intp]:
+def value_order(size: int, r: RecurrentShape, width: int) -> NDArray[np.intp]:
     """The order of a delta net's channels, the last of which are `width` of each value head: a GGUF has the first value
     head of each key head, then the second, transformers all of one key head.
     """

@@ -67,10 +67,10 @@ def adapters_add(client: Any, adapter: Path, suffix: str, as_json: bool) -> None
 
     A compiled prompt is one too. It is a candidate, which evaluate or promote activates.
     """
-    from ..console import Copied
+    from ..console import Copyable
     found = client.add_adapter(adapter, suffix)
     show(as_json, found, f"{found['id']} is a candidate",
-         Copied(f"edgetune adapters evaluate {shell_word(found['id'])} --promote"))
+         Copyable(f"edgetune adapters evaluate {shell_word(found['id'])} --promote"))
 
 
 @request("recover", group=adapters)

@@ -26,7 +26,7 @@ from ..machine.signals import stop_requests
 from ..options import AUTO, declared, groups_of, kind_of, seconds_of, share_of, takes_auto
 from ..training.config import BACKENDS, FILE_OPTIONS, CommonOptions
 from ..version import __version__
-from .grouped import Deferred, GroupedCommand, GroupedOption, family_flags
+from .grouped import DeferredOptions, GroupedCommand, GroupedOption, family_flags
 from .names import GROUPS, extra_of, renamed
 from .output import refusal, to_the_end
 
@@ -304,7 +304,7 @@ def training_options(*left_out: str, typed: Callable[[Field[Any]], Any] = flag_t
 
     def add(command: F) -> F:
         command = common(command)
-        flags = Deferred(lambda ctx: family_flags(ctx, typed, defaults))
+        flags = DeferredOptions(lambda ctx: family_flags(ctx, typed, defaults))
         command.__click_params__.append(flags)  # type: ignore[attr-defined]  # as click's own decorators do
         return command
 

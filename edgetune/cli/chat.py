@@ -18,7 +18,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from ..console import Copied, say, table
+from ..console import Copyable, say, table
 from ..disk import private_folder, state_folder
 from ..errors import DiskError, EdgetuneError
 from ..formats.named import name_of
@@ -26,7 +26,7 @@ from .app import MODEL, adapter_option, command, complain, out, system_option, t
 from .grouped import GroupedOption
 from .prose import Prose
 from .serving import (
-    Serving,
+    ServingOptions,
     answer_options,
     around_options,
     busy_file_option,
@@ -135,7 +135,7 @@ def chat_command(model: Path, system: str, feedback: str, history: bool, as_json
     With --json each line is answered by a JSON line.
     """
     from ..daemon.client import read_key
-    serving = Serving.taken_from(options)
+    serving = ServingOptions.taken_from(options)
     key = read_key(serving.key_file)
     refuse_both(serving, system)
     with judged_to(feedback or serving.url, model, key) as judged, served_model(model, serving) as served:
@@ -290,4 +290,4 @@ def _banner(talk: Talk, model: Path) -> None:
 
 
 def _dim(text: str) -> None:
-    say(out, Text(text, style="dim"), whole=isinstance(text, Copied))
+    say(out, Text(text, style="dim"), whole=isinstance(text, Copyable))

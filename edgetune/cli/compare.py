@@ -14,7 +14,7 @@ from ..errors import UsageError, printable
 from .app import DATA, MODEL, column_options, command, explicit, out, show, system_option, threads_option
 from .serving import (
     NO_PROMPT,
-    Serving,
+    ServingOptions,
     around_options,
     graded_by_encoder,
     longest_text,
@@ -136,7 +136,7 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
     from ..evaluation.compare import compare
     from ..formats.bundle import open_bundle
     from ..formats.gguf import ENCODERS
-    serving = Serving.taken_from(options)
+    serving = ServingOptions.taken_from(options)
     gguf = open_bundle(model).gguf
     columns = Columns(prompt_column, completion_column)
     if gguf.architecture in ENCODERS:
@@ -153,7 +153,7 @@ def compare_command(model: Path, data: Path, adapters: Sequence[Path | None], li
 
 
 def _graded_texts(model: Gguf, data: Path, adapters: Sequence[Path | None], columns: Columns, as_json: bool,
-                  serving: Serving, *, limit: int | None, max_length: int, system: str) -> list[Grades]:
+                  serving: ServingOptions, *, limit: int | None, max_length: int, system: str) -> list[Grades]:
     """Grades of a model that writes text, with each adapter."""
     from ..data.around import together
     from ..data.dataset import load

@@ -91,14 +91,14 @@ def install_command(model: Path, print_only: bool, policy_file: Path | None, as_
     fixed now: --memory, or its share of what is available. A --socket must be below /run/edgetune, for root and the
     group that a drop-in names (systemctl edit edgetune).
     """
-    from ..console import Copied
+    from ..console import Copyable
     from ..daemon import unit
     from ..daemon.learning.method import learn_method
     config, policy = options_of(policy_file, options)
     learn_method(config)
     text = unit.unit(model, config, policy)
     if print_only:
-        show(as_json, {"unit": text}, Copied(text))
+        show(as_json, {"unit": text}, Copyable(text))
         return
     path = unit.install(text)
     show(as_json, {"unit": text, "path": str(path)}, f"{path} is written, enabled and runs",
@@ -124,10 +124,10 @@ def key_command(name: str, scope: str, key_file: Path | None, as_json: bool) -> 
     The file, which the daemon takes as --key-file, stores only its hash. A key ends when its line is removed. A daemon
     reads a changed file at the next request; a service must be restarted: systemctl restart edgetune.
     """
-    from ..console import Copied
+    from ..console import Copyable
     from ..daemon.keys import SCOPES, add_key, default_file
     path = key_file or default_file()
     key = add_key(path, name, SCOPES[scope])
-    show(as_json, {"key": key, "name": name, "scope": scope, "key_file": str(path)}, Copied(key),
+    show(as_json, {"key": key, "name": name, "scope": scope, "key_file": str(path)}, Copyable(key),
          f"that is the key of {name}, with the scope {scope}, shown this once; the file keeps its hash:",
-         Copied(f"edgetune serve MODEL --key-file {shell_word(path)}"))
+         Copyable(f"edgetune serve MODEL --key-file {shell_word(path)}"))

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from ..daemon.endpoint import Endpoint
     from ..data.check import Finding, VectorsOf
-    from ..data.facts import Inspection, Part, Tokens
+    from ..data.facts import Inspection, RowPart, TokenizeOptions
     from ..evaluation.graders.sample import Sample
     from ..formats.bundle import Bundle
     from ..formats.gguf import Gguf
@@ -72,7 +72,7 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     equal questions. Exits with 1 if training would fail or be of no use.
     """
     from ..data.check import findings
-    from ..data.facts import Tokens, inspect
+    from ..data.facts import TokenizeOptions, inspect
     from ..data.files import read_rows
     from ..data.formats import Columns
     from ..data.parts import title_of
@@ -90,8 +90,8 @@ def data_check(data: Path, model: Path | None, held_out: Path | None, max_length
     columns = Columns(prompt_column, completion_column)
     tokens = None
     if bundle:
-        tokens = Tokens(tokenizer_of(bundle, markup, thinking), reading_limit(max_length, context_of(bundle.gguf)),
-                        system or None, overflow)
+        tokens = TokenizeOptions(tokenizer_of(bundle, markup, thinking),
+                                 reading_limit(max_length, context_of(bundle.gguf)), system or None, overflow)
     found = [inspect(title_of(path), read_rows(path), tokens, objective.rows, columns)
              for path in (data, held_out) if path]
     is_encoder = tokens is not None and not isinstance(tokens.tokenizer, Tokenizer)
@@ -160,7 +160,7 @@ def spread(lengths: list[int]) -> dict[str, int] | None:
     return {"min": lengths[0], "median": quantile(lengths, 0.5), "p95": quantile(lengths, 0.95), "max": lengths[-1]}
 
 
-def described(found: list[Inspection], tokens: Tokens | None) -> list[str | Table]:
+def described(found: list[Inspection], tokens: TokenizeOptions | None) -> list[str | Table]:
     """The shape of each file, a line each, and the lengths of their rows."""
     from ..console import table
     from ..data.check import SHAPES
@@ -198,12 +198,12 @@ def sample_lines(found: Inspection) -> list[str | Text]:
     return ["", f"line {found.sample_line} as the model sees it, {how} what is learned:", text]
 
 
-def shortened(parts: list[Part]) -> list[Part]:
+def shortened(parts: list[RowPart]) -> list[RowPart]:
     """The parts with at most SAMPLE characters: of a long one its start and its end."""
-    from ..data.facts import Part
+    from ..data.facts import RowPart
     room = max(SAMPLE // len(parts), 40)
-    return [part if len(part.text) <= room else Part(f"{part.text[:room // 2]} ... {part.text[-room // 2:]}",
-                                                     part.learned) for part in parts[:SAMPLE // 40]]
+    return [part if len(part.text) <= room else RowPart(f"{part.text[:room // 2]} ... {part.text[-room // 2:]}",
+                                                        part.learned) for part in parts[:SAMPLE // 40]]
 
 
 @command("teach", MODEL, DATA,

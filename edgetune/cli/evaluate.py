@@ -30,7 +30,7 @@ from .objective import DEFAULT, FLAG, ObjectiveCommand, take_objective
 from .output import new_file
 from .serving import (
     NO_PROMPT,
-    Serving,
+    ServingOptions,
     around_options,
     beside_around,
     check_engine,
@@ -173,7 +173,7 @@ def eval_command(model: Path, data: Path, engine: str, max_length: int, system: 
     from ..llamacpp.tokenizer import Tokenizer
     sampled = {name: options.pop(name) for name in OF_EVAL}
     objective = take_objective(options)
-    serving = Serving.taken_from(options)  # what remains is of answers
+    serving = ServingOptions.taken_from(options)  # what remains is of answers
     of_answers = options | sampled | {"show_wrong": show_wrong, "save": save}
     choosing = choosing_of_rows(sampled, "--url" if serving.url else "--engine native" if engine == "native" else "")
     columns = Columns(prompt_column, completion_column)
@@ -234,7 +234,7 @@ def _graded_natively(bundle: Bundle, tokenizer: Tokenizer, rows: Dataset, adapte
                                 limit=options["limit"])
 
 
-def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base: bool,
+def _graded_by_llama(model: Path, serving: ServingOptions, rows: Dataset, *, with_base: bool,
                      **options: Any) -> tuple[Grades, Sequence[GradedAnswer]]:
     """Grades by llama.cpp; parameters and result are those of `_graded_natively`."""
     from ..evaluation.served import exact_match, grade
@@ -246,7 +246,7 @@ def _graded_by_llama(model: Path, serving: Serving, rows: Dataset, *, with_base:
         return graded, exact_match(served, rows, system=options["system"], limit=options["limit"])
 
 
-def _graded_by_choice(model: Path, serving: Serving, rows: Dataset, choosing: Choosing, *, with_base: bool,
+def _graded_by_choice(model: Path, serving: ServingOptions, rows: Dataset, choosing: Choosing, *, with_base: bool,
                       **options: Any) -> tuple[Grades, Sequence[GradedAnswer]]:
     """Grades of the chosen ones of several answers; the result is that of `_graded_natively`."""
     from ..evaluation.chosen import grade_chosen
@@ -258,8 +258,8 @@ def _graded_by_choice(model: Path, serving: Serving, rows: Dataset, choosing: Ch
         return graded, grade_chosen(served, rows, choosing, **options).answers
 
 
-def _ask_daemon(model: Path, serving: Serving, data: Path, columns: Columns, system: Instruction, limit: int | None,
-                show_wrong: int | None, save: Path | None, as_json: bool) -> None:
+def _ask_daemon(model: Path, serving: ServingOptions, data: Path, columns: Columns, system: Instruction,
+                limit: int | None, show_wrong: int | None, save: Path | None, as_json: bool) -> None:
     """eval --url"""
     from ..data.question import asking_rows
     from ..evaluation.served import Grades, asked_match, asked_scores

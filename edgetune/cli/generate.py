@@ -28,7 +28,7 @@ from .output import new_file, save_lines
 from .prose import Prose
 from .serving import (
     OWN_ENGINE,
-    Serving,
+    ServingOptions,
     answer_options,
     around_options,
     busy_file_option,
@@ -204,7 +204,7 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
     own = {name: options.pop(name) for name in OWN_ENGINE}
     choosing = taken_choosing(options, own["samples"], is_default=engine != "native")
     if raw:
-        refuse_around(Serving.taken_from(dict(options)), "and --raw continues a text, which is no chat")
+        refuse_around(ServingOptions.taken_from(dict(options)), "and --raw continues a text, which is no chat")
     if engine == "native":
         others = {name: options.pop(name) for name in ("busy_file", "runtime", "structured", "url", "key_file")}
         check_engine(engine, **others)
@@ -212,7 +212,7 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
         from ..evaluation.native import engine_within
         from ..llamacpp.sampling import Sampling
         save = own.pop("save")
-        around, serving = taken_around(Serving.taken_from(options), system)
+        around, serving = taken_around(ServingOptions.taken_from(options), system)
         instruction = together(around, system or instruction_of(serving.adapter))
         questions = Questions(Path(prompt), instruction, raw, serving.markup, own.pop("samples"),
                               options.pop("max_tokens"), options.pop("stop"), choosing)
@@ -222,7 +222,7 @@ def generate_command(model: Path, prompt: str, system: str, raw: bool, as_json: 
     del own["samples"]
     check_engine(engine, **own)
     refuse_file(prompt)
-    serving = Serving.taken_from(options)
+    serving = ServingOptions.taken_from(options)
     refuse_both(serving, system)
     with served_model(model, serving) as served:
         messages = [{"role": "system", "content": system}] if system else []

@@ -26,7 +26,7 @@ from .generate import ordered
 from .output import new_file, save_lines
 from .serving import (
     NO_PROMPT,
-    Serving,
+    ServingOptions,
     around_options,
     classifier_of,
     instruction_of,
@@ -79,7 +79,7 @@ def grade_command(grader: str, data: Path, model: Path | None, pass_at: float | 
     if model is None and (strange := [name for name in explicit(options) if name in OF_MODEL]):
         raise UsageError(f"--{strange[0].replace('_', '-')} is given without --model, whose option it is",
                          "leave it out, or name a model")
-    serving = Serving.taken_from(options)
+    serving = ServingOptions.taken_from(options)
     if model is None:
         refuse_around(serving, "and no --model, whose option it is")
     judge = open_grader(grader, unsafe_python)
@@ -138,7 +138,7 @@ def asked_of(row: Mapping[str, Any]) -> Any:
         return None
 
 
-def _answers(model: Path, rows: Rows, serving: Serving, **options: Any) -> Iterator[Sample]:
+def _answers(model: Path, rows: Rows, serving: ServingOptions, **options: Any) -> Iterator[Sample]:
     """Answers the rows by our own engine, in their order."""
     from ..formats.bundle import open_bundle
     from ..formats.gguf import ENCODERS
@@ -149,7 +149,7 @@ def _answers(model: Path, rows: Rows, serving: Serving, **options: Any) -> Itera
     return _texts(gguf, rows, serving, **options)
 
 
-def _labels(model: Gguf, rows: Rows, serving: Serving, **options: Any) -> Iterator[Sample]:
+def _labels(model: Gguf, rows: Rows, serving: ServingOptions, **options: Any) -> Iterator[Sample]:
     """The answers of an encoder, which draws none."""
     from ..data.labelled import text_of
     from ..data.question import asked_messages
@@ -162,7 +162,7 @@ def _labels(model: Gguf, rows: Rows, serving: Serving, **options: Any) -> Iterat
     return (Sample(one.label) for one in found)
 
 
-def _texts(gguf: Gguf, rows: Rows, serving: Serving, *, samples: int, temperature: float | None, max_tokens: int,
+def _texts(gguf: Gguf, rows: Rows, serving: ServingOptions, *, samples: int, temperature: float | None, max_tokens: int,
            system: str, memory: str, seed: int, backend: str) -> Iterator[Sample]:
     """The texts that a model writes."""
     from ..data.around import instructed, together
@@ -197,7 +197,7 @@ def _judged_by(model: Path, threads: int, grader: Grader | RewardFunction, unsaf
     from ..evaluation.graders.base import Grader
     from ..evaluation.graders.llama_judge import LlamaJudge
     assert isinstance(grader, Grader)
-    with served_model(model, Serving(threads=threads, runtime="llama")) as served:
+    with served_model(model, ServingOptions(threads=threads, runtime="llama")) as served:
         judge = grader.with_model(LlamaJudge(served, model.stem), allow_unsafe_python=unsafe_python)
         return judge.grade(samples, items)
 

@@ -40,7 +40,7 @@ class GroupedOption(click.Option):
         return found
 
 
-class Deferred(click.Option):
+class DeferredOptions(click.Option):
     """A placeholder for options that are made when a command is parsed, because their modules take long to import."""
 
     def __init__(self, make: Callable[[click.Context], Iterable[click.Option]]) -> None:
@@ -95,7 +95,7 @@ class GroupedCommand(click.Command):
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         found = [param for one in super().get_params(ctx)
-                 for param in (one.make(ctx) if isinstance(one, Deferred) else [one])]
+                 for param in (one.make(ctx) if isinstance(one, DeferredOptions) else [one])]
         if not any(is_rare(param) for param in self.params):
             return found
         return [*found[:-1], click.Option(["--help-all"], is_flag=True, expose_value=False, is_eager=True,

@@ -246,15 +246,15 @@ def verdict_line(result: Result) -> Text:
 
 def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     """Names the adapter's folder and, unless it is worse than no training, the shortest command to answer with it."""
-    from ..console import Copied
+    from ..console import Copyable
     from ..formats.named import name_of
     if result.is_worse:
         return [f"adapter in {folder}"]
     if result.record.get("objective", {}).get("name") == "embed":
         merge = f"edgetune adapters merge {shell_word(name_of(model))} {shell_word(folder)} -o NEW.gguf"
-        return [Copied(f"adapter in {folder}; write a model with it: {merge}")]
+        return [Copyable(f"adapter in {folder}; write a model with it: {merge}")]
     ask = f"edgetune chat {shell_word(name_of(model))} --adapter {shell_word(folder)}"
-    return [Copied(f"adapter in {folder}; try: {ask}")]
+    return [Copyable(f"adapter in {folder}; try: {ask}")]
 
 
 def exit_if_worse(result: Result) -> None:
@@ -286,11 +286,11 @@ def demo_command(folder: Path | None, seed: int, threads: int, as_json: bool) ->
 
 def demo_lines(result: Result, seconds: float) -> list[str | Text]:
     """The verdict in a line, three requests with answers before and after, and the next command."""
-    from ..console import Copied, duration, pair_lines
+    from ..console import Copyable, duration, pair_lines
     peak = size_text(result.record["peak_rss_mib"] * 2**20)
     return [verdict_line(result), *pair_lines(result.pairs, out),
             f"\n{duration(seconds)} in all, peak memory {peak}",
-            Copied(f"talk to it: edgetune chat smollm2 --adapter {shell_word(result.folder)}")]
+            Copyable(f"talk to it: edgetune chat smollm2 --adapter {shell_word(result.folder)}")]
 
 
 SEVERAL = Path("runs.html")

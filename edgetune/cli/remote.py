@@ -171,8 +171,8 @@ def _method(objective: Objective, asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def begun_lines(job: dict[str, Any]) -> list[str]:
-    from ..console import Copied
-    return [f"{job['id']} is {state_of(job)}; to follow it:", Copied(f"edgetune jobs follow {shell_word(job['id'])}")]
+    from ..console import Copyable
+    return [f"{job['id']} is {state_of(job)}; to follow it:", Copyable(f"edgetune jobs follow {shell_word(job['id'])}")]
 
 
 def file_id(client: Any, data: str, columns: Columns) -> str:
@@ -216,13 +216,13 @@ def _write_lines(lines: Path, path: Path, columns: Columns) -> None:
 @request("show", click.argument("job"), group=jobs)
 def jobs_show(client: Any, job: str, as_json: bool) -> None:
     """Show JOB: its state, its result and its options."""
-    from ..console import Copied, table
+    from ..console import Copyable, table
     found = client.get(url_path(JOBS, job))
-    report = [Copied(f"report: {client.url}{found['report']}")] if found.get("report") else []
+    report = [Copyable(f"report: {client.url}{found['report']}")] if found.get("report") else []
     facts = {**found, "method": _method_in_short(found["method"])}
     rows = [[name.replace("_", " "), Text(format_time(value) if name.endswith(TIMES) else shown(value))]
             for name, value in facts.items() if value and name not in (MADE, "object", "hyperparameters", "report")]
-    made = [Copied(f"{MADE.replace('_', ' ')}: {found[MADE]}")] if found.get(MADE) else []
+    made = [Copyable(f"{MADE.replace('_', ' ')}: {found[MADE]}")] if found.get(MADE) else []
     show(as_json, found, table("", ["", ""], rows), *made, *report)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..formats.gguf import Gguf
     from ..serving.classifier import Classifier
 
-# fields of Serving that are put around questions, here also where a daemon computes
+# fields of ServingOptions that are put around questions, here also where a daemon computes
 AROUND = ("prompt_file", "more")
 
 
@@ -56,7 +56,7 @@ def around_options(command: F) -> F:
 
 
 @contextmanager
-def around_of(serving: Serving, system: str = "") -> Iterator[Instruction]:
+def around_of(serving: ServingOptions, system: str = "") -> Iterator[Instruction]:
     """Opens what the options put around questions. system: what --system says. Raises UsageError where both say it."""
     refuse_both(serving, system)
     has_more = any(value is not None for value in serving.more.values())
@@ -71,14 +71,14 @@ def around_of(serving: Serving, system: str = "") -> Iterator[Instruction]:
         yield together(*around)
 
 
-def refuse_both(serving: Serving, system: str) -> None:
+def refuse_both(serving: ServingOptions, system: str) -> None:
     """Raises UsageError where two options say what the system message is."""
     if serving.prompt_file is not None and system:
         raise UsageError(f"--system is given with --prompt {serving.prompt_file}, which a system message would hide",
                          "write it into the prompt file, or leave one of them out")
 
 
-def taken_around(serving: Serving, system: str = "") -> tuple[Instruction, Serving]:
+def taken_around(serving: ServingOptions, system: str = "") -> tuple[Instruction, ServingOptions]:
     """What the options put around questions, open until the command ends, and the options without these. Errors: those
     of `around_of`.
     """
@@ -103,7 +103,7 @@ def longest_text(gguf: Gguf) -> int:
     return cast(int, gguf.metadata[f"{gguf.architecture}.context_length"])
 
 
-def refuse_around(serving: Serving, why: str) -> None:
+def refuse_around(serving: ServingOptions, why: str) -> None:
     """Raises UsageError where something would be put around questions, and cannot be. why: the reason."""
     for flag, value in {"prompt": serving.prompt_file, **serving.more}.items():
         if value is not None:
@@ -213,7 +213,7 @@ NO_PROMPT = "and the model is an encoder, which reads a question alone"
 
 
 @dataclass(frozen=True)
-class Serving:
+class ServingOptions:
     """The options of a command by which a model is opened for answers."""
 
     adapter: Path | None = None
@@ -228,14 +228,14 @@ class Serving:
     more: Mapping[str, Any] = field(default_factory=dict)  # of the parts' options around a question
 
     @classmethod
-    def taken_from(cls, options: dict[str, Any]) -> Serving:
+    def taken_from(cls, options: dict[str, Any]) -> ServingOptions:
         """Takes the options of serving out of a command's options."""
         return cls(**{spec.name: options.pop(spec.name) for spec in fields(cls) if spec.name in options},
                    more=more_values(options))
 
 
 @contextmanager
-def served_model(model: Path, serving: Serving) -> Iterator[Any]:
+def served_model(model: Path, serving: ServingOptions) -> Iterator[Any]:
     """The model, in the runtime that `serving` or its bundle asks for, with its adapter in use; or a daemon's."""
     refuse_beside(**beside_around(asdict(serving)))
     with around_of(serving) as around, _opened_model(model, serving) as served:
@@ -245,7 +245,7 @@ def served_model(model: Path, serving: Serving) -> Iterator[Any]:
 
 
 @contextmanager
-def _opened_model(model: Path, serving: Serving) -> Iterator[Any]:
+def _opened_model(model: Path, serving: ServingOptions) -> Iterator[Any]:
     if serving.url:
         with remote_model(model, serving.url, serving.key_file) as served:
             yield served

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ..console import Copied
+from ..console import Copyable
 from ..disk import MIB, json_lines, json_text, private_folder, read_small, refuse_existing, replaced, state_folder
 from ..errors import DataError, DiskError, UsageError, shell_word
 
@@ -66,7 +66,7 @@ class JudgedInFile:
             return "nothing is learned from it; /fix says what is right"
         self._write([*others, row])
         self.changed = True
-        return Copied(f"kept in {self.path}")
+        return Copyable(f"kept in {self.path}")
 
     def learn(self, model: str) -> str:
         count = len(self._read()) if self.changed else 0

@@ -109,7 +109,7 @@ def _seconds(work: Callable[[], object]) -> float:
     return passed / calls
 
 
-class Shape:
+class ModelSizes:
     """Sizes of the model on its way, and what its steps compute. fitted: whether it is stored in a size."""
 
     def __init__(self, model: Floats, config: CompressConfig, fitted: bool) -> None:
@@ -153,7 +153,7 @@ class Shape:
         self.f = round(self.f * width)
 
 
-def steps(shape: Shape, speeds: Speeds, calibration: Windows | None, measuring: Windows | None) -> list[Named]:
+def steps(shape: ModelSizes, speeds: Speeds, calibration: Windows | None, measuring: Windows | None) -> list[Named]:
     """The steps in order, each with the names of what is kept once it is done (see `Measured`)."""
     c = shape.config
     seen = calibration.size if calibration is not None else 0
@@ -184,27 +184,27 @@ def steps(shape: Shape, speeds: Speeds, calibration: Windows | None, measuring: 
     return [*found, (("answers",), ("answering", 2 * COUNT * LENGTH / speeds.written))]
 
 
-def _choosing(shape: Shape, tokens: int) -> float:
+def _choosing(shape: ModelSizes, tokens: int) -> float:
     """FLOP: of each candidate the blocks after it, and the head of both models."""
     left = range(shape.layers, shape.layers - shape.config.drop_blocks, -1)
     passed = sum(n * (n - 1) / 2 for n in left)
     return tokens * (passed * shape.block + sum(left) * 4 * shape.head)
 
 
-def _fitting(shape: Shape, tokens: int) -> float:
+def _fitting(shape: ModelSizes, tokens: int) -> float:
     solved = sum(2 * tokens * k * (k + shape.d) + SOLVED * (2 * k**3 / 3 + 2 * k * k * shape.d)
                  for k in (shape.d_q, shape.f))
     return shape.layers * (FITTED_PASSES * tokens * shape.block + 2 * solved)  # in float64, at half the speed
 
 
-def _distilling(shape: Shape) -> float:
+def _distilling(shape: ModelSizes) -> float:
     c = shape.config
     step = c.distill_batch * c.distill_length * (shape.forward + TRAINED * 2 * shape.blocks + 6 * shape.head)
     curve = (distill.POINTS + 1) * distill.HELD_TOKENS * 2 * shape.forward
     return c.steps * step + curve
 
 
-def _storing(shape: Shape, speeds: Speeds, seen: int) -> list[Named]:
+def _storing(shape: ModelSizes, speeds: Speeds, seen: int) -> list[Named]:
     threads = torch.get_num_threads()
     if not shape.fitted:
         importance = ("importance", seen * shape.forward / speeds.flops)

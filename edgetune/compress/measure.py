@@ -99,7 +99,7 @@ def opened(path: Path, length: int, threads: int = 0) -> Iterator[Callable[[NDAr
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleRow:
     """A row whose answers before and after a person can judge without a number. question: what is read; prompt: what
     the model is given, template included.
     """
@@ -108,16 +108,16 @@ class Sample:
     prompt: str
 
 
-def samples(rows: Dataset | None, tokenizer: Tokenizer) -> list[Sample]:
+def samples(rows: Dataset | None, tokenizer: Tokenizer) -> list[SampleRow]:
     """Questions of the first rows that ask something, else ten questions of our own."""
     if rows is not None and rows.asking:
-        return [Sample(question_text(row), prompt_of(row, tokenizer)[0]) for row in rows.asking[:COUNT]]
+        return [SampleRow(question_text(row), prompt_of(row, tokenizer)[0]) for row in rows.asking[:COUNT]]
     if tokenizer.chat_template is None:
-        return [Sample(text, text) for text in _ASKED]
-    return [Sample(text, tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True))
+        return [SampleRow(text, text) for text in _ASKED]
+    return [SampleRow(text, tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True))
             for text in _ASKED]
 
 
-def answered(model: ServedModel, asked: Sample) -> str:
+def answered(model: ServedModel, asked: SampleRow) -> str:
     """The likeliest answer, by whatever serves the model."""
     return "".join(model.generate(asked.prompt, max_tokens=LENGTH))

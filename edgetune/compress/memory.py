@@ -13,7 +13,7 @@ from ..errors import EdgetuneError, UsageError, size_text
 from ..formats.gguf import Gguf
 from ..formats.shape import read_shape
 from ..machine.device import Profile, board_named, read_device
-from ..models.stream import Sizes, sizes
+from ..models.stream import WeightBytes, sizes
 from ..models.structure import DecoderStructure
 from ..training import plan
 from ..training.config import DEFAULT_MEMORY, TrainConfig
@@ -94,7 +94,7 @@ def largest_file(model: Floats, name: str) -> int:
     budget = TrainConfig().memory_bytes(board.available)
 
     def trains(nbytes: int) -> bool:
-        weights = Sizes((0,) * shape.n_layer, nbytes, 0, 0)  # resident ones count the same wherever they are
+        weights = WeightBytes((0,) * shape.n_layer, nbytes, 0, 0)  # resident ones count the same wherever they are
         try:
             _plan(shape, weights, board, TrainConfig(weights="resident"))
         except UsageError:
@@ -113,7 +113,7 @@ def largest_file(model: Floats, name: str) -> int:
     return most
 
 
-def _plan(shape: DecoderStructure, weights: Sizes, board: Profile, config: TrainConfig) -> plan.Plan:
+def _plan(shape: DecoderStructure, weights: WeightBytes, board: Profile, config: TrainConfig) -> plan.Plan:
     limits = plan.MemoryLimits(plan.PROCESS, budget=config.memory_bytes(board.available),
                                asked=f"{DEFAULT_MEMORY} of what is available on {board.name}")
     return plan.make(shape, config, ops=Cpu(board.cores or 1), sizes=weights, limits=limits)

@@ -126,7 +126,7 @@ class _Work:
         """What takes time and is not done yet, in order."""
         c = self.config
         size = c.target_bytes()
-        shape = estimate.Shape(self.source.floats, c, fitted=bool(size or (c.device and not c.type)))
+        shape = estimate.ModelSizes(self.source.floats, c, fitted=bool(size or (c.device and not c.type)))
         speeds = estimate.measure(self.source.floats, self.reference, self.threads)
         left = {"distilling": 1 - distill.steps_done(self.folder / DISTILLATION) / c.steps}
         return [(what, seconds * left.get(what, 1.0))
@@ -320,7 +320,7 @@ class _Work:
         return [{"prompt": sample.question, "before": old, "after": new}
                 for sample, old, new in zip(asked, before, after, strict=True)]
 
-    def _answered(self, model: ServedModel, asked: list[measure.Sample], number: int) -> list[str]:
+    def _answered(self, model: ServedModel, asked: list[measure.SampleRow], number: int) -> list[str]:
         """Answers by the first or the second of two models."""
         answers = []
         for i, sample in enumerate(asked):

@@ -19,7 +19,7 @@ from ..errors import size_text
 from ..formats.bundle import to_plain_json
 from ..formats.gguf import Gguf
 from ..runs import chart
-from ..runs.chart import NOTHING, Chart, Content, Html, Line, Style, element, figure, number
+from ..runs.chart import NOTHING, Chart, ChartLine, Content, Html, Style, element, figure, number
 from ..version import __version__
 
 Facts = dict[str, Any]
@@ -124,7 +124,7 @@ def _distillation(rows: Sequence[Facts]) -> Iterator[Html | None]:
     """Charts of mean KL and perplexity over its steps."""
     for key, name in (("kl", "mean KL to the source"), ("perplexity", "perplexity")):
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
-        yield figure(Chart(name, "step", name, [Line(name, points, Style(0), dots=True)]))
+        yield figure(Chart(name, "step", name, [ChartLine(name, points, Style(0), dots=True)]))
 
 
 def _tiles(facts: Facts) -> Iterator[tuple[str, str, str]]:

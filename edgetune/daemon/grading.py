@@ -104,7 +104,7 @@ class Grading:
         return Graded(Grade(said["reward"], said["parts"], said["errors"]), said["seconds"], judge.usage)
 
 
-class _Ended(Exception):
+class _GraderEnded(Exception):
     """The process has ended or does not answer."""
 
 
@@ -120,7 +120,7 @@ def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
         killer.start()
         try:
             return _conversation(process, task, judge)
-        except _Ended:
+        except _GraderEnded:
             name = "unresponsive_reward_error" if late.is_set() else "other_error"
             return {"reward": 0.0, "parts": {}, "errors": {name: True}, "seconds": SECONDS if late.is_set() else 0.0}
         finally:
@@ -129,7 +129,7 @@ def _graded(task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
 
 
 def _conversation(process: subprocess.Popen[str], task: Mapping[str, Any], judge: Judge) -> dict[str, Any]:
-    """Answers the requests of the process to the base until it is done. Raises _Ended where it ends before, its
+    """Answers the requests of the process to the base until it is done. Raises _GraderEnded where it ends before, its
     errors, and those of the base.
     """
     message: Mapping[str, Any] = task
@@ -150,5 +150,5 @@ def _exchange(process: subprocess.Popen[str], message: Mapping[str, Any]) -> dic
         process.stdin.flush()
         found: dict[str, Any] = json.loads(process.stdout.readline())
     except (BrokenPipeError, ValueError, RecursionError):
-        raise _Ended from None
+        raise _GraderEnded from None
     return found

@@ -39,7 +39,7 @@ def of_all_processes() -> int:
     return sum(kib(Path(f"/proc/{process}/smaps_rollup"), "Pss") for process in _with_children(os.getpid()))
 
 
-class Reading:
+class MemoryReading:
     """What `of_all_processes` returned at most SECONDS ago, for reports: the kernel walks through all pages of the
     processes to count them, and a page asks twice in each look.
     """

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import NotFoundError, UsageError
-from .state.adapters import LATEST, Adapter, Adapters
+from .state.adapters import LATEST, Adapters, RegisteredAdapter
 from .state.database import Store, now
 
 log = logging.getLogger("edgetune.daemon")
@@ -58,7 +58,7 @@ class Probations:
             if facts and facts["state"] == RUNNING and facts["bad"] >= facts["bad_ratings"] > 0:
                 self._roll_back(found, facts)
 
-    def _roll_back(self, found: Adapter, facts: Mapping[str, Any]) -> None:
+    def _roll_back(self, found: RegisteredAdapter, facts: Mapping[str, Any]) -> None:
         if facts["bad"] <= facts["good"]:
             return
         why = f"{found.id} has {facts['bad']} bad ratings and {facts['good']} good ones in its probation"
@@ -68,7 +68,7 @@ class Probations:
             self.adapters.set_verdict(found.id, {**found.verdict, "probation": kept})
             log.warning("rolled back: %s", why)
 
-    def facts(self, adapter: Adapter) -> dict[str, Any] | None:
+    def facts(self, adapter: RegisteredAdapter) -> dict[str, Any] | None:
         """Returns since, until (seconds since 1970), bad_ratings (allowed), bad and good (counted), and state: running,
         passed, rolled back, or replaced by a new adapter before its time was over. None: it has no probation.
         """

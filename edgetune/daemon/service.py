@@ -63,7 +63,7 @@ from .options import DaemonConfig, model_name
 from .probation import Probations
 from .running import Chooser, RunningPart, running_parts
 from .sources import EARLIER, AnswerSource, AskedQuestion, ModelSource, continued, first_answer, thinking_of
-from .state.adapters import LATEST, Adapter, Adapters
+from .state.adapters import LATEST, Adapters, RegisteredAdapter
 from .state.database import Store
 from .state.files import Files
 from .state.holdout import open_holdout
@@ -99,7 +99,7 @@ class Service:
         self.running: dict[str, RunningPart] = {}
         self.answered = Counter[str]()  # answers by their source
         self._counting = threading.Lock()
-        self._reading = memory.Reading()
+        self._reading = memory.MemoryReading()
         self._opened = ExitStack()
 
     # ---- start and stop -----------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ class Service:
 
     # ---- adapters -----------------------------------------------------------------------------------------------
 
-    def add_adapter(self, source: Path, suffix: str = "") -> Adapter:
+    def add_adapter(self, source: Path, suffix: str = "") -> RegisteredAdapter:
         """Keeps an adapter that no job here made, as a candidate. source: its folder; suffix: a part of its id. Raises
         UsageError for another suffix than of a job; errors of Adapters.add_foreign.
         """
@@ -348,7 +348,7 @@ class Service:
         """
         return begin_evaluation(self, id, request or EvaluationRequest())
 
-    def file_of(self, adapter: Adapter) -> str:
+    def file_of(self, adapter: RegisteredAdapter) -> str:
         """Returns the file of rows that an adapter learned. Raises UsageError where it learned none, or another place
         made it, and NotFoundError where its job is gone.
         """

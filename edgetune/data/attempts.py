@@ -18,7 +18,7 @@ from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .around import Instruction
 from .packing import Example
-from .prompted import Answer, Text, in_group, prompt_of, text_of, with_keys
+from .prompted import TargetAnswer, Text, in_group, prompt_of, text_of, with_keys
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completion, attempts and labels"
@@ -58,7 +58,7 @@ def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: Instruction
             in_group([answer.example(tokenizer, system, max_length) for answer in pair], number=number)]
 
 
-def pairs_of(row: Any) -> list[tuple[Answer, Answer]]:
+def pairs_of(row: Any) -> list[tuple[TargetAnswer, TargetAnswer]]:
     """(chosen, rejected) of each pair; right attempts take the wrong ones by turns. Raises DataError."""
     right, *attempts = _answers(row)
     labels = _labels(row)
@@ -74,9 +74,9 @@ def pairs_of(row: Any) -> list[tuple[Answer, Answer]]:
     return pairs
 
 
-def _behind(attempt: Answer, second: Answer) -> Answer:
+def _behind(attempt: TargetAnswer, second: TargetAnswer) -> TargetAnswer:
     """The second answer, where the attempt was the first."""
-    return Answer(second.name, asked_again(attempt.row["messages"]), second.answer, second.tools)
+    return TargetAnswer(second.name, asked_again(attempt.row["messages"]), second.answer, second.tools)
 
 
 def asked_again(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def check_chat(tokenizer: Tokenizer) -> None:
         raise DataError("the model has no chat template, and a second answer needs one", "use a chat model")
 
 
-def _answers(row: Any) -> list[Answer]:
+def _answers(row: Any) -> list[TargetAnswer]:
     """The completion, then the attempts, all of messages, as first answers to the prompt."""
     prompt = _messages("user", prompt_of(row))
     attempts = row["attempts"]
@@ -98,7 +98,8 @@ def _answers(row: Any) -> list[Answer]:
         what = "is empty" if attempts == [] else f"is a JSON {json_type(attempts)}"
         raise DataError(f"attempts {what}", "write a list of the model's answers")
     named = {"completion": row["completion"], **{f"attempts[{i}]": attempt for i, attempt in enumerate(attempts)}}
-    return [Answer(name, prompt, _messages("assistant", text_of(named, name)), row.get("tools")) for name in named]
+    return [TargetAnswer(name, prompt, _messages("assistant", text_of(named, name)), row.get("tools"))
+            for name in named]
 
 
 def _messages(role: str, said: Text) -> Text:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..llamacpp.tokenizer import Tokenizer
-from .facts import Inspection, Tokens
+from .facts import Inspection, TokenizeOptions
 from .files import Line
 from .labelled import are_few
 from .thoughts import DROP, KEEP, MASK
@@ -57,7 +57,7 @@ def quantile(ascending: Sequence[int], share: float) -> int:
     return ascending[max(-int(-share * len(ascending) // 1), 1) - 1]
 
 
-def findings(data: Inspection, held_out: Inspection | None = None, tokens: Tokens | None = None,
+def findings(data: Inspection, held_out: Inspection | None = None, tokens: TokenizeOptions | None = None,
              vectors: VectorsOf | None = None, thinking: str = KEEP) -> list[Finding]:
     """What keeps training from working first, then what may be meant. tokens: what `data` was inspected with. vectors:
     of questions, by the encoder whose tokens these are. thinking: what becomes of thoughts, as of data.thoughts.
@@ -112,7 +112,7 @@ def _refused(data: Inspection) -> Iterable[Finding]:
     return [*sorted(named, key=lambda finding: finding.lines), *others]
 
 
-def _too_long(data: Inspection, tokens: Tokens | None) -> Iterable[Finding]:
+def _too_long(data: Inspection, tokens: TokenizeOptions | None) -> Iterable[Finding]:
     if tokens is None or not data.rows:
         return
     longest = data.lengths[-1] if data.lengths else 0
@@ -148,7 +148,7 @@ def _few(data: Inspection, held_out: Inspection | None) -> Iterable[Finding]:
                       "name held-out rows with --eval, or add rows with other questions", [])
 
 
-def _labels(data: Inspection, tokens: Tokens | None) -> Iterable[Finding]:
+def _labels(data: Inspection, tokens: TokenizeOptions | None) -> Iterable[Finding]:
     """Answers that an encoder gives in milliseconds, for a model that writes text."""
     answers = Counter(row.answer for row in data.rows)
     is_short = all(row.letters <= LABEL and row.answer is not None for row in data.rows)

@@ -28,7 +28,7 @@ from .thoughts import has_thoughts
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizeOptions:
     """Options of tokenizing rows; the fields are those of `dataset.load`."""
 
     tokenizer: AnyTokenizer
@@ -58,7 +58,7 @@ class RowFacts:
 
 
 @dataclass(frozen=True)
-class Part:
+class RowPart:
     """A piece of a tokenized row; whether its tokens are supervised."""
 
     text: str
@@ -76,7 +76,7 @@ class Inspection:
     rows: list[RowFacts] = field(default_factory=list)
     refused: list[tuple[int, DataError]] = field(default_factory=list)
     empty: list[tuple[int, DataError]] = field(default_factory=list)
-    sample: list[Part] = field(default_factory=list)
+    sample: list[RowPart] = field(default_factory=list)
     sample_line: int = 0
     tokenized: list[TokenizedRow] = field(default_factory=list)
 
@@ -107,7 +107,7 @@ def shape_of(found: Inspection) -> str:
     return next((shape for shape in shapes if shape != "text"), next(iter(shapes), ""))
 
 
-def inspect(name: str, rows: Iterable[tuple[int, Any]], tokens: Tokens | None = None,
+def inspect(name: str, rows: Iterable[tuple[int, Any]], tokens: TokenizeOptions | None = None,
             parser: RowParser = supervised_rows, columns: Columns = BY_KEYS) -> Inspection:
     """rows: (line, row), as `files.read_rows` gives them. Raises nothing that it does not raise."""
     found = Inspection(name)
@@ -132,7 +132,8 @@ def inspect(name: str, rows: Iterable[tuple[int, Any]], tokens: Tokens | None = 
     return found
 
 
-def _facts(line: int, row: Row, shape: str, tokens: Tokens | None, parser: RowParser, found: Inspection) -> RowFacts:
+def _facts(line: int, row: Row, shape: str, tokens: TokenizeOptions | None, parser: RowParser,
+           found: Inspection) -> RowFacts:
     answer = answer_of(row)
     said: dict[str, Any] = {"answer": None}
     if answer is not None:
@@ -166,13 +167,13 @@ def answer_of(row: Row) -> str | None:
     return content if isinstance(content, str) else None
 
 
-def parts_of(example: Example, tokenizer: AnyTokenizer) -> list[Part]:
+def parts_of(example: Example, tokenizer: AnyTokenizer) -> list[RowPart]:
     """The text of an example, divided where supervision begins and ends."""
     learned = is_supervised(example.weights)
     parts = []
     begin = 0
     for end in range(1, learned.size + 1):
         if end == learned.size or learned[end] != learned[begin]:
-            parts.append(Part(tokenizer.decode(example.tokens[begin:end].tolist()), bool(learned[begin])))
+            parts.append(RowPart(tokenizer.decode(example.tokens[begin:end].tolist()), bool(learned[begin])))
             begin = end
     return parts

@@ -36,7 +36,7 @@ MOST_LABELS = 1000
 
 
 @dataclass(frozen=True)
-class Asked:
+class LabelledQuestion:
     """A question, its answer as an object, and the characters of the question that each token came from."""
 
     question: str
@@ -150,13 +150,13 @@ def decisions_of(example: Example) -> Labels:
     return found if isinstance(found, dict) else {"": found[0]}
 
 
-def asked_of(example: Example) -> Asked:
+def asked_of(example: Example) -> LabelledQuestion:
     """The question and the answer of an example whose answer is an object. Raises DataError for another."""
     answer = answer_of(example)
     others = json.loads(example.item)[1:]
     if not others:
         raise DataError(f"the answer {answer!r:.80} is no JSON object, as others are", "write all in one form")
-    return Asked(others[0], json.loads(answer), [(begin, end) for begin, end in others[1]])
+    return LabelledQuestion(others[0], json.loads(answer), [(begin, end) for begin, end in others[1]])
 
 
 def labels_of(answers: Sequence[str]) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ def _started(asked: dict[str, Any], reads_stdin: bool) -> subprocess.Popen[bytes
 # ---- what goes over the pipe -----------------------------------------------------------------------------------------
 
 
-class Layout(NamedTuple):
+class ArrayLayout(NamedTuple):
     """A field's arrays, one after another. counts: arrays of each example, None where each has one."""
 
     kind: str
@@ -201,18 +201,18 @@ def _columns(examples: Sequence[Example]) -> Iterator[tuple[str, list[Any]]]:
             yield field.name, values
 
 
-def _laid_out(values: list[Any]) -> tuple[Layout | list[Any], list[Array]]:
+def _laid_out(values: list[Any]) -> tuple[ArrayLayout | list[Any], list[Array]]:
     """A field of all examples as the head has it, and the arrays that follow the head."""
     if isinstance(values[0], np.ndarray):
-        return Layout(values[0].dtype.str, [array.size for array in values], None), values
+        return ArrayLayout(values[0].dtype.str, [array.size for array in values], None), values
     if isinstance(values[0], tuple):
         parts = [array for value in values for array in value]
-        return Layout(parts[0].dtype.str, [array.size for array in parts], [len(value) for value in values]), parts
+        return ArrayLayout(parts[0].dtype.str, [array.size for array in parts], [len(value) for value in values]), parts
     return values, []
 
 
-def _read(pipe: IO[bytes], column: Layout | list[Any]) -> Array | None:
-    if not isinstance(column, Layout):
+def _read(pipe: IO[bytes], column: ArrayLayout | list[Any]) -> Array | None:
+    if not isinstance(column, ArrayLayout):
         return None
     values = np.empty(sum(column.sizes), column.kind)
     if pipe.readinto(values) < values.nbytes:  # type: ignore[attr-defined]

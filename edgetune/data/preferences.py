@@ -20,7 +20,7 @@ from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .around import Instruction
 from .packing import Example
-from .prompted import Answer, Text, in_group, text_of, with_keys
+from .prompted import TargetAnswer, Text, in_group, text_of, with_keys
 from .rows import Row, json_type
 
 EXPECTED = "prompt with chosen and rejected, or input with preferred_output and non_preferred_output"
@@ -56,7 +56,7 @@ def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: Instruction
     return in_group([answer.example(tokenizer, system, max_length) for answer in answers_of(row)])
 
 
-def answers_of(row: Any) -> tuple[Answer, Answer]:
+def answers_of(row: Any) -> tuple[TargetAnswer, TargetAnswer]:
     """(chosen, rejected) of a row that `is_pair`. Raises DataError where their prompt cannot be told."""
     if all(key in row for key in _OPENAI):
         return _of_openai(row)
@@ -68,10 +68,10 @@ def answers_of(row: Any) -> tuple[Answer, Answer]:
     else:
         prompt, chosen, rejected = _parted(chosen, rejected)
     tools = row.get("tools")
-    return Answer("chosen", prompt, chosen, tools), Answer("rejected", prompt, rejected, tools)
+    return TargetAnswer("chosen", prompt, chosen, tools), TargetAnswer("rejected", prompt, rejected, tools)
 
 
-def _of_openai(row: Mapping[str, Any]) -> tuple[Answer, Answer]:
+def _of_openai(row: Mapping[str, Any]) -> tuple[TargetAnswer, TargetAnswer]:
     given = row.get("input")
     if not isinstance(given, Mapping):
         raise DataError(f"input is a JSON {json_type(given)}", 'write {"messages": [...]}')
@@ -80,7 +80,7 @@ def _of_openai(row: Mapping[str, Any]) -> tuple[Answer, Answer]:
     for key in _OPENAI:
         if not isinstance(row[key], list):
             raise DataError(f"{key} is a JSON {json_type(row[key])}", "write a list with one assistant message")
-    chosen, rejected = (Answer(key, given["messages"], row[key], given.get("tools")) for key in _OPENAI)
+    chosen, rejected = (TargetAnswer(key, given["messages"], row[key], given.get("tools")) for key in _OPENAI)
     return chosen, rejected
 
 

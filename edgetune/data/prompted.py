@@ -24,7 +24,7 @@ Text = str | Sequence[Any]  # text, or messages
 
 
 @dataclass(frozen=True)
-class Answer:
+class TargetAnswer:
     """The answer to learn from; name: of its key, for errors."""
 
     name: str
@@ -110,12 +110,12 @@ def prompt_of(row: Mapping[str, Any]) -> Text:
     return text_of(row, found[0])
 
 
-def answer_to(prompt: Text, row: Mapping[str, Any]) -> Answer:
+def answer_to(prompt: Text, row: Mapping[str, Any]) -> TargetAnswer:
     """The row's completion, which may be text also where the prompt is messages. Raises DataError."""
     answer = text_of(row, "completion")
     if not isinstance(prompt, str) and isinstance(answer, str):
         answer = [{"role": "assistant", "content": answer}]
-    return Answer("completion", prompt, answer, row.get("tools"))
+    return TargetAnswer("completion", prompt, answer, row.get("tools"))
 
 
 def check_answer(row: Mapping[str, Any], way_out: str) -> None:
@@ -126,7 +126,7 @@ def check_answer(row: Mapping[str, Any], way_out: str) -> None:
         raise DataError("the completion is empty", way_out)
 
 
-def noted_prompt(answer: Answer, note: str, tokenizer: Tokenizer, system: Instruction,
+def noted_prompt(answer: TargetAnswer, note: str, tokenizer: Tokenizer, system: Instruction,
                  max_length: int) -> NDArray[np.int32]:
     """The tokens before an answer whose prompt has a note. Raises DataError."""
     noted = replace(answer, prompt=with_note(answer.prompt, note, tokenizer))

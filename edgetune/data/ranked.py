@@ -12,7 +12,7 @@ from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .around import Instruction
 from .packing import Example
-from .prompted import Answer, in_group, text_of, with_keys
+from .prompted import TargetAnswer, in_group, text_of, with_keys
 from .rewards import EXPECTED_REWARD, reward_of
 from .rows import Row, json_type
 
@@ -47,13 +47,13 @@ def examples_of(row: Row, _shape: str, tokenizer: Tokenizer, system: Instruction
     return in_group([answer.example(tokenizer, system, max_length) for answer in _answers(row)], _rewards(row))
 
 
-def _answers(row: Any) -> list[Answer]:
+def _answers(row: Any) -> list[TargetAnswer]:
     completions = row["completions"]
     if not isinstance(completions, list) or len(completions) < 2:
         what = f"has {len(completions)}" if isinstance(completions, list) else f"is a JSON {json_type(completions)}"
         raise DataError(f"completions {what}", "write a list of 2 answers or more")
     named = {f"completions[{i}]": answer for i, answer in enumerate(completions)}
-    return [Answer(name, text_of(row, "prompt"), text_of(named, name), row.get("tools")) for name in named]
+    return [TargetAnswer(name, text_of(row, "prompt"), text_of(named, name), row.get("tools")) for name in named]
 
 
 def _rewards(row: Any) -> list[float]:

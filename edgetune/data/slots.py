@@ -211,7 +211,7 @@ def _copied(path: Path, values: Sequence[tuple[str, Any]], share: float) -> Copi
     if not each or any(isinstance(one, bool) or one is None for _, one in each):
         return None
     stands = [(question, str(one), place) for question, one in each
-              if (place := _free_place(str(one), question, [])) is not None and not _is_part(question, place)]
+              if (place := _free_place(str(one), question, [], whole=True)) is not None]
     if len(stands) < share * len(each):
         return None
     is_exact = all(question[begin:end] == one for question, one, (begin, end) in stands)
@@ -230,8 +230,10 @@ def _closed(path: Path, values: Sequence[tuple[str, Any]], rows: int) -> Closed 
     return Closed(path, (*([ABSENT] if len(values) < rows else []), *sorted(counts)))
 
 
-def _free_place(value: str, question: str, taken: Sequence[Span]) -> Span | None:
-    """The first place of a value in a question that overlaps no taken one, whole words before parts of words."""
+def _free_place(value: str, question: str, taken: Sequence[Span], whole: bool = False) -> Span | None:
+    """The first place of a value in a question that overlaps no taken one, whole words before parts of words; with
+    `whole` only whole words.
+    """
     text = question.lower()
     wanted = value.lower()
     if not wanted or len(text) != len(question) or len(wanted) != len(value):  # lower-casing changed the length
@@ -240,16 +242,11 @@ def _free_place(value: str, question: str, taken: Sequence[Span]) -> Span | None
     begin = text.find(wanted) if wanted else -1
     while begin >= 0:
         end = begin + len(wanted)
-        if all(end <= first or begin >= last for first, last in taken):
-            places.append((_is_part(question, (begin, end)), question[begin:end] != value, begin, end))
+        is_part = question[begin - 1:begin].isalnum() or question[end:end + 1].isalnum()
+        if not (whole and is_part) and all(end <= first or begin >= last for first, last in taken):
+            places.append((is_part, question[begin:end] != value, begin, end))
         begin = text.find(wanted, begin + 1)
     return min(places)[2:] if places else None
-
-
-def _is_part(question: str, place: Span) -> bool:
-    """Whether the place begins or ends within a word."""
-    begin, end = place
-    return question[begin - 1:begin].isalnum() or question[end:end + 1].isalnum()
 
 
 def _cut(tags: Sequence[int], question: str, places: Sequence[Span]) -> dict[int, list[str]]:

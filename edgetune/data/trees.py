@@ -23,7 +23,7 @@ Group = list[Example]
 
 
 @dataclass(frozen=True)
-class Part:
+class TreePart:
     """A part of a tree, and which entries of the whole [S] it predicts."""
 
     batch: Batch
@@ -37,12 +37,12 @@ class Tree:
     """
 
     whole: Batch
-    prefix: Part | None
-    branches: tuple[Part, ...]
+    prefix: TreePart | None
+    branches: tuple[TreePart, ...]
     parted: bool
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[TreePart, ...]:
         return (self.prefix, *self.branches) if self.prefix else self.branches
 
     @property
@@ -120,8 +120,8 @@ def _tree(groups: Sequence[Group], max_tokens: int, prefix: int) -> Tree:
     ends = np.cumsum([row.supervised for row in rows])
     entries = [*zip(np.split(np.arange(ends[-1]), ends[:-1]), (row.supervised_before(n) for row in rows), strict=True)]
     rests = iter([of_row[count:] for of_row, count in entries])
-    parts = tuple(Part(branch, np.concatenate([next(rests) for _ in branch.examples])) for branch in branches)
-    first = Part(collate(rows, end=n), np.concatenate([of_row[:count] for of_row, count in entries])) if n else None
+    parts = tuple(TreePart(branch, np.concatenate([next(rests) for _ in branch.examples])) for branch in branches)
+    first = TreePart(collate(rows, end=n), np.concatenate([of_row[:count] for of_row, count in entries])) if n else None
     return Tree(collate(rows), first, parts, any(len(group) > 1 for group in alone))
 
 

@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .around import Instruction
 from .packing import Example
-from .prompted import Answer, text_of, with_keys
+from .prompted import TargetAnswer, text_of, with_keys
 from .rows import Row, json_type
 
 EXPECTED = "prompt with completion and label"
@@ -45,5 +45,5 @@ def is_good(row: Any) -> bool:
     return row["label"] is True
 
 
-def _answer(row: Any) -> Answer:
-    return Answer("completion", text_of(row, "prompt"), text_of(row, "completion"), row.get("tools"))
+def _answer(row: Any) -> TargetAnswer:
+    return TargetAnswer("completion", text_of(row, "prompt"), text_of(row, "completion"), row.get("tools"))

@@ -15,7 +15,7 @@ from .gguf import Gguf, check_experts
 from .metadata import refuse_variants
 
 if TYPE_CHECKING:
-    from .families import Family
+    from .families import ModelFamily
     from .metadata import MetadataReader
     from .shape import Shape
 
@@ -28,7 +28,7 @@ SHARED_WIDTH = "expert_shared_feed_forward_length"
 
 
 @dataclass(frozen=True)
-class Sizes:
+class BlockSizes:
     """Sizes by which blocks may differ, of one block; as in Shape."""
 
     d_ff: int
@@ -38,7 +38,7 @@ class Sizes:
 
 
 def read_sizes(get: MetadataReader, windows: Sequence[int], full_head: int, full_rot: int,
-               family: Family) -> tuple[Sizes, ...]:
+               family: ModelFamily) -> tuple[BlockSizes, ...]:
     """The sizes of each block; (): the family has blocks of one size. full_head, full_rot: the width of a head, and its
     rotated values, in blocks without a window.
     """
@@ -54,11 +54,11 @@ def read_sizes(get: MetadataReader, windows: Sequence[int], full_head: int, full
     heads = get.integers("attention.head_count_kv", n_layer)
     d_head = get.integer("attention.key_length_swa")
     n_rot = get.integer("rope.dimension_count_swa", full_rot)
-    return tuple(Sizes(d_ff, n_kv, d_head if window else full_head, n_rot if window else full_rot)
+    return tuple(BlockSizes(d_ff, n_kv, d_head if window else full_head, n_rot if window else full_rot)
                  for d_ff, n_kv, window in zip(widths, heads, windows, strict=True))
 
 
-def shared_keys(get: MetadataReader, windows: Sequence[int], family: Family) -> tuple[int, ...]:
+def shared_keys(get: MetadataReader, windows: Sequence[int], family: ModelFamily) -> tuple[int, ...]:
     """The block whose keys and values each block attends to; (): all attend to their own.
 
     The last `attention.shared_kv_layers` blocks take those of the last block before them that has a window as they do,
@@ -76,7 +76,8 @@ def shared_keys(get: MetadataReader, windows: Sequence[int], family: Family) -> 
     return tuple(i if i < first else first - (2 if windows[i] else 1) for i in range(n_layer))
 
 
-def read_mixers(get: MetadataReader, usual: Sequence[str], owners: Sequence[int], family: Family) -> tuple[str, ...]:
+def read_mixers(get: MetadataReader, usual: Sequence[str], owners: Sequence[int],
+                family: ModelFamily) -> tuple[str, ...]:
     """The kinds of mixers of all blocks. usual: where no block takes keys of another."""
     found = list(usual)
     for layer, owner in enumerate(owners or range(len(found))):
@@ -156,7 +157,7 @@ class Mixture:
 NO_MIXTURE = Mixture()
 
 
-def read_mixture(get: MetadataReader, family: Family) -> Mixture:
+def read_mixture(get: MetadataReader, family: ModelFamily) -> Mixture:
     """NO_MIXTURE: all blocks are dense. Raises UnsupportedError if others than the family's experts are meant, and
     FormatError if a token takes more than there are.
     """
@@ -177,7 +178,7 @@ def read_mixture(get: MetadataReader, family: Family) -> Mixture:
     return Mixture(experts, used, width, get.integer(SHARED_WIDTH, 0) if family.shares_expert else 0)
 
 
-def feeds_of(get: MetadataReader, n_layer: int, mixture: Mixture, family: Family) -> tuple[str, ...]:
+def feeds_of(get: MetadataReader, n_layer: int, mixture: Mixture, family: ModelFamily) -> tuple[str, ...]:
     """The kind of each block's feed-forward part: the first may be dense where others have experts."""
     dense = get.integer("leading_dense_block_count", 0) if family.dense_first else 0
     kind = ("shared experts" if mixture.shared else "experts") if mixture.count else family.feed

@@ -10,12 +10,12 @@ from ..errors import FormatError, UnsupportedError
 from .block_sizes import drafting_blocks
 
 if TYPE_CHECKING:
-    from .families import Family
+    from .families import ModelFamily
     from .metadata import MetadataReader
 
 
 @dataclass(frozen=True)
-class Recurrent:
+class RecurrentShape:
     """GGUF's keys "ssm.*". taps: tokens that the convolution before the state sees. inner: values a token of all heads
     together. state: values of a key of a delta net, or of B and C. groups: heads with queries and keys, or B and C.
     """
@@ -27,23 +27,23 @@ class Recurrent:
     groups: int
 
 
-NONE = Recurrent(0, 0, 0, 0, 0)
+NONE = RecurrentShape(0, 0, 0, 0, 0)
 
 
-def read_recurrent(get: MetadataReader, mixers: Collection[str]) -> Recurrent:
+def read_recurrent(get: MetadataReader, mixers: Collection[str]) -> RecurrentShape:
     """The sizes of blocks with these kinds of mixers; NONE: no kind has a state. Raises FormatError for sizes that they
     cannot have.
     """
     checks = [check for kind, check in CHECKS.items() if kind in mixers]
     if not checks:
         return NONE
-    found = Recurrent(get.integer("ssm.conv_kernel"), get.integer("ssm.inner_size"), get.integer("ssm.state_size"),
-                      get.integer("ssm.time_step_rank"), get.integer("ssm.group_count"))
+    found = RecurrentShape(get.integer("ssm.conv_kernel"), get.integer("ssm.inner_size"), get.integer("ssm.state_size"),
+                           get.integer("ssm.time_step_rank"), get.integer("ssm.group_count"))
     checks[0](get, found)
     return found
 
 
-def recurrent_mixers(get: MetadataReader, family: Family) -> tuple[str, ...]:
+def recurrent_mixers(get: MetadataReader, family: ModelFamily) -> tuple[str, ...]:
     """The kind of each block's mixer: the file lists those with a state, or all but each n-th have one."""
     n_layer = get.integer("block_count")
     found = get.any("attention.recurrent_layers")
@@ -57,7 +57,7 @@ def recurrent_mixers(get: MetadataReader, family: Family) -> tuple[str, ...]:
     return tuple(kinds[:n_layer - drafting_blocks(get)])
 
 
-def _check_delta_net(get: MetadataReader, r: Recurrent) -> None:
+def _check_delta_net(get: MetadataReader, r: RecurrentShape) -> None:
     """Raises FormatError for sizes that no gated delta net has, and for such as the kernels do not take."""
     sizes = {"ssm.conv_kernel": (r.taps, 8), "ssm.state_size": (r.state, 128), "ssm.time_step_rank": (r.heads, 4096),
              "ssm.group_count": (r.groups, r.heads)}
@@ -70,7 +70,7 @@ def _check_delta_net(get: MetadataReader, r: Recurrent) -> None:
                           "values must be as wide as keys, by fours, and the value heads a multiple of the key heads")
 
 
-def _check_mamba(get: MetadataReader, r: Recurrent) -> None:
+def _check_mamba(get: MetadataReader, r: RecurrentShape) -> None:
     """Raises FormatError for sizes of Mamba 2 that llama.cpp or the kernels do not compute."""
     sizes = {"ssm.conv_kernel": (r.taps, 8), "ssm.state_size": (r.state, 128), "ssm.time_step_rank": (r.heads, 4096),
              "ssm.group_count": (r.groups, r.heads)}
@@ -86,7 +86,8 @@ def _check_mamba(get: MetadataReader, r: Recurrent) -> None:
                           "edgetune takes heads and states of 16 to 128 values, by sixteens, in groups of equal size")
 
 
-CHECKS: dict[str, Callable[[MetadataReader, Recurrent], None]] = {"delta net": _check_delta_net, "mamba": _check_mamba}
+CHECKS: dict[str, Callable[[MetadataReader, RecurrentShape], None]] = {
+    "delta net": _check_delta_net, "mamba": _check_mamba}
 
 
 def check_sections(get: MetadataReader, n_rot: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import FormatError, UnsupportedError
 
 if TYPE_CHECKING:
-    from .families import Family
+    from .families import ModelFamily
     from .gguf import Gguf
     from .metadata import MetadataReader
 
@@ -59,7 +59,7 @@ class Rope:
         return 1.0 - np.clip((pair - low) / max(high - low, 0.001), 0.0, 1.0)
 
 
-def read_rope(gguf: Gguf, get: MetadataReader, family: Family) -> Rope:
+def read_rope(gguf: Gguf, get: MetadataReader, family: ModelFamily) -> Rope:
     """That of blocks without a window, as llama.cpp reads it: a factor without a kind is linear, one of 0 is none."""
     kind = get.text("rope.scaling.type", "linear")
     factor = get.number("rope.scaling.factor", get.number("rope.scale_linear", 0.0)) or 1.0

@@ -36,7 +36,7 @@ def read_safetensors(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorPlace:
     """A tensor in a file: its type and shape as stored, and the byte where it begins."""
 
     type: str
@@ -78,8 +78,8 @@ class Safetensors:
         first = self._file.tell()
         # the package itself returns the names in another order each time
         in_order = sorted(header, key=lambda name: header[name]["data_offsets"])
-        self.places = {name: Place(header[name]["dtype"], tuple(header[name]["shape"]),
-                                   first + header[name]["data_offsets"][0]) for name in in_order}
+        self.places = {name: TensorPlace(header[name]["dtype"], tuple(header[name]["shape"]),
+                                         first + header[name]["data_offsets"][0]) for name in in_order}
         self.shapes = {name: place.shape for name, place in self.places.items()}
 
     def __enter__(self) -> Safetensors:
@@ -89,7 +89,7 @@ class Safetensors:
         self._file.close()
 
     def read(self, name: str) -> NDArray[np.float32]:
-        """The tensor of this name, as float32. Raises as `Place.read`."""
+        """The tensor of this name, as float32. Raises as `TensorPlace.read`."""
         return self.places[name].read(self._file, name, self.path)
 
     def _checked_header(self) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from functools import cached_property
 
 from ..errors import FormatError, UnsupportedError
 from . import block_sizes, kinds
-from .block_sizes import Sizes, drafting_blocks, feeds_of, read_mixture, unread_tensors
-from .families import FAMILIES, Family
+from .block_sizes import BlockSizes, drafting_blocks, feeds_of, read_mixture, unread_tensors
+from .families import FAMILIES, ModelFamily
 from .gguf import FORMATS, Gguf, Tensor
 from .metadata import MetadataReader, read_windows, refuse_variants
-from .recurrent import NONE, Recurrent, check_sections, read_recurrent, recurrent_mixers
+from .recurrent import NONE, RecurrentShape, check_sections, read_recurrent, recurrent_mixers
 from .rope import Rope, read_rope
 
 
@@ -45,7 +45,7 @@ class Shape:
     act: str  # silu | gelu
     embed_scale: float
     attn_scale: float
-    qk_norm: str  # as of Family
+    qk_norm: str  # as of ModelFamily
     post_norms: bool  # a sublayer's output is normed before it is added
     ropes: tuple[Rope, Rope]  # of blocks that see everything, of blocks with a window
     windows: tuple[int, ...]  # a block's sliding window in tokens, 0: none
@@ -57,22 +57,22 @@ class Shape:
     mixers: tuple[str, ...] = ()  # a block's kind of mixer (kinds.py); (): attention in all
     feeds: tuple[str, ...] = ()  # a block's kind of feed-forward part; (): gated in all
     conv: int = 0  # tokens that a short convolution sees
-    recurrent: Recurrent = NONE  # of blocks with a state
+    recurrent: RecurrentShape = NONE  # of blocks with a state
     inner_eps: float = 0.0  # of norms within a mixer, whatever scales the residual stream
     n_expert: int = 0
     n_used: int = 0  # experts that a token takes
     d_expert: int = 0  # an expert's width
     d_shared: int = 0  # of the expert that all tokens take besides
-    gating: str = "softmax"  # as of Family, like the next
+    gating: str = "softmax"  # as of ModelFamily, like the next
     norms_experts: bool = False
-    blocks: tuple[Sizes, ...] = ()
+    blocks: tuple[BlockSizes, ...] = ()
     owners: tuple[int, ...] = ()  # of each block, whose keys and values it attends to; (): its own
-    norms_values: bool = False  # as of Family
+    norms_values: bool = False  # as of ModelFamily
     d_block: int = 0  # the width of the embeddings of each block; 0: there are none
     block_row: int = 0  # bytes that the file has of them for a token
 
     @property
-    def family(self) -> Family:
+    def family(self) -> ModelFamily:
         return FAMILIES[self.architecture]
 
     @property
@@ -101,7 +101,7 @@ class Shape:
         return self.feeds[layer] if self.feeds else "gated"
 
     @cached_property
-    def kinds(self) -> tuple[tuple[str, str, Sizes | None], ...]:
+    def kinds(self) -> tuple[tuple[str, str, BlockSizes | None], ...]:
         """Each block's mixer, feed-forward part, and sizes where blocks differ in them. Projections and activations
         of blocks of one kind are the same.
         """
@@ -222,7 +222,7 @@ def read_shape(gguf: Gguf) -> Shape:
     return shape
 
 
-def _mixers(get: MetadataReader, family: Family) -> tuple[tuple[str, ...], int]:
+def _mixers(get: MetadataReader, family: ModelFamily) -> tuple[tuple[str, ...], int]:
     """The kinds of mixers of all blocks, and the heads of keys where there are some: one number a block, or one."""
     n_layer = get.integer("block_count")
     if family.attends_every:
@@ -250,7 +250,7 @@ class _Scales:
     logits: float
 
 
-def _read_scales(get: MetadataReader, d_model: int, width: int, family: Family) -> _Scales:
+def _read_scales(get: MetadataReader, d_model: int, width: int, family: ModelFamily) -> _Scales:
     """width: of a head, for its scores. As in llama.cpp a scale of 0 is none."""
     embedding = math.sqrt(d_model) if family.scaled_embedding else 1.0
     attention = 1.0 if family.plain_scores else 1.0 / math.sqrt(width)
@@ -264,14 +264,14 @@ def _read_scales(get: MetadataReader, d_model: int, width: int, family: Family) 
     return found
 
 
-def _unrotated(get: MetadataReader, n_layer: int, family: Family) -> tuple[int, ...]:
+def _unrotated(get: MetadataReader, n_layer: int, family: ModelFamily) -> tuple[int, ...]:
     if family.scales and get.any("rope.scaling.finetuned") is False:
         return tuple(range(n_layer))
     every = family.unrotated_every
     return tuple(range(every - 1, n_layer, every)) if every else ()
 
 
-def _context(get: MetadataReader, family: Family) -> int:
+def _context(get: MetadataReader, family: ModelFamily) -> int:
     """Tokens that the model was made for, up to which it scales no queries by their position and no rotation."""
     context = get.integer("context_length")
     if family.long_keys or (family.yarn_keys and get.number("attention.temperature_scale", 0.0)):

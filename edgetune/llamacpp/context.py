@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from ..errors import ContextLengthError, EdgetuneError, UsageError
 from ..machine.device import thread_count
-from .kv_state import MAGIC, Prefix
+from .kv_state import MAGIC, KvPrefix
 from .other_engine import OtherEngine
 
 DEFAULT_CONTEXT = 2048
@@ -42,7 +42,7 @@ FEWEST = 2  # tokens with which llama.cpp divides attention between threads by t
 Pick = Callable[[int, "NDArray[np.float32]"], int]
 
 
-class Batch:
+class LlamaBatch:
     """Room for BATCH tokens in numpy arrays that llama.cpp reads in place, as its struct llama_batch."""
 
     def __init__(self, llama: ModuleType) -> None:
@@ -74,7 +74,7 @@ class Batch:
 
 
 @dataclass
-class _Answer:
+class _GreedyAnswer:
     """A prompt that `greedy` is answering."""
 
     index: int
@@ -112,7 +112,7 @@ class Context:
         self.sequences = sequences
         self.before_decode: Callable[[], object] = lambda: None  # other work may go first
         self.other: OtherEngine | None = None  # which may compute instead of llama.cpp
-        self.prefix: Prefix | None = None  # what sequence 0 begins with; to be changed before `clear`
+        self.prefix: KvPrefix | None = None  # what sequence 0 begins with; to be changed before `clear`
         self.cached: list[int] = []  # tokens whose keys and values sequence 0 holds, after virtual ones
         self._begun = False  # whether sequence 0 holds the prefix
         self._used = 0  # cells of what `greedy` has ended, and of what all its prompts begin with
@@ -137,7 +137,7 @@ class Context:
         if not self._handle:
             raise EdgetuneError(f"llama.cpp cannot make a context of {size} tokens", "choose a smaller one")
         self.room = int(llama.llama_n_batch(self._handle))  # batch, or a smaller context: above it llama.cpp aborts
-        self.batch = Batch(llama)
+        self.batch = LlamaBatch(llama)
 
     @property
     def handle(self) -> int:
@@ -231,11 +231,11 @@ class Context:
         shared = min((common(prompts[0], prompt[:-1]) for prompt in prompts), default=0)
         begin = self.virtual + shared
         self._share(prompts[0][:shared] if prompts else [])
-        waiting: deque[_Answer] = deque()
+        waiting: deque[_GreedyAnswer] = deque()
         for index, (prompt, budget) in enumerate(zip(prompts, budgets, strict=True)):
             room = self.size - self.virtual - len(prompt)
-            waiting.append(_Answer(index, prompt[shared:], begin, min(budget, room)))
-        active: dict[int, _Answer] = {}
+            waiting.append(_GreedyAnswer(index, prompt[shared:], begin, min(budget, room)))
+        active: dict[int, _GreedyAnswer] = {}
         try:
             while waiting or active:
                 if not self._admit(active, waiting, begin):
@@ -317,7 +317,7 @@ class Context:
             raise EdgetuneError("the cache has no room for the keys and values of an adapter",
                                 "choose a larger context")
 
-    def _admit(self, active: dict[int, _Answer], waiting: deque[_Answer], begin: int) -> bool:
+    def _admit(self, active: dict[int, _GreedyAnswer], waiting: deque[_GreedyAnswer], begin: int) -> bool:
         """Start answers while a sequence is free and the cache has room for them whole; whether any is in progress."""
         used = self._used + sum(answer.position - begin + answer.cells for answer in active.values())
         for sequence in range(1, PARALLEL + 1):
@@ -327,7 +327,7 @@ class Context:
                 self.copy(0, sequence, begin)
         return bool(active)
 
-    def _gather(self, active: dict[int, _Answer]) -> list[int]:
+    def _gather(self, active: dict[int, _GreedyAnswer]) -> list[int]:
         """Fill the batch with pending tokens; the sequences whose last one is in it, in the order of their logits."""
         ready = []
         self.batch.size = 0

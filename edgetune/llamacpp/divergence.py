@@ -12,7 +12,7 @@ from .sampling import log_softmax
 ROWS = 8  # positions whose log-probabilities, float64 [ROWS, V], are held at a time
 
 
-class Divergence(NamedTuple):
+class DivergenceSums(NamedTuple):
     """Sums over positions. source_loss, loss: -log p of the token that follows, by the source and by the model. kl:
     KL(source || model) in nats, squares: of it. agreed: positions where both find the same token the likeliest.
     """
@@ -24,7 +24,7 @@ class Divergence(NamedTuple):
     agreed: float
 
 
-def divergence(source: NDArray[np.float32], model: NDArray[np.float32], following: NDArray[np.int32]) -> Divergence:
+def divergence(source: NDArray[np.float32], model: NDArray[np.float32], following: NDArray[np.int32]) -> DivergenceSums:
     """Compares logits [T, V]. following: the next tokens, [T] or fewer: losses are of the first positions then."""
     sums = np.zeros(5)
     for begin in range(0, len(source), ROWS):
@@ -34,4 +34,4 @@ def divergence(source: NDArray[np.float32], model: NDArray[np.float32], followin
         tokens = following[begin : begin + ROWS]
         at = (np.arange(len(tokens)), tokens)
         sums += (-p[at].sum(), -q[at].sum(), kl.sum(), np.square(kl).sum(), (p.argmax(1) == q.argmax(1)).sum())
-    return Divergence(*sums.tolist())
+    return DivergenceSums(*sums.tolist())

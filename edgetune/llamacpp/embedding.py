@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..errors import EdgetuneError, UsageError
 from ..machine.device import thread_count
-from .context import BATCH, Batch
+from .context import BATCH, LlamaBatch
 from .library import load
 from .tokenizer import cut
 
@@ -59,7 +59,7 @@ class Embedder:
         self.width = int(self._llama.llama_model_n_embd(model))
         self.n_vocab = int(self._llama.llama_vocab_n_tokens(self._vocabulary))
         self.room = self.size if whole else PIECE
-        self._batch = Batch(self._llama)
+        self._batch = LlamaBatch(self._llama)
         if whole:
             self._kept = self._open(self.size)  # so that one who cannot have it learns it at the start
 

@@ -20,7 +20,7 @@ from .states import FormStates, network_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .states import State
+    from .states import GrammarState
     from .tokenizer import Tokenizer
 
 NEAR = 6.0  # below the highest logit: tokens that are looked up next, if they are few
@@ -97,7 +97,7 @@ class Grammar:
         possible = [bool(self._after(begin)) if begin else self.whole for begin in self._table.begins]
         return np.flatnonzero(np.array(possible)[self._table.begin_of])
 
-    def _after(self, piece: bytes) -> tuple[State, bytes] | None:
+    def _after(self, piece: bytes) -> tuple[GrammarState, bytes] | None:
         """(state, begun) after the bytes of a token; None if they cannot follow."""
         return self._states.follow(self._state, self._begun, piece) if piece else None
 
@@ -126,7 +126,7 @@ class Grammar:
         self._state, self._begun = after
         return token
 
-    def _fits(self, state: State, begun: bytes) -> bool:
+    def _fits(self, state: GrammarState, begun: bytes) -> bool:
         """Whether an ending from here has at most `left` tokens; it becomes the plan. No token has less than a byte."""
         if not begun and state.need <= self._left:
             self._plan = None
@@ -137,7 +137,7 @@ class Grammar:
             self._plan = ending
         return fits
 
-    def _ending(self, state: State, begun: bytes) -> list[int]:
+    def _ending(self, state: GrammarState, begun: bytes) -> list[int]:
         """The tokens of the shortest ending in bytes; [] where there is none, or where it is empty."""
         first = self._states.completed(state, begun) if begun else ""
         if first is None:

@@ -19,7 +19,7 @@ SHOWN_PARTS = 3  # of a long place, at its beginning and at its end
 SHOWN_CHARACTERS = 40  # of each
 
 
-def integer(schema: Mapping[str, Any], place: Place) -> str:
+def integer(schema: Mapping[str, Any], place: SchemaPath) -> str:
     """Whole numbers between minimum and maximum."""
     low, high = _bounds(schema, place)
     first = math.ceil(low) + (math.ceil(low) == schema.get("exclusiveMinimum"))
@@ -30,7 +30,7 @@ def integer(schema: Mapping[str, Any], place: Place) -> str:
     return between(first, last)
 
 
-def number(schema: Mapping[str, Any], place: Place) -> str:
+def number(schema: Mapping[str, Any], place: SchemaPath) -> str:
     """Numbers between minimum and maximum, without exponents: whole ones, and those after whole ones that fit."""
     low, high = _bounds(schema, place)
     parts = [integer(schema, place)] if _has_whole(schema, place) else []
@@ -76,7 +76,7 @@ def _digits(low: str, high: str) -> str:
     return " ".join(parts)
 
 
-def _bounds(schema: Mapping[str, Any], place: Place) -> tuple[float, float]:
+def _bounds(schema: Mapping[str, Any], place: SchemaPath) -> tuple[float, float]:
     for word in ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"):
         value = schema.get(word, 0)
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
@@ -86,7 +86,7 @@ def _bounds(schema: Mapping[str, Any], place: Place) -> tuple[float, float]:
     return low, high
 
 
-def _has_whole(schema: Mapping[str, Any], place: Place) -> bool:
+def _has_whole(schema: Mapping[str, Any], place: SchemaPath) -> bool:
     try:
         integer(schema, place)
     except UsageError:
@@ -95,13 +95,13 @@ def _has_whole(schema: Mapping[str, Any], place: Place) -> bool:
 
 
 @dataclass(frozen=True)
-class Place:
+class SchemaPath:
     """Keys from the root of a schema; owner: whose schema it is, the name of a function. Put it after "the schema"."""
 
     owner: str = ""
     parts: tuple[str, ...] = ()
 
-    def __truediv__(self, part: str | int) -> Place:
+    def __truediv__(self, part: str | int) -> SchemaPath:
         return replace(self, parts=(*self.parts, str(part)))
 
     def __str__(self) -> str:

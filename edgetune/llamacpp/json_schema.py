@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import UsageError
 from . import json_numbers, json_pattern
-from .json_numbers import Place
+from .json_numbers import SchemaPath
 from .json_pattern import FORMATS, text, without_remark
 
 Schema = Mapping[str, Any]
@@ -69,14 +69,14 @@ class Rules:
 
     def grammar(self, before: str = "", after: str = "") -> str:
         """before, after: literal text around the JSON."""
-        value = self.rule(self.root, Place())
+        value = self.rule(self.root, SchemaPath())
         return self.whole(" ".join(part for part in (before and text(before), value, after and text(after)) if part))
 
     def whole(self, root: str) -> str:
         """The grammar with this body of its root."""
         return "\n".join(f"{name} ::= {body}" for name, body in {"root": root, **self._bodies, **COMMON}.items())
 
-    def rule_of_other(self, schema: Schema, place: Place) -> str:
+    def rule_of_other(self, schema: Schema, place: SchemaPath) -> str:
         """`rule`, of another schema, to whose parts it may refer."""
         own_root = self.root
         own_refs = self._refs
@@ -87,7 +87,7 @@ class Rules:
         self._refs = own_refs
         return name
 
-    def rule(self, schema: Any, place: Place) -> str:
+    def rule(self, schema: Any, place: SchemaPath) -> str:
         """The name of the rule for a schema; place: where it is, for errors."""
         if schema is True or schema == {}:
             return "value"
@@ -112,7 +112,7 @@ class Rules:
         self._bodies[name] = body
         return name
 
-    def _visit(self, schema: Schema, place: Place) -> str:
+    def _visit(self, schema: Schema, place: SchemaPath) -> str:
         schema = without_remark(schema)
         for word in REFUSED:
             if word in schema and schema[word] not in (False, 0, None):
@@ -131,15 +131,15 @@ class Rules:
                 return self._union(schema, word, place)
         return self._typed(schema, place)
 
-    def _reference(self, ref: Any, place: Place) -> str:
+    def _reference(self, ref: Any, place: SchemaPath) -> str:
         if ref not in self._refs:
             target = self._target(ref, place)
             name = self.named("")
             self._refs[ref] = name
-            self._bodies[name] = self.rule(target, Place(parts=tuple(ref.split("/")[1:])))
+            self._bodies[name] = self.rule(target, SchemaPath(parts=tuple(ref.split("/")[1:])))
         return self._refs[ref]
 
-    def _target(self, ref: Any, place: Place) -> Any:
+    def _target(self, ref: Any, place: SchemaPath) -> Any:
         target: Any = self.root
         if not isinstance(ref, str) or not (ref == "#" or ref.startswith("#/")):
             raise UsageError(f"the schema{place} refers to {ref!r:.100}", "refer to a part of the schema, by #/...")
@@ -150,7 +150,7 @@ class Rules:
             target = target[part]
         return target
 
-    def _followed(self, part: Any, place: Place) -> Any:
+    def _followed(self, part: Any, place: SchemaPath) -> Any:
         """What a part refers to, where it is a reference."""
         for _ in range(DEEPEST):
             if not isinstance(part, Mapping) or "$ref" not in part:
@@ -158,7 +158,7 @@ class Rules:
             part = self._target(part["$ref"], place)
         raise UsageError(f"the schema{place} refers to itself", "let the reference lead to a type")
 
-    def _merged(self, schema: Schema, place: Place) -> Schema:
+    def _merged(self, schema: Schema, place: SchemaPath) -> Schema:
         """allOf as one schema, where no two parts say something about the same."""
         merged: dict[str, Any] = {key: value for key, value in schema.items() if key != "allOf"}
         parts = _list(schema["allOf"], "allOf", place)
@@ -180,7 +180,7 @@ class Rules:
                     merged[key] = value
         return merged
 
-    def _union(self, schema: Schema, word: str, place: Place) -> str:
+    def _union(self, schema: Schema, word: str, place: SchemaPath) -> str:
         parts = _list(schema[word], word, place)
         if word == "oneOf":
             _check_count(parts, word, place)
@@ -191,13 +191,13 @@ class Rules:
                              "object a required key with another const")
         return self.named(" | ".join(self.rule(part, place / word / i) for i, part in enumerate(parts)))
 
-    def _are_disjoint(self, parts: Sequence[Any], place: Place) -> bool:
+    def _are_disjoint(self, parts: Sequence[Any], place: SchemaPath) -> bool:
         """Whether a type or the constant of a required key tells all apart."""
         kinds = [self._tags(part, place) for part in parts]
         return all(any(a.get(key, set()) and b.get(key, set()) and not a[key] & b[key] for key in a.keys() & b.keys())
                    for i, a in enumerate(kinds) for b in kinds[:i])
 
-    def _tags(self, part: Any, place: Place) -> dict[str, set[str]]:
+    def _tags(self, part: Any, place: SchemaPath) -> dict[str, set[str]]:
         """What a value of it has in any case: key -> possible values; "" for its type."""
         part = self._followed(part, place)
         if not isinstance(part, Mapping):
@@ -208,7 +208,7 @@ class Rules:
             tags[f".{key}"] = _constants_of(part.get("properties", {}).get(key))
         return tags
 
-    def _typed(self, schema: Schema, place: Place) -> str:
+    def _typed(self, schema: Schema, place: SchemaPath) -> str:
         kinds = _types(schema, place)
         known = {name for kind in kinds for name in OF_TYPE[kind]}
         if strange := sorted((ASSERTIONS & schema.keys()) - known):
@@ -219,7 +219,7 @@ class Rules:
                   for kind in kinds if kind != "integer" or "number" not in kinds]
         return self.named(" | ".join(bodies))
 
-    def _object(self, schema: Schema, place: Place) -> str:
+    def _object(self, schema: Schema, place: SchemaPath) -> str:
         properties = schema.get("properties", {})
         required = schema.get("required", [])
         more = schema.get("additionalProperties", schema.get("unevaluatedProperties", True))
@@ -248,18 +248,18 @@ class Rules:
                 rest = f'"," ws {pair} {behind} | {behind}'
         return f'"{{" ws ({first})'
 
-    def _unordered(self, properties: Schema, required: Sequence[str], more: Any, place: Place) -> str:
+    def _unordered(self, properties: Schema, required: Sequence[str], more: Any, place: SchemaPath) -> str:
         """Keys in any order; one that comes twice counts as it comes last."""
         if required or more is not False:
             raise _cannot(f"{ANY_ORDER} and {'required' if required else 'additionalProperties'}", place)
         pair = self.named(" | ".join(self._pair(properties, key, place) for key in properties))
         return f'"{{" ws ({pair} ("," ws {pair})*)? "}}"'
 
-    def _pair(self, properties: Schema, key: str, place: Place) -> str:
+    def _pair(self, properties: Schema, key: str, place: SchemaPath) -> str:
         value = self.rule(properties[key], place / "properties" / key)
         return self.named(f'{text(json.dumps(key, ensure_ascii=False))} ws ":" ws {value} ws')
 
-    def _array(self, schema: Schema, place: Place) -> str:
+    def _array(self, schema: Schema, place: SchemaPath) -> str:
         if schema.get("uniqueItems"):
             return self._set(schema, place)
         firsts = schema.get("prefixItems", [])
@@ -288,7 +288,7 @@ class Rules:
         some = f"{item} {_repeated(again, max(least - 1, 0), None if most is None else most - 1)}"
         return f'"[" ws {some} "]"' if least else f'"[" ws ({some})? "]"'
 
-    def _constants(self, schema: Any, place: Place) -> int:
+    def _constants(self, schema: Any, place: SchemaPath) -> int:
         """The number of values, if the schema lists them: constants, or true, false and null; else 0."""
         schema = self._followed(schema, place)
         union = schema.get("anyOf", schema.get("oneOf")) if isinstance(schema, Mapping) else None
@@ -296,7 +296,7 @@ class Rules:
         counts = [_count_of(part) for part in parts]
         return sum(counts) if all(counts) else 0
 
-    def _set(self, schema: Schema, place: Place) -> str:
+    def _set(self, schema: Schema, place: SchemaPath) -> str:
         """Items that differ: some of the constants of an enum, in its order."""
         items = self._followed(schema.get("items"), place)
         word = next((word for word in ("enum", "const") if isinstance(items, Mapping) and word in items), None)
@@ -326,7 +326,7 @@ class Rules:
             ways.append(f"{comma}{_literal(value)} ws {after}")
         return self.named(" | ".join(ways)) if ways else ""
 
-    def _string(self, schema: Schema, place: Place) -> str:
+    def _string(self, schema: Schema, place: SchemaPath) -> str:
         pattern = schema.get("pattern")
         if (wanted := schema.get("format")) is not None:
             if pattern is not None or wanted not in FORMATS:
@@ -344,7 +344,7 @@ class Rules:
         return rf'"\"" {body} "\""'
 
 
-def _fitting(schema: Schema, word: str, place: Place) -> list[Any]:
+def _fitting(schema: Schema, word: str, place: SchemaPath) -> list[Any]:
     """The constants of const or enum that are of the schema's type."""
     values = [schema["const"]] if word == "const" else _list(schema["enum"], "enum", place)
     if ASSERTIONS & schema.keys() - {word}:
@@ -369,22 +369,22 @@ def _literal(value: Any) -> str:
     return text(json.dumps(value, ensure_ascii=False))
 
 
-def _cannot(what: str, place: Place) -> UsageError:
+def _cannot(what: str, place: SchemaPath) -> UsageError:
     return UsageError(f"the schema{place} has {what}, to which a grammar cannot hold", "leave it out")
 
 
-def _list(value: Any, word: str, place: Place) -> Sequence[Any]:
+def _list(value: Any, word: str, place: SchemaPath) -> Sequence[Any]:
     if not isinstance(value, list) or not value:
         raise UsageError(f"the schema{place} has {word} {value!r:.60}", "write a list that is not empty")
     return value
 
 
-def _check_count(parts: Sequence[Any], word: str, place: Place) -> None:
+def _check_count(parts: Sequence[Any], word: str, place: SchemaPath) -> None:
     if len(parts) > MAX_COMPARED:
         raise UsageError(f"the schema{place} has {word} of {len(parts)} parts", f"use at most {MAX_COMPARED}")
 
 
-def _types(schema: Schema, place: Place) -> list[str]:
+def _types(schema: Schema, place: SchemaPath) -> list[str]:
     given = schema.get("type")
     if given is None:
         told = [kind for kind, words in OF_TYPE.items() if set(words) & schema.keys() and kind != "integer"]
@@ -419,7 +419,7 @@ def _constants_of(schema: Any) -> set[str]:
     return {json.dumps(value) for value in values}
 
 
-def _bounds(schema: Schema, low: str, high: str, place: Place) -> tuple[int, int | None]:
+def _bounds(schema: Schema, low: str, high: str, place: SchemaPath) -> tuple[int, int | None]:
     least = schema.get(low, 0)
     most = schema.get(high)
     for value in (least, 0 if most is None else most):

@@ -27,7 +27,7 @@ KeyValues = Mapping[int, "tuple[NDArray[np.float32], NDArray[np.float32]]"]
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
+class KvPrefix:
     """What a sequence begins with that need not be computed. size: its cells, P. tokens: those that it stands for; []:
     virtual ones. saved: as llama.cpp restores it.
     """
@@ -50,7 +50,7 @@ def read_keys(saved: bytearray, windows: Sequence[int]) -> KeyValues:
     """The keys and values of a saved sequence. windows: of each block; 0: it sees everything. Raises UnsupportedError
     for a layout that is not the one above.
     """
-    reader = _Reader(saved)
+    reader = _StateReader(saved)
     reader.take("Ii")
     found: dict[int, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
     for blocks in _caches(windows):
@@ -81,7 +81,7 @@ def _caches(windows: Sequence[int]) -> list[list[int]]:
     return [blocks for blocks in caches if blocks]
 
 
-class _Reader:
+class _StateReader:
     def __init__(self, data: bytearray) -> None:
         self.data = data
         self.at = 0

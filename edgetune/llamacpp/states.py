@@ -23,7 +23,7 @@ from .gbnf import Ranges
 END = 0  # the node with which each rule ends
 
 
-class Network:
+class GrammarNetwork:
     """A node is one of four kinds: END; a character of a set; a call of a rule; a choice among the nodes that follow.
 
     Lists by node: sets of characters, the nodes with which called rules begin, the nodes that follow, and needs, the
@@ -108,14 +108,14 @@ EMPTY = 0  # the stack on which the whole grammar has ended
 
 
 @dataclass(eq=False)
-class State:
+class GrammarState:
     """Stacks that the text so far may lead to, the least need of them, and states by the class of the next character.
     Without stacks nothing continues the text.
     """
 
     stacks: tuple[int, ...]
     need: float
-    moves: dict[int, State] = field(default_factory=dict)
+    moves: dict[int, GrammarState] = field(default_factory=dict)
 
     @property
     def may_end(self) -> bool:
@@ -123,11 +123,11 @@ class State:
 
 
 @functools.lru_cache(4)
-def network_of(text: str) -> Network:
+def network_of(text: str) -> GrammarNetwork:
     """The network of a grammar, for any number of answers. Raises UsageError for a grammar that is not valid, or that
     may begin a rule in more ways than a state can have.
     """
-    network = Network(gbnf.parse(text))
+    network = GrammarNetwork(gbnf.parse(text))
     states = FormStates(network)
     for start in network.starts:
         states.start(start)
@@ -139,19 +139,19 @@ def network_of(text: str) -> Network:
 class FormStates:
     """The states that the texts of a grammar lead to, as far as one answer has met them."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: GrammarNetwork) -> None:
         self._network = network
         self._stacks: list[tuple[int, int]] = [(END, -1)]  # (node, stack of the caller)
         self._needs: list[float] = [0.0]  # by stack
         self._numbers: dict[tuple[int, int], int] = {}
-        self._states: dict[frozenset[int], State] = {}
+        self._states: dict[frozenset[int], GrammarState] = {}
         self._work = 0
 
-    def start(self, node: int | None = None) -> State:
+    def start(self, node: int | None = None) -> GrammarState:
         """The state before the first character: of the grammar, or of the rule that begins with a node."""
         return self._state([(self._network.root if node is None else node, EMPTY)])
 
-    def move(self, state: State, character: str) -> State:
+    def move(self, state: GrammarState, character: str) -> GrammarState:
         """The state after one more character."""
         code = ord(character)
         kind = bisect(self._network.bounds, code)
@@ -164,7 +164,7 @@ class FormStates:
             found = state.moves[kind] = self._state(behind)
         return found
 
-    def follow(self, state: State, begun: bytes, data: bytes) -> tuple[State, bytes] | None:
+    def follow(self, state: GrammarState, begun: bytes, data: bytes) -> tuple[GrammarState, bytes] | None:
         """(state, the bytes of a character whose last ones are still to come) after more bytes; None if they cannot
         follow. begun: such bytes before them.
         """
@@ -179,7 +179,7 @@ class FormStates:
         rest = (begun + data)[used:]
         return None if rest and self.completed(state, rest) is None else (state, rest)
 
-    def completed(self, state: State, begun: bytes) -> str | None:
+    def completed(self, state: GrammarState, begun: bytes) -> str | None:
         """A character that begins with these bytes and may follow, that with the shortest ending; None without any."""
         first, last = _span(begun)
         found = {}
@@ -190,7 +190,7 @@ class FormStates:
                     found[self.move(state, character).need] = character
         return found[min(found)] if found else None
 
-    def shortest(self, state: State) -> str:
+    def shortest(self, state: GrammarState) -> str:
         """The shortest text that ends the answer."""
         stack = min(state.stacks, key=lambda stack: (self._needs[stack], stack))
         node, caller = self._stacks[stack]
@@ -212,7 +212,7 @@ class FormStates:
                 callers.append(self._stacks[caller])
         return "".join(characters)
 
-    def _state(self, todo: list[tuple[int, int]]) -> State:
+    def _state(self, todo: list[tuple[int, int]]) -> GrammarState:
         """The state of these stacks, each followed to the characters that may come next."""
         seen = set(todo)
         stacks = set()
@@ -241,7 +241,7 @@ class FormStates:
         key = frozenset(stacks)
         if key not in self._states:
             need = min((self._needs[stack] for stack in stacks), default=math.inf)
-            self._states[key] = State(tuple(stacks), need)
+            self._states[key] = GrammarState(tuple(stacks), need)
         return self._states[key]
 
     def _stack(self, node: int, caller: int) -> int:

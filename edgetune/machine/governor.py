@@ -31,7 +31,7 @@ WAITING = 5.0  # percent of the time in which a task waits for a processor
 
 
 @dataclass(frozen=True)
-class State:
+class GovernorState:
     """What holds since when (monotonic seconds), by which rule, and why, in words."""
 
     action: str = "go"
@@ -44,7 +44,7 @@ Level = tuple[int, str]  # an index of ACTIONS, and the cause
 NOTHING: Level = (0, "")
 
 
-def decide(r: Readings, policy: Policy, state: State, now: float) -> State:
+def decide(r: Readings, policy: Policy, state: GovernorState, now: float) -> GovernorState:
     """The next state. policy must be resolved. Where several rules want something, the strictest wins; among equals
     memory, for which more is done, or else the one that holds already, so that its cause stays.
     """
@@ -57,7 +57,7 @@ def decide(r: Readings, policy: Policy, state: State, now: float) -> State:
         cause = _recovery(state.rule, r) if state.rule else ""
     if (ACTIONS[level], name) == (state.action, state.rule):
         return replace(state, cause=cause or state.cause)  # its numbers may have moved
-    return State(ACTIONS[level], name, cause, now) if now - state.since >= CHANGE_SECONDS else state
+    return GovernorState(ACTIONS[level], name, cause, now) if now - state.since >= CHANGE_SECONDS else state
 
 
 def _level(value: float, edges: tuple[float, float], band: float, held: int) -> int:
@@ -154,7 +154,7 @@ class Governor:
         self._asked = policy
         self._before = self.readings.available if self.readings.total else None
         self.policy = resolve(policy, profile, self.readings.trip, self._before, self.readings.temperature is not None)
-        self.state = State()
+        self.state = GovernorState()
         self.clock = clock
         self._next = -math.inf
 

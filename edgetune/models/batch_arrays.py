@@ -73,7 +73,7 @@ def placed_buffers(tokens: int, prefix: int) -> list[Buffer]:
             Buffer("seen_positions", (prefix + tokens,), "step", "int32")]
 
 
-class Placed:
+class BatchPositions:
     """positions [T]; ends and positions of all that is seen; int32. every, last: the tokens whose output is needed of a
     block, and of the last one.
     """

@@ -22,7 +22,7 @@ from ..formats.gguf import Gguf
 from ..formats.shape import Shape
 from .batch_arrays import Needed
 from .linear import Activations, RunShape, forward_precision
-from .sublayer import Part, Residual, Sublayer
+from .sublayer import Residual, Sublayer, SublayerNames
 
 if TYPE_CHECKING:
     from .common import Common
@@ -33,7 +33,7 @@ TAKEN = "block_taken"
 
 
 class BlockEmbedding(Sublayer):
-    part = Part("block_embedding", "post_norm", "block")
+    part = SublayerNames("block_embedding", "post_norm", "block")
     last = PROJECTION
     inputs = (GATE,)
     on_cpu_alone = True

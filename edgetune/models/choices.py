@@ -23,7 +23,7 @@ Tokens = NDArray[np.int32]
 POSITIONS = 8  # whose rows of the head are in memory at a time
 
 
-class Blocks:
+class VocabularyPass:
     """A pass over the vocabulary. lse [n]: log sum exp of all logits, after the last block."""
 
     def __init__(self, ops: Backend, head: Tensor, h: np.ndarray, logits: Floats, precision: str, cap: float) -> None:

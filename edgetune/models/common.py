@@ -11,11 +11,11 @@ import numpy as np
 from ..backends.arena import Arena
 from ..backends.base import Array, Backend, bf16, floats
 from ..formats.shape import Shape
-from .batch_arrays import Needed, Placed
+from .batch_arrays import BatchPositions, Needed
 from .kept import Kept
 from .linear import Activations, Projections, RunShape
 from .norms import Norms
-from .shared_keys import LENT, LentKeys, Prefix
+from .shared_keys import LENT, LentKeys, SharedPrefix
 from .states import States
 from .stream import Stream
 from .structure import kept_widths, lent
@@ -50,13 +50,13 @@ class Common:
         self.linear = linear
         self.norms = norms
         self.virtual = Virtual(ops, linear)
-        self.prefix = Prefix(shape, run, ops, arena)
+        self.prefix = SharedPrefix(shape, run, ops, arena)
         self.lent = LentKeys(shape, run, ops, arena)
         self.kept = Kept([kept_widths(shape, run, layer) for layer in range(shape.n_layer)], run, ops, arena,
                          lent(shape))
         self.rope = self._rope()
         self.cached: Cached | None = None
-        self._placed: Placed | None = None
+        self._placed: BatchPositions | None = None
 
     def _rope(self) -> Sequence[tuple[np.ndarray, np.ndarray]]:
         s = self.shape
@@ -79,10 +79,10 @@ class Common:
                 own = s.of(owner)
                 self.prefix.restore(owner, *(k[name].reshape(-1, own.n_kv, own.d_head) for name in LENT))
 
-    def place(self, batch: Batch) -> Placed:
+    def place(self, batch: Batch) -> BatchPositions:
         """The arrays of a batch that ops read; the last batch's are kept."""
         if self._placed is None or self._placed.batch is not batch:
-            self._placed = Placed(self.ops, self.arena, batch)
+            self._placed = BatchPositions(self.ops, self.arena, batch)
         return self._placed
 
     def kept_of(self, layer: int, batch: Batch) -> tuple[Needed, Activations, Activations]:

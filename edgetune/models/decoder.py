@@ -39,7 +39,7 @@ from .sublayer import FEED_FORWARD, MIXER, Residual
 if TYPE_CHECKING:
     from ..data.packing import Batch
     from .kept import Kept
-    from .shared_keys import Prefix
+    from .shared_keys import SharedPrefix
 
 
 WIDEST_ON_GPU = 256  # heads, as in native/et.h
@@ -376,7 +376,7 @@ class Decoder(Passes):
         """The input of a trained block, [T, D]."""
         return self._place_x(batch).block_x(layer, batch.tokens.size)
 
-    def _place_x(self, batch: Batch) -> Kept | Prefix:
+    def _place_x(self, batch: Batch) -> Kept | SharedPrefix:
         """What keeps the inputs of blocks."""
         return self.common.prefix if self.common.prefix.keeps_inputs(batch) else self.common.kept
 

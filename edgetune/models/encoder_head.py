@@ -28,7 +28,7 @@ TINY = 1e-12  # the least length that a vector is divided by
 
 
 @dataclass(frozen=True)
-class Labelling:
+class LabelHead:
     """The parameters of a head of labels: views of the arena, in training. weight, dweight [size, D]; bias,
     dbias [size]. pooled: whether its input is a document's vector, or a token's state; first: its first label.
     """
@@ -72,13 +72,13 @@ class EncoderHead:
         groups = structure.parameters(run)
         values, gradients = (slices(groups, arena.flat(name))[len(groups) - len(heads):] for name in ("lora", "dlora"))
         self._ends = np.cumsum([head.size for head in heads])
-        self.by_name: dict[str, Labelling] = {}
+        self.by_name: dict[str, LabelHead] = {}
         rng = np.random.default_rng([seed, *b"heads"])
         for head, own, gradient, end in zip(heads, values, gradients, self._ends, strict=True):
             weight, bias = self._cut(own, head.size)
             weight[:] = rng.standard_normal(weight.shape, np.float32) * np.float32(SPREAD)
             bias[:] = 0
-            self.by_name[head.parameters] = Labelling(weight, bias, *self._cut(gradient, head.size),
+            self.by_name[head.parameters] = LabelHead(weight, bias, *self._cut(gradient, head.size),
                                                       head.name != TAGS.name, int(end) - head.size)
 
     def forward(self, h: Array, batch: Batch, best: NDArray[np.int32] | None = None) -> Array:
@@ -119,7 +119,7 @@ class EncoderHead:
             self._head_backward(head, found, dh, h, batch, batch.supervised[rows])
         return logp
 
-    def _head_backward(self, head: Labelling, dz: Array, dh: Array, h: Array, batch: Batch,
+    def _head_backward(self, head: LabelHead, dz: Array, dh: Array, h: Array, batch: Batch,
                        tokens: NDArray[np.int64]) -> None:
         """Adds the gradient of a head, and to dh, by that of its outputs dz [n, size] at tokens, whose inputs are in
         the arena.
@@ -156,7 +156,7 @@ class EncoderHead:
             pooled = np.add.reduceat(h, documents.starts) / documents.sizes[:, None].astype(np.float32)
         return pooled, np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), TINY)
 
-    def _passes(self, h: Array, batch: Batch) -> Iterator[tuple[Labelling, NDArray[np.int64], Array]]:
+    def _passes(self, h: Array, batch: Batch) -> Iterator[tuple[LabelHead, NDArray[np.int64], Array]]:
         """Each head with some rows of [S], n of these, and their log p of its labels [n, size], in the arena."""
         owners = np.searchsorted(self._ends, batch.targets, side="right")
         vectors: Array | None = None
@@ -171,7 +171,7 @@ class EncoderHead:
             z -= np.log(np.exp(z).sum(1, keepdims=True))
             yield head, rows, z
 
-    def _outputs(self, head: Labelling, tokens: NDArray[np.int64], h: Array, batch: Batch,
+    def _outputs(self, head: LabelHead, tokens: NDArray[np.int64], h: Array, batch: Batch,
                  vectors: Array | None = None) -> Array:
         """The outputs [n, size] of a head at tokens, in the arena, as its inputs are. vectors: of the documents."""
         inputs = self._arena.view("head_x", tokens.size, self._d)

@@ -15,7 +15,7 @@ from ..adapters.heads import VALUE
 from ..backends.arena import Arena
 from ..backends.base import HEAD_STATE, Array, Backend
 from ..formats.shape import Shape
-from .choices import Blocks, Choices, Likeliest, Tempered, both
+from .choices import Choices, Likeliest, Tempered, VocabularyPass, both
 from .linear import RunShape
 from .norms import Norms
 from .stream import HEAD_TOKENS, Stream
@@ -203,13 +203,13 @@ class Head:
                 logp[part, 1:] = choices.z[:, 1:] / self.temperature - tempered.lse[:, None]
         return logp
 
-    def _blocks(self, batch: Batch, begin: Callable[[], None]) -> Iterator[tuple[slice, Blocks]]:
+    def _blocks(self, batch: Batch, begin: Callable[[], None]) -> Iterator[tuple[slice, VocabularyPass]]:
         """Parts of [S], and their pass over the vocabulary."""
         _, h, _ = self._gather(batch)
         self.stream.enter(self.shape.n_layer)
         for part in _parts(batch, begin):
             logits, _, _ = self._work(len(h[part]))
-            yield part, Blocks(self.ops, self.stream.head, h[part], logits, self.run.precision, self._cap)
+            yield part, VocabularyPass(self.ops, self.stream.head, h[part], logits, self.run.precision, self._cap)
 
     def _gather(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The residual stream at the supervised positions [S, D], its norm [S, D] and rstd [S]."""

@@ -41,7 +41,7 @@ def prefix_buffers(s: Shape, run: RunShape) -> list[Buffer]:
             *([inputs] if run.prefix_inputs else [])]
 
 
-class Prefix:
+class SharedPrefix:
     """The prefix in an arena with `prefix_buffers`. Calls do nothing for a batch that is no prefix and follows none."""
 
     def __init__(self, shape: Shape, run: RunShape, ops: Backend, arena: Arena) -> None:

@@ -43,7 +43,7 @@ READ_BY_ROWS = (TABLE,)  # matrices that are never in memory as a whole
 
 
 @dataclass(frozen=True)
-class Sizes:
+class WeightBytes:
     """Bytes of the weights of each block, of the embedding, of the head (0 where it is the embedding), and of a row of
     the embedding. head_stays: whether the head is never streamed; has_head: whether the network has one in the file.
     always: of matrices that always stay.
@@ -108,7 +108,7 @@ def part_of(name: str, n_layer: int) -> int | None:
     return {"token_embd.weight": EMBEDDING, "output.weight": n_layer}.get(name)
 
 
-def sizes(tensors: Iterable[Tensor], n_layer: int, has_head: bool = True) -> Sizes:
+def sizes(tensors: Iterable[Tensor], n_layer: int, has_head: bool = True) -> WeightBytes:
     parts = dict.fromkeys(range(EMBEDDING, n_layer + 1), 0)
     row = 0
     always = 0
@@ -121,8 +121,8 @@ def sizes(tensors: Iterable[Tensor], n_layer: int, has_head: bool = True) -> Siz
             parts[part] += _aligned(tensor.data.nbytes)
         elif len(tensor.shape) == 2 and tensor.name not in READ_BY_ROWS:
             always += tensor.data.nbytes
-    return Sizes(tuple(parts[i] for i in range(n_layer)), parts[EMBEDDING], parts[n_layer], row,
-                 has_head=has_head, always=always)
+    return WeightBytes(tuple(parts[i] for i in range(n_layer)), parts[EMBEDDING], parts[n_layer], row,
+                       has_head=has_head, always=always)
 
 
 def slice_entries(row: int) -> int:

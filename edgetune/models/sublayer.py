@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .common import Common
 
 @dataclass(frozen=True)
-class Part:
+class SublayerNames:
     """Names of a sublayer: for an adapter; of the norm after it; and, of activations, before "_out" and after "rstd_".
     """
 
@@ -35,8 +35,8 @@ class Part:
     kept: str
 
 
-MIXER = Part("attention", "post_attention_norm", "att")
-FEED_FORWARD = Part("feed_forward", "post_ffw_norm", "mlp")
+MIXER = SublayerNames("attention", "post_attention_norm", "att")
+FEED_FORWARD = SublayerNames("feed_forward", "post_ffw_norm", "mlp")
 
 
 class Sublayer(ABC):
@@ -47,7 +47,7 @@ class Sublayer(ABC):
     as a share of `flops`. on_cpu_alone: whether no GPU has its ops.
     """
 
-    part: ClassVar[Part]
+    part: ClassVar[SublayerNames]
     last: ClassVar[str]
     also_last: ClassVar[tuple[str, ...]] = ()
     inputs: ClassVar[tuple[str, ...]]
@@ -161,7 +161,7 @@ class Residual:
         self._norms = norms
         self._has_norms = has_norms
 
-    def keeps_output(self, layer: int, part: Part) -> bool:
+    def keeps_output(self, layer: int, part: SublayerNames) -> bool:
         """Whether the sublayer's output is kept for backward."""
         return self._has_norms or self._linear.adapts(f"blk.{layer}.{part.name}")
 
@@ -178,7 +178,7 @@ class Residual:
             self._linear.adapter.sublayer_forward(name, out)
         self._ops.add(x.reshape(-1), out.reshape(-1))
 
-    def backward(self, dx: np.ndarray, k: Activations, layer: int, part: Part) -> np.ndarray:
+    def backward(self, dx: np.ndarray, k: Activations, layer: int, part: SublayerNames) -> np.ndarray:
         """The gradient [T, D] of the projection's output, from that of the sum: dx itself if nothing follows it."""
         if not self.keeps_output(layer, part):
             return dx
@@ -194,7 +194,7 @@ class Residual:
             self._norms.backward(draw, dout, raw, k[f"rstd_{part.kept}"], f"blk.{layer}.{part.post}")
         return draw
 
-    def _output(self, k: Activations, layer: int, part: Part) -> np.ndarray:
+    def _output(self, k: Activations, layer: int, part: SublayerNames) -> np.ndarray:
         """The sublayer's output [T, D] without the adapter, in a buffer that is free then, from its projection's."""
         raw = k[f"{part.kept}_out"]
         out = self._arena.view("dnorm", *raw.shape)

@@ -13,12 +13,12 @@ from ..data.packing import Example
 from ..options import option
 from .base import register
 from .drawn import Floats
-from .policy import LEAST_STD, Policy, centred
+from .policy import LEAST_STD, PolicyGradient, centred
 
 
 @register
 @dataclass(frozen=True)
-class Grpo(Policy):
+class Grpo(PolicyGradient):
     """A_i = (R_i - mean) / std over the answers to a prompt.
 
     loss_type: "grpo" takes the mean over the tokens of each answer, then over the answers; "dapo" (Yu et al. 2025) over

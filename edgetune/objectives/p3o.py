@@ -13,12 +13,12 @@ from ..data.packing import Example
 from ..options import option
 from .base import register
 from .drawn import Floats
-from .policy import Policy, centred
+from .policy import PolicyGradient, centred
 
 
 @register
 @dataclass(frozen=True)
-class P3o(Policy):
+class P3o(PolicyGradient):
     """L = -(1/P) sum over pairs (R_1 - R_2)/2 (log pi(y_1) - log pi(y_2)), with one update for each pair of answers.
 
     There the paper's ratios are 1, and nothing is clipped. It is invariant to what is added to the rewards of a prompt.

@@ -37,7 +37,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Policy(Rewarded):
+class PolicyGradient(Rewarded):
     """`Example.reward` is the advantage A_i of an answer, `Example.logp` its log p by pi_old; empty: by pi itself.
     `Example.held` is added to beta.
     """

@@ -13,14 +13,14 @@ from ..data.packing import Batch, Example
 from ..options import option
 from .base import Signal, register
 from .drawn import Floats
-from .policy import Doubles, Policy, Sums
+from .policy import Doubles, PolicyGradient, Sums
 
 LEAST_VARIANCE = 1e-8  # is added to a variance before it divides
 
 
 @register
 @dataclass(frozen=True)
-class Ppo(Policy):
+class Ppo(PolicyGradient):
     """L = (1/N) sum over N tokens: -min(r_t A_t, clip(r_t) A_t) + vf_coef/2 max((V_t - R_t)^2, (clip(V_t) - R_t)^2).
 
     A token's reward is -kl_coef (log pi_old - log pi_ref), the last one's the answer's besides. A_t are generalized

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from ..options import option
 from .base import register
 from .drawn import Floats
-from .policy import LEAST_STD, Doubles, Policy, Sums, left_out
+from .policy import LEAST_STD, Doubles, PolicyGradient, Sums, left_out
 
 
 @register
 @dataclass(frozen=True)
-class Rloo(Policy):
+class Rloo(PolicyGradient):
     """A_i = R_i - the mean reward of the other answers. The ratio is that of whole answers, L the mean over answers.
 
     The KL divergence is a term of the loss, by k3; TRL subtracts it from the reward.

@@ -15,12 +15,12 @@ from ..data.rows import RowParser
 from ..options import option
 from .base import register
 from .drawn import Again, Floats
-from .policy import Policy, left_out
+from .policy import PolicyGradient, left_out
 
 
 @register
 @dataclass(frozen=True)
-class Score(Policy):
+class Score(PolicyGradient):
     """L of policy.py, the mean over the N answers of both turns of the sum over their tokens, with the other answers of
     the same turn to the same prompt as the baseline of each, A_i = R_i - mean of the others' R.
 

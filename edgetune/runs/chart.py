@@ -135,7 +135,7 @@ STYLES = [Style(number % COLOURS, (number + number // COLOURS) % DASHES) for num
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """points: (x, y) in order of x; a y that is not finite breaks the line. dots: each is drawn, with its values."""
 
     name: str
@@ -163,7 +163,7 @@ class Chart:
     title: str
     x: str
     y: str
-    lines: Sequence[Line]
+    lines: Sequence[ChartLine]
     limit: tuple[str, float] | None = None
     marks: Sequence[Mark] = ()
     from_zero: bool = False
@@ -281,7 +281,7 @@ def _mark(mark: Mark, across: Scale) -> Html:
     return element("g", element("title", f"step {mark.x:,.0f}: {mark.cause}"), line, class_=f"mark {mark.kind}")
 
 
-def _curve(line: Line, across: Scale, up: Scale) -> Html:
+def _curve(line: ChartLine, across: Scale, up: Scale) -> Html:
     """A path of straight pieces; single points, and all where the line has dots, as circles."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for x, y in line.points:

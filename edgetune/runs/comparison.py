@@ -15,9 +15,9 @@ from .chart import (
     NOTHING,
     STYLES,
     Chart,
+    ChartLine,
     Content,
     Html,
-    Line,
     Points,
     element,
     figure,
@@ -121,7 +121,8 @@ def _charts(runs: Sequence[History]) -> Iterator[Html | None]:
     for what, points in (("held-out rows", [[(m.step, m.loss) for m in run.measurements] for run in runs]),
                          ("the rows that are learned", [[(s.step, s.loss) for s in run.steps] for run in runs])):
         total = sum(map(len, points))
-        drawn = [Line(name, [*found[:-1][::max(-(-total // DRAWN), 1)], *found[-1:]], STYLES[at], dots=total <= DOTS)
+        stride = max(-(-total // DRAWN), 1)
+        drawn = [ChartLine(name, [*found[:-1][::stride], *found[-1:]], STYLES[at], dots=total <= DOTS)
                  for at, (name, found) in enumerate(zip(names(runs), points, strict=True))]
         axes = {loss_axis(run) for run in runs}
         top = _top(points)

@@ -16,7 +16,7 @@ from ..disk import read_object
 from ..errors import FormatError
 from ..persisted import from_json
 from ..training.metrics import NAME as METRICS
-from .tables import Decision, Measurement, Resumption, Step, read_events
+from .tables import GovernorDecision, Measurement, Resumption, Step, read_events
 
 SHOWN = 600  # steps, and measurements, that are kept at most
 DECISIONS = 100  # of the governor, and resumptions, that are kept at most: the last
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class HeldOutFacts:
     """Facts of the held-out rows. The losses are unknown until they are measured."""
 
     digest: str = ""
@@ -36,7 +36,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RunVerdict:
     """What a person can make of the run, in a sentence. kind: learned, still falling, overfitted, worse, unmeasured."""
 
     kind: str = ""
@@ -45,7 +45,7 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Answers:
+class ExactAnswers:
     """Held-out rows answered before and after. before, after: the share that is exact; structured: that of answers that
     are held to the schema of the rows; pairs: {prompt, expected, before, after}.
     """
@@ -58,7 +58,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """The part of run.json that is shown. A field that a version did not write has its default."""
 
     status: str = "running"
@@ -89,16 +89,16 @@ class History:
     """
 
     folder: Path
-    record: Record
-    held_out: HeldOut | None
-    verdict: Verdict | None
-    answers: Answers | None
+    record: RunRecord
+    held_out: HeldOutFacts | None
+    verdict: RunVerdict | None
+    answers: ExactAnswers | None
     steps: list[Step]
     every: int
     step_count: int
     seconds: float
     measurements: list[Measurement]
-    decisions: list[Decision]
+    decisions: list[GovernorDecision]
     decision_count: int
     resumes: list[Resumption]
     damaged: int
@@ -160,7 +160,7 @@ def read_history(folder: str | Path) -> History:
     run = run or {}  # it begins with metrics
     steps = _Thinned[Step]()
     measurements = _Thinned[Measurement]()
-    decisions = deque[Decision](maxlen=DECISIONS)
+    decisions = deque[GovernorDecision](maxlen=DECISIONS)
     resumes = deque[Resumption](maxlen=DECISIONS)
     decision_count = 0
     damaged = 0
@@ -171,18 +171,18 @@ def read_history(folder: str | Path) -> History:
             seconds += event.seconds
         elif isinstance(event, Measurement):
             measurements.add(event)
-        elif isinstance(event, Decision):
+        elif isinstance(event, GovernorDecision):
             decisions.append(event)
             decision_count += 1
         elif isinstance(event, Resumption):
             resumes.append(event)
         else:
             damaged += 1
-    record = _known(Record, run, folder)
-    return History(folder, record, _part(HeldOut, run, "held_out", folder), _part(Verdict, run, "verdict", folder),
-                   _part(Answers, run, "answers", folder), steps.things, steps.every, steps.count,
-                   record.seconds or seconds, measurements.things, list(decisions), decision_count, list(resumes),
-                   damaged)
+    record = _known(RunRecord, run, folder)
+    return History(folder, record, _part(HeldOutFacts, run, "held_out", folder),
+                   _part(RunVerdict, run, "verdict", folder), _part(ExactAnswers, run, "answers", folder),
+                   steps.things, steps.every, steps.count, record.seconds or seconds, measurements.things,
+                   list(decisions), decision_count, list(resumes), damaged)
 
 
 def _part(kind: type[T], run: Mapping[str, Any], name: str, folder: Path) -> T | None:

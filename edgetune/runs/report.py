@@ -15,9 +15,9 @@ from ..version import __version__
 from .chart import (
     NOTHING,
     Chart,
+    ChartLine,
     Content,
     Html,
-    Line,
     Mark,
     Style,
     details,
@@ -30,7 +30,7 @@ from .chart import (
     tiles,
     write_page,
 )
-from .history import Answers, History, read_history
+from .history import ExactAnswers, History, read_history
 from .tables import write_metrics
 
 DOTS = 100  # measurements that are drawn as dots at most
@@ -126,20 +126,20 @@ def charts(history: History) -> Iterator[Html | None]:
     """Loss or reward, learning rate, memory and speed over the steps."""
     steps = history.steps
     yield figure(_rewards(history) if history.of_rewards else _losses(history))
-    rates = Line("learning rate", [(step.step, step.lr) for step in steps], Style(2))
+    rates = ChartLine("learning rate", [(step.step, step.lr) for step in steps], Style(2))
     yield figure(Chart("Learning rate", "step", "rate of AdamW", [rates], from_zero=True))
     budget = _budget(history)
-    memory = Line("memory of the process", [(step.step, step.rss_mib) for step in steps], Style(3))
+    memory = ChartLine("memory of the process", [(step.step, step.rss_mib) for step in steps], Style(3))
     yield figure(Chart("Memory", "step", "MiB", [memory], ("budget", budget) if budget else None, marks(history),
                        from_zero=True))
-    speed = Line("speed", [(step.step, step.tokens_per_s) for step in steps], Style(7))
+    speed = ChartLine("speed", [(step.step, step.tokens_per_s) for step in steps], Style(7))
     yield figure(Chart("Speed", "step", "tokens/s", [speed], None, marks(history), from_zero=True))
 
 
 def _losses(history: History) -> Chart:
-    learned = Line("training rows", [(step.step, step.loss) for step in history.steps], Style(0))
+    learned = ChartLine("training rows", [(step.step, step.loss) for step in history.steps], Style(0))
     held = [(found.step, found.loss) for found in history.measurements]
-    lines = [learned, Line("held-out rows", held, Style(1, 1), dots=len(held) <= DOTS)]
+    lines = [learned, ChartLine("held-out rows", held, Style(1, 1), dots=len(held) <= DOTS)]
     return Chart("Loss", "step", loss_axis(history), lines, marks=_kept(history), from_zero=from_zero(lines))
 
 
@@ -147,8 +147,8 @@ def _rewards(history: History) -> Chart:
     """Answers that are learned from are drawn, those to held-out prompts the likeliest."""
     learned = [(step.step, step.reward) for step in history.steps if step.reward is not None]
     held = [(found.step, -found.loss) for found in history.measurements]
-    lines = [Line("answers that are learned from", learned, Style(0)),
-             Line("likeliest answers to held-out prompts", held, Style(1, 1), dots=len(held) <= DOTS)]
+    lines = [ChartLine("answers that are learned from", learned, Style(0)),
+             ChartLine("likeliest answers to held-out prompts", held, Style(1, 1), dots=len(held) <= DOTS)]
     return Chart("Reward", "step", "mean reward", lines, marks=_kept(history), from_zero=from_zero(lines))
 
 
@@ -163,7 +163,7 @@ def loss_axis(history: History) -> str:
     return "nats a token" if (history.record.objective or {}).get("name", "sft") == "sft" else "loss"
 
 
-def from_zero(lines: list[Line]) -> bool:
+def from_zero(lines: list[ChartLine]) -> bool:
     """Whether an axis that begins at zero leaves the lines at least half of it."""
     values = [y for line in lines for _, y in line.points if y == y]
     return bool(values) and 0 <= min(values) < max(values) / 2
@@ -185,7 +185,7 @@ def marks(history: History) -> list[Mark]:
 # ---- tables ---------------------------------------------------------------------------------------------------------
 
 
-def _answers(answers: Answers | None) -> Iterator[Html]:
+def _answers(answers: ExactAnswers | None) -> Iterator[Html]:
     for pair in answers.pairs if answers else ():
         if isinstance(pair, dict):
             shown = [element("div", element("small", name), _quoted(pair.get(name)))

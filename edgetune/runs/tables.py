@@ -50,7 +50,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Decision:
+class GovernorDecision:
     """What the governor decided after a number of steps. action: go, slower, pause or yield."""
 
     step: int
@@ -66,7 +66,7 @@ class Resumption:
     changed: tuple[str, ...]
 
 
-Event = Step | Measurement | Decision | Resumption
+Event = Step | Measurement | GovernorDecision | Resumption
 
 
 def read_events(folder: Path) -> Iterator[Event | None]:
@@ -124,7 +124,7 @@ def _event(line: Any) -> Event | None:
     if kind == "eval":
         return Measurement(_count(line, "step"), _number(line, "loss"), _metrics(line))
     if kind == "governor":
-        return Decision(_count(line, "step"), _text(line["action"]), _text(line["cause"]))
+        return GovernorDecision(_count(line, "step"), _text(line["action"]), _text(line["cause"]))
     if kind == "resume":
         return Resumption(_count(line, "step"), tuple(_text(change["name"]) for change in line["changed"]))
     return None

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..llamacpp.context import Context, common
-from ..llamacpp.kv_state import Prefix
+from ..llamacpp.kv_state import KvPrefix
 
 CUT = 16  # tokens of a prompt that are computed at once if an answer must repeat
 FORGOTTEN = ""  # the adapter of sequences that nobody may share any more
@@ -46,7 +46,7 @@ class KvCache:
     The context must have two sequences more than there are ever in progress. prefix_of: an adapter's.
     """
 
-    def __init__(self, context: Context, prefix_of: Callable[[str | None], Prefix | None] = lambda _: None) -> None:
+    def __init__(self, context: Context, prefix_of: Callable[[str | None], KvPrefix | None] = lambda _: None) -> None:
         self.size = context.size
         self._prefix_of = prefix_of
         self.working: list[Sequence] = []
@@ -107,7 +107,7 @@ class KvCache:
         self.working.append(begun)
         return begun
 
-    def _restore(self, sequence: Sequence, prefix: Prefix) -> None:
+    def _restore(self, sequence: Sequence, prefix: KvPrefix) -> None:
         """Lets a sequence begin with a prefix, in place of what it holds."""
         self._let_go(sequence)
         self.make_room(prefix.size)

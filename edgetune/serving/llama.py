@@ -32,7 +32,7 @@ from ..llamacpp import library as llamacpp
 from ..llamacpp.context import BATCH, PARALLEL, SMALL_BATCH, Context, check_tokens, context_size
 from ..llamacpp.embedding import Embedder
 from ..llamacpp.json_schema import grammar_of
-from ..llamacpp.kv_state import KeyValues, Prefix, saved_keys
+from ..llamacpp.kv_state import KeyValues, KvPrefix, saved_keys
 from ..llamacpp.sampling import Sampler, Sampling, log_softmax
 from ..llamacpp.tokenizer import Tokenizer
 from . import tool_calls
@@ -53,7 +53,7 @@ class _Loaded:
     grammar: str  # of its schema.json; "" without
     system: str  # the message that it was trained with; "" without
     prompt: OpenPrompt | None = None  # the prompt that it was trained with
-    prefix: Prefix | None = None
+    prefix: KvPrefix | None = None
     is_own: bool = False  # whether our own engine computes with it
 
 
@@ -216,7 +216,7 @@ class LlamaModel(ServedModel):
             raise UnsupportedError(f"llama.cpp cannot load the adapter {file} ({reason})", "train or convert it again")
         return pointer
 
-    def _prefix(self, adapter: Adapter) -> Prefix | None:
+    def _prefix(self, adapter: Adapter) -> KvPrefix | None:
         if not adapter.keys:
             return None
         shape = read_shape(self.base)
@@ -230,7 +230,7 @@ class LlamaModel(ServedModel):
         if size >= self.cache.size:
             raise UsageError(f"the adapter has {size} virtual tokens, the context {self.cache.size}",
                              "choose a larger context")
-        return Prefix(size, adapter.tokens, saved_keys(self.cache.magic, shape.windows, adapter.keys))
+        return KvPrefix(size, adapter.tokens, saved_keys(self.cache.magic, shape.windows, adapter.keys))
 
     def use(self, name: str | None) -> None:
         """Answer with this adapter from now on; None for the base alone."""
@@ -282,7 +282,7 @@ class LlamaModel(ServedModel):
         if loaded.pointer is not None:
             self._llama.llama_adapter_lora_free(loaded.pointer)
 
-    def prefix_of(self, name: str | None) -> Prefix | None:
+    def prefix_of(self, name: str | None) -> KvPrefix | None:
         """What texts with an adapter begin with, unless it is computed."""
         loaded = None if name is None else self._adapters.get(name)
         return loaded.prefix if loaded else None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..errors import EdgetuneError, UsageError
-from ..llamacpp.json_numbers import Place
+from ..llamacpp.json_numbers import SchemaPath
 from ..llamacpp.json_pattern import text
 from ..llamacpp.json_schema import Rules
 from ..llamacpp.sampling import overlap
@@ -276,7 +276,7 @@ def grammar_of(question: Question, form: CallForm) -> str:
 def grammar_of_lines(schemas: Sequence[Schema], most: int) -> str:
     """The GBNF of one to `most` lines, each of them JSON of one of the schemas."""
     rules = Rules(True)
-    line = rules.named(" | ".join(rules.rule_of_other(schema, Place()) for schema in schemas))
+    line = rules.named(" | ".join(rules.rule_of_other(schema, SchemaPath()) for schema in schemas))
     return rules.whole(f'{line} ("\\n" {line}){{0,{most - 1}}}')
 
 
@@ -292,7 +292,7 @@ def _callable(question: Question) -> list[Tool]:
 def _calls(tools: Sequence[Tool], form: CallForm, other: Rules | None = None) -> str:
     """One call of one of the tools, or an answer by other rules."""
     rules = other or Rules(True)
-    roots = [rules.rule(rules.root, Place())] if other else []
+    roots = [rules.rule(rules.root, SchemaPath())] if other else []
     for tool in tools:
         function = tool["function"]
         schema = function.get("parameters") or {}
@@ -302,7 +302,7 @@ def _calls(tools: Sequence[Tool], form: CallForm, other: Rules | None = None) ->
         # a bare object may have any properties; but LangChain, for one, sends it for a function without arguments
         bare = not any(value for key, value in schema.items() if key not in ("type", "title", "description", "$schema"))
         taken = NO_ARGUMENTS if bare else {"type": "object", **schema}
-        arguments = rules.rule_of_other(taken, Place(function["name"]))
+        arguments = rules.rule_of_other(taken, SchemaPath(function["name"]))
         start = text(f"{form.before}{json.dumps(function['name'], ensure_ascii=False)}{form.between}")
         roots.append(f"{start} {arguments} {text(form.after)}")
     return rules.whole(" | ".join(roots))

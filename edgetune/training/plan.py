@@ -25,7 +25,7 @@ from ..data.lengths import FORWARD, Given, Lengths, read_lengths
 from ..errors import BudgetError, UsageError, size_text
 from ..models.base import Structure
 from ..models.linear import RunShape, target_names
-from ..models.stream import Sizes
+from ..models.stream import WeightBytes
 from . import optim
 from .config import TrainConfig
 from .cost import Work, work_of
@@ -65,7 +65,7 @@ class Plan:
 
     run: RunShape
     buffers: tuple[Buffer, ...]
-    sizes: Sizes
+    sizes: WeightBytes
     tradeoffs: Tradeoffs
     limits: MemoryLimits
     least_tokens: int  # a micro-batch may not have fewer
@@ -119,7 +119,7 @@ class Plan:
                 **asdict(self.tradeoffs)}
 
 
-def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: Sizes, limits: MemoryLimits,
+def make(structure: Structure, config: TrainConfig, *, ops: Backend, sizes: WeightBytes, limits: MemoryLimits,
          lengths: Given = (), previous: Tradeoffs | None = None, heads: tuple[HeadKind, ...] = (VOCABULARY,),
          room: SourceRoom = NO_ROOM) -> Plan:
     """The fastest plan within `limits`.
@@ -151,7 +151,7 @@ class _Planner:
     structure: Structure
     config: TrainConfig
     ops: Backend
-    sizes: Sizes
+    sizes: WeightBytes
     limits: MemoryLimits
     given: Lengths
     previous: Tradeoffs | None

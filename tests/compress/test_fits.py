@@ -14,7 +14,7 @@ from edgetune.compress.source.floats import read
 from edgetune.errors import UsageError
 from edgetune.formats.gguf import open_gguf
 from edgetune.machine.device import profile_named
-from edgetune.models.stream import Sizes
+from edgetune.models.stream import WeightBytes
 from edgetune.models.structure import DecoderStructure
 from edgetune.training import plan
 from edgetune.training.config import TrainConfig
@@ -64,7 +64,7 @@ def test_the_largest_file_trains_there_and_a_larger_one_does_not(tiny):
 
     def trained_with(nbytes):
         """All of them in memory."""
-        weights = Sizes((0, 0), int(nbytes), 0, 0)
+        weights = WeightBytes((0, 0), int(nbytes), 0, 0)
         return plan.make(DecoderStructure(model.shape), TrainConfig(weights="resident"), ops=Cpu(4), sizes=weights,
                          limits=plan.MemoryLimits(plan.PROCESS, budget=budget))
 

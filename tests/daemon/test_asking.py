@@ -10,7 +10,7 @@ from services import open_service, until
 from starlette.requests import ClientDisconnect, Request
 
 from edgetune.daemon.api.app import app
-from edgetune.daemon.api.asking import AnsweredRequest, AnswerStream, Asked, RecentAnswers
+from edgetune.daemon.api.asking import AnsweredRequest, AnswerStream, PendingQuestions, RecentAnswers
 from edgetune.errors import NotFoundError
 from edgetune.serving.question import Question
 
@@ -81,7 +81,7 @@ def test_who_leaves_a_stream_before_the_first_piece_ends_its_answer(tmp_path, le
     async def leave(service):
         request = Request({"type": "http", "app": app(service), "headers": []})
         question = Question(prompt="lamp", options={"max_tokens": LONG})
-        asked = await Asked.begin([question], request, "test-")
+        asked = await PendingQuestions.begin([question], request, "test-")
         with suppress(OSError, ClientDisconnect):
             await AnswerStream(events(asked), asked, "text/plain")({"type": "http"}, receive, send)
         return asked

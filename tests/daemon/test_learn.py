@@ -38,11 +38,12 @@ def test_learns_and_refuses(trains):
     with pytest.raises(UsageError, match="no new feedback"):
         learner.begin()
     give(service, range(40))
-    told = "learns when it is told to, not by itself"
-    assert learner.state() == {"on": True, "mode": "off", "learns": told, "method": "sft", "pairs": False,
-                               "new_rows": 40, "needed": 10, "state": told, "unused": ""}
+    assert learner.state() == {"on": True, "mode": "off", "learns": "learns when it is told to, not by itself",
+                               "method": "sft", "pairs": False, "new_rows": 40, "needed": 10, "waits": "told",
+                               "state": "waits until it is told to learn", "unused": ""}
     job = learner.begin()
     assert job.origin == "learn"
+    assert learner.state()["waits"] == "job"
     assert job.id in learner.state()["state"]
     with pytest.raises(UsageError, match="is not finished"):
         learner.begin()
@@ -219,6 +220,7 @@ def test_rows_that_nothing_speaks_against_are_learned_with_the_next(tiny_q8, tmp
             workers.next().judge(False, "no more right", **{name: True})
             service.jobs.wait(job.id, 60)
             until(lambda: service.learner.state()["state"].endswith("was not activated: no more right"))
+            assert service.learner.state()["waits"] == "failed"
             taken = service.feedback.training_rows()
             assert (len(taken.taken), len(taken.fresh)) == (waiting, waiting // 5)
             assert (service.feedback.waiting(), service.feedback.counts()["aside"]) == (waiting, aside)

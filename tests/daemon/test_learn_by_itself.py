@@ -45,17 +45,20 @@ def test_the_mode_in_words(learn, hours, said):
 def test_when(service, monkeypatch):
     """The fixture needs ten pieces. Where another begins that is no failure: nothing is reported or set aside."""
     def state(hour, now, policy=None, **options):
-        return learner_of(service, hour, policy or Policy(govern=False), **options).state(now)["state"]
+        found = learner_of(service, hour, policy or Policy(govern=False), **options).state(now)
+        return found["waits"], found["state"]
 
     idle = service.batcher.idle_since
     give(service, range(9))
-    assert state(12, idle, learn="idle") == "waits for 1 more piece of feedback"
+    assert state(12, idle, learn="idle") == ("rows", "waits for 1 more piece of feedback")
     give(service, range(9, 10))
-    assert state(12, idle, learn="idle") == "waits until nobody asks for 10 minutes"
-    assert state(12, idle + learn.IDLE_SECONDS, learn="idle") == "begins to learn"
-    assert state(12, FAR, learn="nightly") == "waits for the hours 01:00-06:00"
-    assert state(3, idle, learn="nightly") == "begins to learn"
-    assert "quiet hours" in state(3, idle, Policy(quiet_hours="02:00-04:00"), learn="nightly")
+    assert state(12, idle, learn="idle") == ("time", "waits until nobody asks for 10 minutes")
+    assert state(12, idle + learn.IDLE_SECONDS, learn="idle") == ("", "begins to learn")
+    assert state(12, FAR, learn="nightly") == ("time", "waits for the hours 01:00-06:00")
+    assert state(3, idle, learn="nightly") == ("", "begins to learn")
+    waits, why = state(3, idle, Policy(quiet_hours="02:00-04:00"), learn="nightly")
+    assert waits == "machine"
+    assert "quiet hours" in why
     def busy():
         raise TooMuchError("a job is being begun already")
 
@@ -98,6 +101,7 @@ def test_begins_by_itself(tiny_q8, tmp_path, workers, monkeypatch):
         assert job.id in service.learner.state()["state"]
         service.jobs.pause(job.id)
         until(lambda: service.jobs.get(job.id).status == "paused")
+        assert service.learner.state()["waits"] == "paused"
         assert service.learner.state()["state"] == f"waits: {job.id} is paused, resume or cancel it"
         service.jobs.resume(job.id)
         process = workers.next()

@@ -10,7 +10,7 @@ from edgetune.data import attempts, preferences
 from edgetune.data import rows as supervised_rows
 from edgetune.data.check import findings
 from edgetune.data.dataset import load, load_rows
-from edgetune.data.facts import Tokens, inspect
+from edgetune.data.facts import TokenizeOptions, inspect
 from edgetune.errors import DataError
 from edgetune.llamacpp.tokenizer import Tokenizer
 
@@ -145,7 +145,7 @@ def test_a_file_with_a_wrong_row_names_its_line(tokenizer, tmp_path):
     write_lines(path, [ROW, wrong])
     with pytest.raises(DataError, match=r"line 2 of rows\.jsonl: no attempt is wrong"):
         load(path, tokenizer, max_length=512, parser=attempts, learnable=True)
-    found = inspect("rows.jsonl", [(1, ROW), (2, wrong), (3, 7)], Tokens(tokenizer, 512), attempts)
+    found = inspect("rows.jsonl", [(1, ROW), (2, wrong), (3, 7)], TokenizeOptions(tokenizer, 512), attempts)
     assert [len(row.tokens) for row in found.rows] == [10]
     assert ([line for line, _ in found.empty], [line for line, _ in found.refused]) == ([2], [3])
     mixed = inspect("rows.jsonl", [(1, {"prompt": "a", "completion": "b"})])

@@ -11,7 +11,7 @@ from encoders import WORDS, tiny_bert, write_encoder
 from edgetune.data import check, labelled
 from edgetune.data.check import findings, quantile
 from edgetune.data.dataset import load_rows
-from edgetune.data.facts import Tokens, inspect
+from edgetune.data.facts import TokenizeOptions, inspect
 from edgetune.data.formats import Columns
 from edgetune.llamacpp.wordpiece import WordPiece
 
@@ -30,7 +30,8 @@ def found(rows, held=None, tokens=None, **options):
 
 @pytest.fixture(scope="module")
 def encoder_tokens(tmp_path_factory):
-    return Tokens(WordPiece(write_encoder(tmp_path_factory.mktemp("encoder") / "tiny.gguf", tiny_bert(), WORDS)), 64)
+    model = write_encoder(tmp_path_factory.mktemp("encoder") / "tiny.gguf", tiny_bert(), WORDS)
+    return TokenizeOptions(WordPiece(model), 64)
 
 
 def changed(number, **values):
@@ -39,7 +40,7 @@ def changed(number, **values):
 
 def test_flawless_rows_are_left_alone(tokenizer):
     assert found(GOOD) == []
-    assert found(GOOD, tokens=Tokens(tokenizer, 128)) == []
+    assert found(GOOD, tokens=TokenizeOptions(tokenizer, 128)) == []
     assert found(GOOD, [{"prompt": "another lamp", "completion": "{}"}]) == []
     assert found(["the light is on " * 9]) == []
     assert found([{"text": f"the light is {i}"} for i in range(5)]) == []
@@ -151,7 +152,7 @@ def test_nearly_one_question_with_two_labels(encoder_tokens):
 @pytest.mark.parametrize("overflow", ["truncate", "skip"])
 def test_what_is_cut_is_what_loading_cuts(tokenizer, overflow):
     rows = [*GOOD, GOOD[0] | {"completion": "[" + "1, " * 99 + "1]"}, {"prompt": "lamp " * 99, "completion": "{}"}]
-    tokens = Tokens(tokenizer, 64, overflow=overflow)
+    tokens = TokenizeOptions(tokenizer, 64, overflow=overflow)
     data = load_rows(rows, tokenizer, max_length=64, overflow=overflow)
     facts = inspected(rows, tokens=tokens)
     assert sum(row.is_cut for row in facts.rows) == data.truncated
@@ -164,13 +165,13 @@ def test_what_is_cut_is_what_loading_cuts(tokenizer, overflow):
 
 
 def test_where_nothing_is_left_training_would_fail(tokenizer):
-    one = found(GOOD, tokens=Tokens(tokenizer, 4))[0]
+    one = found(GOOD, tokens=TokenizeOptions(tokenizer, 4))[0]
     assert one.fatal
     assert str(one).startswith("no row has anything to learn within 4 tokens (lines 1, 2, 3, 4, 5 and 35 more); raise")
 
 
 def test_a_row_as_the_model_sees_it(tokenizer):
-    facts = inspected(GOOD, tokens=Tokens(tokenizer, 128))
+    facts = inspected(GOOD, tokens=TokenizeOptions(tokenizer, 128))
     example = load_rows(GOOD[:1], tokenizer, max_length=128).examples[0]
     assert "".join(part.text for part in facts.sample) == tokenizer.decode(example.tokens.tolist())
     assert [part.text for part in facts.sample if part.learned] == ['{"lamp": 1}<|im_end|>']

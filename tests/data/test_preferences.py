@@ -8,7 +8,7 @@ from edgetune.data import preferences, ranked, unpaired
 from edgetune.data import rows as supervised_rows
 from edgetune.data.check import findings
 from edgetune.data.dataset import load_rows
-from edgetune.data.facts import Tokens, inspect
+from edgetune.data.facts import TokenizeOptions, inspect
 from edgetune.data.question import question_of
 from edgetune.errors import DataError
 
@@ -191,7 +191,7 @@ def test_pairs_of_every_shape_ask_the_same():
     (unpaired, GOOD, {**GOOD, "completion": ""}, "empty"),
     (ranked, RANKED, {**RANKED, "rewards": [0, 0, 0]}, "no answer is better")], ids=["pairs", "labels", "ranked"])
 def test_a_check_of_a_file_knows_them(tokenizer, parser, row, wrong, words):
-    found = inspect("rows.jsonl", [(1, row), (2, wrong), (3, 7)], Tokens(tokenizer, 64), parser)
+    found = inspect("rows.jsonl", [(1, row), (2, wrong), (3, 7)], TokenizeOptions(tokenizer, 64), parser)
     assert [facts.line for facts in found.rows] == [1]
     assert len(found.rows[0].tokens) == len(list(parser.examples_of(row, "", tokenizer, None, 64)))
     assert [line for line, _ in found.empty + found.refused] == [2, 3]

@@ -10,7 +10,7 @@ from json_lines import write_lines
 from edgetune.data import loader, privileged, tutored
 from edgetune.data import rows as supervised_rows
 from edgetune.data.dataset import load, load_rows
-from edgetune.data.facts import Tokens, inspect
+from edgetune.data.facts import TokenizeOptions, inspect
 from edgetune.data.forest import shared
 from edgetune.data.lengths import lengths_of
 from edgetune.errors import DataError
@@ -136,7 +136,7 @@ def test_a_file_with_a_wrong_row_names_its_line(tokenizer, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", [ROW, {**ROW, "reference": None}])
     with pytest.raises(DataError, match=r"line 2 of rows\.jsonl: the reference is empty"):
         load(path, tokenizer, max_length=64, parser=tutored, learnable=True)
-    found = inspect("rows.jsonl", [(1, ROW), (2, {**ROW, "judgment": 1})], Tokens(tokenizer, 512), tutored)
+    found = inspect("rows.jsonl", [(1, ROW), (2, {**ROW, "judgment": 1})], TokenizeOptions(tokenizer, 512), tutored)
     assert found.rows[0].tokens == (made_of(ROW, tokenizer).longest,)
     assert [line for line, _ in found.empty] == [2]
 

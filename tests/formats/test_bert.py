@@ -118,8 +118,9 @@ def test_a_damaged_package_leaves_nothing(tiny, tmp_path, monkeypatch, damage, s
     if damage == "no zip":
         (package / "model.zip").write_bytes(b"#!/bin/sh\n" * 99)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(named.PACKAGES, "minilm",
-                        replace(named.PACKAGES["minilm"], member="some_package/model.zip"))
+    known = named.KNOWN["minilm"]
+    monkeypatch.setitem(named.KNOWN, "minilm",
+                        replace(known, package=replace(known.package, member="some_package/model.zip")))
     with pytest.raises(FormatError, match=f"{says}.*edgetune pull minilm"):
         pull("minilm")
     assert [path for path in named.cache_folder().rglob("*") if path.is_file()] == []

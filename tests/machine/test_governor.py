@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edgetune.errors import FormatError, UsageError
 from edgetune.machine.device import profile_named, read_device
-from edgetune.machine.governor import ACTIONS, Governor, State, decide
+from edgetune.machine.governor import ACTIONS, Governor, GovernorState, decide
 from edgetune.machine.policy import Policy, read_policy, resolve
 from edgetune.machine.sensors import Readings
 
@@ -28,7 +28,7 @@ PI_5 = profile_named("Raspberry Pi 5")
 
 def follow(trace, policy=POLICY, seconds=1.0):
     """The state after each reading of a trace, one every so many seconds."""
-    state = State()
+    state = GovernorState()
     states = []
     for i, r in enumerate(trace):
         state = decide(r, policy, state, i * seconds)
@@ -82,7 +82,7 @@ def test_a_rule(readings, action, rule, words):
     ("08:00-22:00", 479, False), ("08:00-22:00", 480, True), ("08:00-22:00", 1319, True), ("08:00-22:00", 1320, False),
     ("22:00-07:30", 1320, True), ("22:00-07:30", 0, True), ("22:00-07:30", 449, True), ("22:00-07:30", 450, False)])
 def test_quiet_hours(hours, minute, quiet):
-    state = decide(replace(FINE, minute=minute), replace(POLICY, quiet_hours=hours), State(), 0)
+    state = decide(replace(FINE, minute=minute), replace(POLICY, quiet_hours=hours), GovernorState(), 0)
     assert (state.action == "pause") == quiet
     if quiet:
         assert state.cause == f"it is {minute // 60:02}:{minute % 60:02}, in the quiet hours {hours}"
@@ -140,7 +140,7 @@ POLICIES = st.builds(Policy, max_temp=st.sampled_from([0.0, 60.0, 80.0]), min_fr
 @given(st.lists(READINGS, min_size=1, max_size=60), POLICIES, st.sampled_from([0.3, 1.0, 3.0, 15.0]))
 def test_no_trace_makes_it_flap(trace, policy, seconds):
     states = follow(trace, policy, seconds)
-    changes = [b for a, b in pairwise([State(), *states]) if (a.action, a.rule) != (b.action, b.rule)]
+    changes = [b for a, b in pairwise([GovernorState(), *states]) if (a.action, a.rule) != (b.action, b.rule)]
     assert all(b.since - a.since >= 10 for a, b in pairwise(changes))
     for state in states:
         assert state.action in ACTIONS

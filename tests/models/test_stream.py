@@ -22,7 +22,7 @@ from edgetune.data.packing import Example, collate
 from edgetune.errors import FormatError
 from edgetune.formats.gguf import open_gguf
 from edgetune.models.decoder import Decoder
-from edgetune.models.stream import EMBEDDING, PAGE, Sizes, Stream, part_of, sizes
+from edgetune.models.stream import EMBEDDING, PAGE, Stream, WeightBytes, part_of, sizes
 from edgetune.training.trainer import Trainer
 
 MIB = 1 << 20
@@ -77,20 +77,20 @@ def values(stream, part, n=3):
 
 def test_sizes_are_the_bytes_of_the_tensors(gguf):
     block = 2 * (2 * 512 * 64 + 2 * 512 * 32 + 3 * 512 * 512) + 2 * 512 * 4
-    assert sizes(gguf.tensors.values(), 3) == Sizes((block,) * 3, 2 * 800 * 512, 2 * 800 * 512, 1024)
+    assert sizes(gguf.tensors.values(), 3) == WeightBytes((block,) * 3, 2 * 800 * 512, 2 * 800 * 512, 1024)
 
 
 def test_what_is_in_memory_and_read_by_hand():
-    s = Sizes((MIB, 2 * MIB, 3 * MIB), MIB, 0, 512)
+    s = WeightBytes((MIB, 2 * MIB, 3 * MIB), MIB, 0, 512)
     assert s.total == s.in_memory(0, 8) == 7 * MIB
     pages = 3 * PAGE  # where resident blocks begin and end
     assert s.in_memory(1, 8) == 5 * MIB + MIB + 2 * PAGE + pages  # blocks 1 and 2, and all of the head, on whole pages
     assert s.in_memory(2, 8) == 3 * MIB + 2 * MIB + pages
     assert s.in_memory(3, 8) == 3 * MIB + pages
     assert [s.read(n, lowest) // MIB for n, lowest in ((0, 0), (2, 0), (3, 1))] == [0, 2 * 3 + 1, 6 + 5 + 1]
-    assert Sizes((10, 20, 30), 25, 40, 5).in_memory(0, 3) == 60 + 40 + 15  # of the embedding three rows
-    assert Sizes((10, 20, 30), 25, 40, 5).in_memory(0, 8) == 60 + 40 + 25
-    large = Sizes((MIB,), 60 * MIB, 30 * MIB, 1024)
+    assert WeightBytes((10, 20, 30), 25, 40, 5).in_memory(0, 3) == 60 + 40 + 15  # of the embedding three rows
+    assert WeightBytes((10, 20, 30), 25, 40, 5).in_memory(0, 8) == 60 + 40 + 25
+    large = WeightBytes((MIB,), 60 * MIB, 30 * MIB, 1024)
     assert large.head_row == 512
     around = 2 * PAGE + 512  # of the head a slice, and the pages of 16 rows
     assert large.in_memory(1, 16) == 2 * MIB + 16 * around + 3 * PAGE

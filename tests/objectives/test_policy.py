@@ -25,7 +25,7 @@ from edgetune.objectives.agreement import Agreement
 from edgetune.objectives.drawn import Rewarded
 from edgetune.objectives.grpo import Grpo
 from edgetune.objectives.p3o import P3o
-from edgetune.objectives.policy import Policy
+from edgetune.objectives.policy import PolicyGradient
 from edgetune.objectives.ppo import Ppo
 from edgetune.objectives.reft import Reft
 from edgetune.objectives.rest import Rest
@@ -121,7 +121,7 @@ OBJECTIVES = {"grpo": Grpo(loss_type="grpo"),
     *((name, False) for name in OBJECTIVES), ("grpo with all", True), ("rloo with all", True), ("p3o", True)]))
 def test_gradients_equal_the_papers_and_trls(name, parted, alike):
     """Answers to a prompt share it, in one forest or behind it; transformers and autograd have each by itself."""
-    objective: Policy = OBJECTIVES[name]
+    objective: PolicyGradient = OBJECTIVES[name]
     case, peft = alike
     peft.zero_grad()
     examples = near(peft, answers(case, with_old=objective.num_iterations > 1))

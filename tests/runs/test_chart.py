@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from edgetune.runs import chart
-from edgetune.runs.chart import STYLES, Chart, Line, Mark, Style
+from edgetune.runs.chart import STYLES, Chart, ChartLine, Mark, Style
 
 
 @pytest.mark.parametrize(("low", "high", "ticks"), [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (3, 3, None), (0, 0, None),
@@ -32,12 +32,12 @@ def test_labels_of_ticks(ticks, said):
 
 
 def test_lines_break_at_what_is_no_number():
-    line = Line("a", [(0, 1.0), (1, math.nan), (2, 2.0), (3, 1.0)], Style(0))
+    line = ChartLine("a", [(0, 1.0), (1, math.nan), (2, 2.0), (3, 1.0)], Style(0))
     drawn = ET.fromstring(chart.figure(Chart("t", "x", "y", [line])))
     group = next(g for g in drawn.iter("g") if g.get("class") == "line c0 d0")
     assert [piece.count("L") for piece in group.find("path").get("d").split("M")[1:]] == [0, 1]
     assert len(list(group.iter("circle"))) == 1  # the first point is alone
-    assert chart.figure(Chart("t", "x", "y", [Line("a", [(0, math.nan)], Style(0))])) is None
+    assert chart.figure(Chart("t", "x", "y", [ChartLine("a", [(0, math.nan)], Style(0))])) is None
 
 
 def test_styles_differ():
@@ -46,6 +46,6 @@ def test_styles_differ():
 
 
 def test_marks_outside_the_steps_are_not_drawn():
-    line = Line("a", [(1, 1.0), (2, 2.0)], Style(0))
+    line = ChartLine("a", [(1, 1.0), (2, 2.0)], Style(0))
     drawn = chart.figure(Chart("t", "x", "y", [line], marks=[Mark(0, "go", "n", "cause")]))
     assert "cause" not in drawn

@@ -14,7 +14,7 @@ from report_pages import measured, step, write
 from edgetune.errors import EdgetuneError, FormatError
 from edgetune.runs import tables
 from edgetune.runs.history import DECISIONS, SHOWN, read_history
-from edgetune.runs.tables import COLUMNS, LONGEST, OPENAI_COLUMNS, Decision, write_metrics, write_step_metrics
+from edgetune.runs.tables import COLUMNS, LONGEST, OPENAI_COLUMNS, GovernorDecision, write_metrics, write_step_metrics
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "states-0.1.0.tar.xz"
 
@@ -121,7 +121,7 @@ def test_the_latest_decisions_are_kept(tmp_path):
     lines = [{"event": "governor", "step": n, "action": "slower", "cause": f"{n}"} for n in range(DECISIONS + 5)]
     history = read_history(write(tmp_path / "out", *lines))
     assert history.decision_count == DECISIONS + 5
-    assert history.decisions[-1] == Decision(DECISIONS + 4, "slower", f"{DECISIONS + 4}")
+    assert history.decisions[-1] == GovernorDecision(DECISIONS + 4, "slower", f"{DECISIONS + 4}")
     assert len(history.decisions) == DECISIONS
 
 

@@ -17,7 +17,7 @@ from edgetune.data.lengths import Lengths, Unit
 from edgetune.errors import BudgetError, UsageError
 from edgetune.formats.shape import Rope, Shape
 from edgetune.machine import device
-from edgetune.models.stream import Sizes
+from edgetune.models.stream import WeightBytes
 from edgetune.models.structure import DecoderStructure
 from edgetune.training import plan
 from edgetune.training.config import TrainConfig
@@ -27,7 +27,7 @@ from edgetune.training.trainer import Trainer
 MIB = 1 << 20
 SMOLLM2 = Shape("llama", 30, 576, 1536, 9, 3, 64, 49152, 64, 2048, 1e-5, False, "silu", 1.0, 0.125, False, False,
                 (Rope(), Rope()), (0,) * 30)
-WEIGHTS = Sizes((int(2.11 * MIB),) * 30, int(28.69 * MIB), 0, 612)
+WEIGHTS = WeightBytes((int(2.11 * MIB),) * 30, int(28.69 * MIB), 0, 612)
 OPTIONS = {"batch_size": 4, "max_length": 256}
 
 

@@ -29,7 +29,7 @@ from ...disk import replaced
 from ...errors import DataError, EdgetuneError, UnsupportedError
 from ...formats.bundle import ONNX, TOKENIZER
 from ...formats.gguf import write_gguf
-from ...llamacpp.divergence import Divergence, divergence
+from ...llamacpp.divergence import DivergenceSums, divergence
 from ...serving.onnx import Session
 from ..progress import Progress, ignore, never, raise_if_stopped
 from ..source import huggingface as hf
@@ -46,7 +46,7 @@ LEAST_AGREEMENT = 0.99  # of the export in floats; less is not rounding
 
 
 @dataclass(frozen=True)
-class Agreement:
+class ExportAgreement:
     """An exported model compared with its source, over the same tokens.
 
     top1: share of tokens after which both give the same one the highest probability. greedy: share of a greedy
@@ -67,8 +67,8 @@ class Exported:
     tokens: int
     greedy_tokens: int
     source_perplexity: float
-    int8: Agreement
-    floats: Agreement
+    int8: ExportAgreement
+    floats: ExportAgreement
     opset: int
     onnxruntime: str
 
@@ -165,7 +165,7 @@ def silent() -> Iterator[None]:
 
 
 def _compare(source: PreTrainedModel, session: Session, windows: NDArray[np.int32],
-             steps: _Steps) -> tuple[Agreement, float]:
+             steps: _Steps) -> tuple[ExportAgreement, float]:
     sums = np.zeros(5)
     for window in windows:
         steps.step("comparing with the source")
@@ -176,12 +176,12 @@ def _compare(source: PreTrainedModel, session: Session, windows: NDArray[np.int3
     for window in windows[: _continued(windows)]:
         steps.step("continuing as the source")
         greedy += _same(source, session, window.tolist()[: windows.shape[1] // 2])
-    total = Divergence(*sums.tolist())
+    total = DivergenceSums(*sums.tolist())
     predicted = windows.size - len(windows)
     perplexity = math.exp(total.loss / predicted)
     source_perplexity = math.exp(total.source_loss / predicted)
     share = greedy / (_continued(windows) * CONTINUATION)
-    found = Agreement(total.agreed / windows.size, share, total.kl / windows.size, perplexity)
+    found = ExportAgreement(total.agreed / windows.size, share, total.kl / windows.size, perplexity)
     return found, source_perplexity
 
 

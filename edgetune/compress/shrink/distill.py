@@ -91,7 +91,8 @@ def distill(student: Floats, teacher: Floats, windows: NDArray[np.int32], config
     threads = thread_count(threads)
     torch.set_num_threads(threads)
     make_folder(folder)
-    run = _Run(student, teacher, windows, config, folder, _identity(student, teacher, windows, config, threads))
+    run = _Distillation(student, teacher, windows, config, folder,
+                        _identity(student, teacher, windows, config, threads))
     run.resume()
     run.go(on_progress, should_stop)
     return run.result(student)
@@ -102,7 +103,7 @@ def steps_done(folder: Path) -> int:
     return max((int(path.name.removeprefix(checkpoint.PREFIX)) for path in checkpoint.found(folder)), default=0)
 
 
-class _Run:
+class _Distillation:
     """The two models in torch, the optimizer, and how far it is."""
 
     def __init__(self, student: Floats, teacher: Floats, windows: NDArray[np.int32], config: CompressConfig,

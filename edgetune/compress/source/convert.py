@@ -270,7 +270,7 @@ def _llama3_factors(config: PretrainedConfig) -> list[float]:
 
 def _read_tensors(folder: Path, kind: ModelType, config: PretrainedConfig) -> dict[str, NDArray[np.float32]]:
     """Every tensor of the text model by its GGUF name, rows in transformers' order."""
-    placed = Placed(kind, config)
+    placed = GgufTensors(kind, config)
     for path in weight_files(folder):
         with Safetensors(path) as file:
             for name in file.shapes:
@@ -288,7 +288,7 @@ def _read_tensors(folder: Path, kind: ModelType, config: PretrainedConfig) -> di
     return placed.whole()
 
 
-class Placed:
+class GgufTensors:
     """The tensors of a checkpoint under the names that a GGUF has for them, in its shapes; rows in transformers' order.
     A GGUF holds matrices of one module apart, and those of a block's experts as one tensor [E, N, K]. `tensors`: those
     that were put, float32 by GGUF's name.

@@ -13,7 +13,7 @@ from fastapi import Depends
 
 from ...errors import FormatError
 from ..service import Service
-from ..state.adapters import Adapter
+from ..state.adapters import RegisteredAdapter
 from .completions import TheService
 
 
@@ -24,7 +24,7 @@ def _id_of(adapter: str, service: TheService) -> str:
 AnAdapter = Annotated[str, Depends(_id_of)]  # in a path: an adapter's id, or what people call it
 
 
-def adapter_object(adapter: Adapter, service: Service) -> dict[str, Any]:
+def adapter_object(adapter: RegisteredAdapter, service: Service) -> dict[str, Any]:
     """Returns an adapter as the API describes it, with the facts of the daemon's parts."""
     served = service.served
     of_parts = [running.adapter(adapter.id) for running in service.running.values()]

@@ -41,6 +41,7 @@ from . import (
     errors,
     feedback,
     fine_tuning,
+    fine_tuning_schemas,
     pages,
     schemas,
     tokens,
@@ -147,7 +148,7 @@ def list_models(service: TheService) -> Any:
          "release_date": datetime.fromtimestamp(model["created"], timezone.utc).date().isoformat()} for model in found]}
 
 
-@router.get("/v1/models/{model}", response_model=schemas.Model)
+@router.get("/v1/models/{model}", response_model=schemas.ModelObject)
 @needs(KeyScope.ANSWER)
 def get_model(model: str, service: TheService) -> Any:
     """Returns one of these names, also as commands call it."""
@@ -300,7 +301,7 @@ def promote(adapter: AnAdapter, service: TheService) -> Any:
     return {"serving": service.adapters.serving}
 
 
-@router.post("/v1/adapters/{adapter}/evaluate", response_model=schemas.Job)
+@router.post("/v1/adapters/{adapter}/evaluate", response_model=fine_tuning_schemas.JobObject)
 def evaluate(adapter: AnAdapter, service: TheService, body: schemas.Evaluation = BY_DEFAULT) -> Any:
     """Begins a job in which the gate evaluates an adapter, compared with the active one, by the held-out questions of
     this device. The verdict is kept with the adapter.

@@ -1,6 +1,6 @@
 """Questions of an API answered by the service: pieces of the answers as they are made, or whole answers.
 
-Every API of the daemon asks through `Asked.begin` and reads `pieces` or `whole`; only the shapes differ.
+Every API of the daemon asks through `PendingQuestions.begin` and reads `pieces` or `whole`; only the shapes differ.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def calling_when_gone(act: Callable[[], None], request: Request) -> AsyncI
 
 
 @dataclass(frozen=True)
-class Piece:
+class AnswerPiece:
     """A part of an answer that is final. The last one of each has `finish`: stop, length or tool_calls."""
 
     index: int  # of the answer
@@ -92,7 +92,7 @@ class _Given(NamedTuple):
 class AnswerStream(StreamingResponse):
     """Events of answers in progress. A client that disconnects cancels them at any moment."""
 
-    def __init__(self, events: AsyncIterator[str], asked: Asked, media_type: str) -> None:
+    def __init__(self, events: AsyncIterator[str], asked: PendingQuestions, media_type: str) -> None:
         super().__init__(events, headers=asked.headers, media_type=media_type)
         self._asked = asked
 
@@ -103,7 +103,7 @@ class AnswerStream(StreamingResponse):
             self._asked.cancel()
 
 
-class Asked:
+class PendingQuestions:
     """Questions in progress; their answers are numbered through, `n` of the first question before the second's.
 
     id, created and model are for the head of a response; the last names who answers: the base or an adapter.
@@ -125,7 +125,7 @@ class Asked:
         self._raw: list[str] = []  # the text of each answer, with its calls
 
     @classmethod
-    async def begin(cls, questions: Sequence[Question], request: Request, prefix: str) -> Asked:
+    async def begin(cls, questions: Sequence[Question], request: Request, prefix: str) -> PendingQuestions:
         """Submits the questions, in a thread, because a long prompt takes a while to tokenize. prefix: of the id.
 
         Raises the errors of the questions.
@@ -219,7 +219,7 @@ class Asked:
         for completion in self.completions:
             completion.cancel()
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[AnswerPiece]:
         """All answers' pieces, in the order in which they come. Raises an answer's error, after which nothing comes."""
         readers = [self.service.call_reader(self._question(i)) for i in range(len(self.completions))]
         thoughts = [self._thoughts(i) for i in range(len(self.completions))]
@@ -249,7 +249,7 @@ class Asked:
                 logprobs = completion.logprobs[seen[i] : given.tokens]
                 seen[i] = given.tokens
                 if said or thinking or calls or logprobs or finish:
-                    yield Piece(i, said, thinking, calls, logprobs, finish)
+                    yield AnswerPiece(i, said, thinking, calls, logprobs, finish)
             self._keep()
             if noting := [note for running in self.service.running.values() if (note := running.note)]:
                 await self._pools.take(lambda: self._note(noting))
@@ -286,13 +286,13 @@ class Asked:
             index -= question.n
         raise IndexError(index)
 
-    def _prompt(self, index: int) -> Piece:
+    def _prompt(self, index: int) -> AnswerPiece:
         """The prompt of an answer, as the beginning of that answer."""
         prompt = self._question(index).prompt or ""
         found = self.completions[index].prompt_logprobs
         if isinstance(prompt, str):
-            return Piece(index, prompt, logprobs=spelling(found, prompt))
-        return Piece(index, self.service.served.tokenizer.decode(prompt), logprobs=found)
+            return AnswerPiece(index, prompt, logprobs=spelling(found, prompt))
+        return AnswerPiece(index, self.service.served.tokenizer.decode(prompt), logprobs=found)
 
     @staticmethod
     def _measured(question: Question, completion: Completion) -> int:

@@ -43,7 +43,7 @@ class Bodies:
         self.held -= nbytes
 
 
-class Body:
+class LimitedBody:
     """`receive` of one request, which counts the bytes and measures the time; `limit`: its greatest size in bytes.
 
     spooled: it is an upload, which is written to the disk as it comes; at most the largest body's size counts.

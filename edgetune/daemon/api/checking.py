@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, UploadFile
 
 from ...data.check import Finding, findings
-from ...data.facts import Inspection, Tokens, inspect
+from ...data.facts import Inspection, TokenizeOptions, inspect
 from ...data.files import read_rows
 from ...data.rows import Row, RowParser
 from ...training.length import reading_limit
@@ -39,8 +39,8 @@ def check_rows(file: schemas.RowsFile, service: TheService, validation_file: Hel
     kind = method_of({"type": method}, None, service.jobs.supervised)["type"]
     parser = by_method()[kind].rows
     train = service.train
-    tokens = Tokens(service.served.tokenizer, reading_limit(train.max_length, service.served.context),
-                    train.instruction, train.overflow)
+    tokens = TokenizeOptions(service.served.tokenizer, reading_limit(train.max_length, service.served.context),
+                             train.instruction, train.overflow)
     found = _inspected(file, service, tokens, parser)
     held_out = _inspected(validation_file, service, tokens, parser) if validation_file else None
     shapes: Sequence[str] = sorted({row.shape for row in found.rows}, key=lambda shape: shape == "text")
@@ -50,7 +50,7 @@ def check_rows(file: schemas.RowsFile, service: TheService, validation_file: Hel
                          if each.kind != "none-held-out"]}  # which the daemon decides by its key
 
 
-def _inspected(file: UploadFile, service: Service, tokens: Tokens, parser: RowParser) -> Inspection:
+def _inspected(file: UploadFile, service: Service, tokens: TokenizeOptions, parser: RowParser) -> Inspection:
     name = printable(file.filename or "the file")
     form = form_of(name, file.file.read(CHUNK))
     file.file.seek(0)

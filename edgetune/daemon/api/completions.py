@@ -17,7 +17,7 @@ from ...serving.tool_calls import CallPiece
 from ..keys import KeyScope
 from ..service import Service
 from . import generation
-from .asking import AnswerStream, Asked, Piece, Said, note_ignored
+from .asking import AnswerPiece, AnswerStream, PendingQuestions, Said, note_ignored
 from .errors import RESPONSES, JsonRoute, status_and_body
 from .security import needs
 
@@ -43,7 +43,7 @@ async def chat(body: generation.ChatRequest, request: Request, response: Respons
     return await _reply(_CHAT, [body.question()], request, response, body)
 
 
-@router.post("/v1/completions", response_model=generation.Completion, responses=_EVENTS)
+@router.post("/v1/completions", response_model=generation.TextCompletion, responses=_EVENTS)
 @needs(KeyScope.ANSWER)
 async def completions(body: generation.CompletionRequest, request: Request, response: Response) -> Any:
     """Continues a text, or each of several."""
@@ -53,7 +53,7 @@ async def completions(body: generation.CompletionRequest, request: Request, resp
 async def _reply(form: _Form, questions: Sequence[Question], request: Request, response: Response,
                  body: generation.ChatRequest | generation.CompletionRequest) -> Any:
     note_ignored(request, body.ignored())
-    asked = await Asked.begin(questions, request, form.prefix)
+    asked = await PendingQuestions.begin(questions, request, form.prefix)
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         return AnswerStream(_events(form, asked, bool(usage)), asked, "text/event-stream")
@@ -128,7 +128,7 @@ class _Form:
     object: str
     chunk: str
     whole: Callable[[Said], dict[str, Any]]
-    part: Callable[[Piece], dict[str, Any]]
+    part: Callable[[AnswerPiece], dict[str, Any]]
     first: dict[str, Any] | None  # before all pieces of a choice
     logprobs: Callable[[Sequence[TokenLogprob], int], dict[str, Any]]  # and characters that came before
 
@@ -148,7 +148,7 @@ def _call(head: dict[str, Any], name: str, arguments: str) -> dict[str, Any]:
     return {**head, "function": {"name": name, "arguments": arguments}}
 
 
-def _delta(piece: Piece) -> dict[str, Any]:
+def _delta(piece: AnswerPiece) -> dict[str, Any]:
     delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
     if piece.thinking:
         delta["reasoning_content"] = piece.thinking
@@ -178,7 +178,7 @@ _TEXT = _Form("cmpl-", "text_completion", "text_completion", whole=lambda said: 
 # ---- events ---------------------------------------------------------------------------------------------------------
 
 
-async def _events(form: _Form, asked: Asked, usage: bool) -> AsyncIterator[str]:
+async def _events(form: _Form, asked: PendingQuestions, usage: bool) -> AsyncIterator[str]:
     head = {**_head(form, asked), "object": form.chunk}
     if form.first:
         for i in range(len(asked.completions)):
@@ -191,7 +191,7 @@ async def _events(form: _Form, asked: Asked, usage: bool) -> AsyncIterator[str]:
                 offsets[piece.index] += len(piece.text)
                 yield _line(head, choices=[_choice(piece.index, form.part(piece), logprobs=logprobs)])
             if piece.finish:
-                yield _line(head, choices=[_choice(piece.index, form.part(Piece(piece.index)), piece.finish)],
+                yield _line(head, choices=[_choice(piece.index, form.part(AnswerPiece(piece.index)), piece.finish)],
                             **asked.cited)
     except Exception as error:  # the head is sent already, and with it the status
         yield f"data: {json.dumps(status_and_body(error)[1])}\n\n"
@@ -210,12 +210,12 @@ def _line(head: dict[str, Any], **fields: Any) -> str:
     return f"data: {json.dumps({**head, **fields}, ensure_ascii=False)}\n\n"
 
 
-def _head(form: _Form, asked: Asked) -> dict[str, Any]:
+def _head(form: _Form, asked: PendingQuestions) -> dict[str, Any]:
     head = {"id": asked.id, "object": form.object, "created": asked.created, "model": asked.model}
     return head | ({"edgetune": asked.origin} if asked.origin else {})
 
 
-def _usage(asked: Asked) -> dict[str, Any]:
+def _usage(asked: PendingQuestions) -> dict[str, Any]:
     prompt = asked.prompt_tokens
     answer = asked.completion_tokens
     return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer,

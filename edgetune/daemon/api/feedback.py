@@ -22,8 +22,9 @@ from .asking import name_within
 from .completions import TheService
 from .errors import JSONL, RESPONSES, JsonRoute, of_type
 from .fine_tuning import After, Limit, job_object, page
+from .fine_tuning_schemas import JobObject
 from .generation import ChatMessage
-from .schemas import Deleted, Job, Page
+from .schemas import Deleted, Page
 from .security import needs
 from .shapes import Answer, Body, Id, Time, Whole
 
@@ -257,7 +258,7 @@ def _whole(item: FeedbackItem) -> dict[str, Any]:
     return {**heading_object(item.heading), "rejected": item.rejected, "row": item.row}
 
 
-@router.post("/v1/learn", response_model=Job)
+@router.post("/v1/learn", response_model=JobObject)
 def learn_now(service: TheService, body: LearnRequest = WHAT_IS_NEW) -> Any:
     """Begins a job that learns from feedback, or from what a field names, now."""
     asked = [name for name, is_asked in body if is_asked]

@@ -13,9 +13,19 @@ from ...training.config import TrainConfig
 from ...training.length import peak_rate
 from ..jobs.recipe import objective_of
 from ..jobs.rewards import shown
-from . import schemas
 from .completions import TheService
 from .errors import RESPONSES, JsonRoute, about
+from .fine_tuning_schemas import (
+    CheckpointObject,
+    GradeObject,
+    GradeRequest,
+    GraderRequest,
+    JobEvent,
+    JobObject,
+    JobRequest,
+    ValidGrader,
+)
+from .schemas import Page
 
 router = APIRouter(prefix="/v1/fine_tuning", route_class=JsonRoute, responses=RESPONSES)
 STATUSES = {"pausing": "running", "paused": "queued"}  # OpenAI's, of those that it has no word for
@@ -24,8 +34,8 @@ After = Annotated[str | None, Query(description="The id after which the part beg
 Limit = Annotated[int, Query(ge=1, le=100, description="Items of the part at most.")]
 
 
-@router.post("/jobs", response_model=schemas.Job)
-def create_job(body: schemas.JobRequest, service: TheService) -> Any:
+@router.post("/jobs", response_model=JobObject)
+def create_job(body: JobRequest, service: TheService) -> Any:
     """Begins a training on an uploaded file. It waits for the jobs before it."""
     options = body.options()
     if kind := options.get("method", {}).get("type"):
@@ -34,43 +44,43 @@ def create_job(body: schemas.JobRequest, service: TheService) -> Any:
     return job_object(service.jobs.create(**{**options, "model": service.spelled(options["model"])}))
 
 
-@router.get("/jobs", response_model=schemas.Page[schemas.Job])
+@router.get("/jobs", response_model=Page[JobObject])
 def list_jobs(service: TheService, after: After = None, limit: Limit = 20) -> Any:
     """Lists jobs, the newest first."""
     return page([job_object(job) for job in service.jobs.list(after, limit + 1)], limit)
 
 
-@router.get("/jobs/{job}", response_model=schemas.Job)
+@router.get("/jobs/{job}", response_model=JobObject)
 def get_job(job: str, service: TheService) -> Any:
     """Returns a job, with its progress while it runs."""
     return job_object(service.jobs.get(job))
 
 
-@router.post("/jobs/{job}/cancel", response_model=schemas.Job)
+@router.post("/jobs/{job}/cancel", response_model=JobObject)
 def cancel_job(job: str, service: TheService) -> Any:
     """Ends a job without an adapter."""
     return job_object(service.jobs.cancel(job))
 
 
-@router.post("/jobs/{job}/pause", response_model=schemas.Job)
+@router.post("/jobs/{job}/pause", response_model=JobObject)
 def pause_job(job: str, service: TheService) -> Any:
     """Saves a job and sets it aside until it is resumed. The next one in the queue begins."""
     return job_object(service.jobs.pause(job))
 
 
-@router.post("/jobs/{job}/resume", response_model=schemas.Job)
+@router.post("/jobs/{job}/resume", response_model=JobObject)
 def resume_job(job: str, service: TheService) -> Any:
     """Puts a paused job into the queue again. It continues where it was saved."""
     return job_object(service.jobs.resume(job))
 
 
-@router.get("/jobs/{job}/events", response_model=schemas.Page[schemas.JobEvent])
+@router.get("/jobs/{job}/events", response_model=Page[JobEvent])
 def list_events(job: str, service: TheService, after: After = None, limit: Limit = 20) -> Any:
     """Lists what happened in a job, the latest first."""
     return page(service.jobs.events(job, after, limit + 1), limit)
 
 
-@router.get("/jobs/{job}/checkpoints", response_model=schemas.Page[schemas.Checkpoint])
+@router.get("/jobs/{job}/checkpoints", response_model=Page[CheckpointObject])
 def list_checkpoints(job: str, service: TheService, after: After = None, limit: Limit = 10) -> Any:
     """Lists measurements of the held-out loss, the latest first. The best one becomes the adapter."""
     return page(service.jobs.checkpoints(job, after, limit + 1), limit)
@@ -110,16 +120,16 @@ def _multiplier(job: Any, objective: Objective) -> float:
     return float(asked["lr"]) / peak_rate(TrainConfig(**objective.defaults), 0)
 
 
-@router.post("/alpha/graders/validate", response_model=schemas.ValidGrader)
-def validate_grader(body: schemas.GraderRequest, service: TheService) -> Any:
+@router.post("/alpha/graders/validate", response_model=ValidGrader)
+def validate_grader(body: GraderRequest, service: TheService) -> Any:
     """Checks a grader. A score_model can be run here, and is refused for training."""
     with about("grader"):
         service.grading.read(body.grader)
     return {"grader": body.grader}
 
 
-@router.post("/alpha/graders/run", response_model=schemas.GradeObject)
-def run_grader(body: schemas.GradeRequest, service: TheService) -> Any:
+@router.post("/alpha/graders/run", response_model=GradeObject)
+def run_grader(body: GradeRequest, service: TheService) -> Any:
     """Grades one answer. A score_model asks the base itself."""
     with about("grader"):
         grader = service.grading.read(body.grader)

@@ -408,7 +408,7 @@ class CompletionChoice(Answer):
     finish_reason: Literal["stop", "length"] = Field(description=FINISH)
 
 
-class Completion(Answer):
+class TextCompletion(Answer):
     """Continuations of texts."""
 
     id: str = Field(description="Its id, for feedback.")

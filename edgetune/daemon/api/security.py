@@ -27,7 +27,7 @@ from ...errors import EdgetuneError
 from ...manifest import manifests
 from ..keys import KeyScope, hash_of, read_keys
 from ..options import LOOPBACK
-from .bodies import Bodies, Body, Digested
+from .bodies import Bodies, Digested, LimitedBody
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -198,12 +198,12 @@ class Guard:
             self._check_key(scope, self.keys, headers.get("authorization", ""))
         return ""
 
-    def body(self, scope: Scope, receive: Receive) -> Body:
+    def body(self, scope: Scope, receive: Receive) -> LimitedBody:
         """Raises HTTPException where it is too large, or too much is in progress."""
         upload = any(path.fullmatch(scope["path"]) for path in self.uploads)
         limit = (self.config.max_upload << 20) + _FORM if upload else self.config.max_body << 10
         length = Headers(scope=scope).get("content-length", "").strip()
-        return Body(self.bodies, receive, limit, int(length) if length.isdigit() else 0, spooled=upload)
+        return LimitedBody(self.bodies, receive, limit, int(length) if length.isdigit() else 0, spooled=upload)
 
     def _check_host(self, host: str) -> None:
         """Refuses other names than those of loopback, if the daemon listens there: another was made to point there."""

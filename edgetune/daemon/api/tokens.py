@@ -29,7 +29,7 @@ class TokenizeRequest(Body):
     with_pieces: bool | None = Field(None, description="true: each token with its text [false].")
 
 
-class Piece(Answer):
+class TokenText(Answer):
     """A token and its text."""
 
     id: int = Field(description="The token.")
@@ -39,7 +39,7 @@ class Piece(Answer):
 class Tokens(Answer):
     """The tokens of a text."""
 
-    tokens: list[int] | list[Piece] = Field(description="In their order.")
+    tokens: list[int] | list[TokenText] = Field(description="In their order.")
 
 
 class DetokenizeRequest(Body):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..jobs.table import Job, JobTable
     from ..jobs.worker import Worker
     from ..service import Service
-    from ..state.adapters import Adapter, Adapters
+    from ..state.adapters import Adapters, RegisteredAdapter
 
 
 class JobKind:
@@ -48,15 +48,15 @@ class JobKind:
         """Returns an object that makes a job's history of the events of its process."""
         return JobProgress(table, job)
 
-    def kept(self, adapters: Adapters, job: Job) -> Adapter | None:
+    def kept(self, adapters: Adapters, job: Job) -> RegisteredAdapter | None:
         """Returns the adapter of a job whose verdict is kept already."""
         return adapters.of_job(job.id)
 
-    def keep(self, adapters: Adapters, job: Job, run: Path, verdict: Mapping[str, Any]) -> Adapter:
+    def keep(self, adapters: Adapters, job: Job, run: Path, verdict: Mapping[str, Any]) -> RegisteredAdapter:
         """Keeps the adapter of a finished run with its verdict. Raises BudgetError where memory has no room for it."""
         return adapters.add(job.id, run, job.suffix, verdict)
 
-    def drop(self, adapters: Adapters, made: Adapter) -> None:
+    def drop(self, adapters: Adapters, made: RegisteredAdapter) -> None:
         """Undoes `keep`, so that the adapter can be evaluated again."""
         adapters.delete(made.id)
 

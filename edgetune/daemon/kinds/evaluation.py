@@ -29,7 +29,7 @@ from .registry import register
 if TYPE_CHECKING:
     from ..jobs.worker import Worker
     from ..service import Service
-    from ..state.adapters import Adapter, Adapters
+    from ..state.adapters import Adapters, RegisteredAdapter
 
 TASK = "evaluation.json"  # in the folder of a job: {"folder": of the adapter, "required": of it}
 REQUIRED = (BETTER, NOT_WORSE)
@@ -75,18 +75,18 @@ class EvaluationJob(JobKind):
     origin = "evaluate"
     trains = False
 
-    def kept(self, adapters: Adapters, job: Job) -> Adapter | None:
+    def kept(self, adapters: Adapters, job: Job) -> RegisteredAdapter | None:
         found = adapters.get(job.metadata["adapter"])
         return found if found.verdict.get("job") == job.id else None
 
-    def keep(self, adapters: Adapters, job: Job, run: Path, verdict: Mapping[str, Any]) -> Adapter:  # noqa: ARG002
+    def keep(self, adapters: Adapters, job: Job, run: Path, verdict: Mapping[str, Any]) -> RegisteredAdapter:  # noqa: ARG002
         request = request_of(job)
         kept = {**verdict, "job": job.id}
         if verdict["passed"] and request.probation:
             kept["probation"] = begun(request.probation, request.bad_ratings)
         return adapters.set_verdict(job.metadata["adapter"], kept)
 
-    def drop(self, adapters: Adapters, made: Adapter) -> None:
+    def drop(self, adapters: Adapters, made: RegisteredAdapter) -> None:
         adapters.set_verdict(made.id, {**made.verdict, "job": ""})
 
     def activates(self, job: Job) -> bool:

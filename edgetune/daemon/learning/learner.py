@@ -27,6 +27,7 @@ from ..state.database import Store
 log = logging.getLogger("edgetune.daemon")
 SWITCH = "learning"  # its name in the database
 CHECK_SECONDS = 5.0
+Obstacle = tuple[str, str]  # why no job begins: a word for programs, and a sentence
 RETRY_SECONDS = 60.0  # after the disk refused, or something broke
 
 
@@ -120,55 +121,59 @@ class Learner:
     # ---- the state ----------------------------------------------------------------------------------------------
 
     def state(self, now: float | None = None) -> dict[str, Any]:
-        """Returns on (whether it may begin by itself), mode (--learn), learns (what that says, in words), the facts of
-        the starter for new feedback, and `state`: why no job over feedback begins now, or that one does. Facts of other
-        kinds follow under their origins.
+        """Returns on (whether it may begin by itself), mode (--learn), learns (when that is, in words), the facts of
+        the starter for new feedback, `waits`: a word for why no job over feedback begins now, or "", and `state`: that
+        in a sentence. Facts of other kinds follow under their origins.
         """
         found: dict[str, Any] = {"on": self.is_on, "mode": self.config.learn, "learns": self.config.learns}
         for name, starter in self.starters.items():
             facts = {**starter.facts(), "needed": starter.needed}
-            facts["state"] = self._obstacle(starter, starter.waiting(), now) or f"begins to {starter.doing}"
+            obstacle = self._obstacle(starter, starter.waiting(), now)
+            facts["waits"], facts["state"] = obstacle or ("", f"begins to {starter.doing}")
             if name == NEW:
                 found |= facts
                 if self.config.learn == "off" and not self._unfinished():
-                    found["state"] = self.config.learns
+                    found["waits"], found["state"] = "told", "waits until it is told to learn"
             elif starter.origin != self.starters[NEW].origin:
                 found[starter.origin] = facts
         return found
 
-    def _obstacle(self, starter: Starter, waiting: int, now: float | None) -> str:
-        """Returns why no job of a starter begins by itself now, in a sentence; "": nothing prevents it."""
+    def _obstacle(self, starter: Starter, waiting: int, now: float | None) -> Obstacle | None:
+        """Returns why no job of a starter begins by itself now; None: nothing prevents it."""
         if not self.is_on:
-            return "is switched off: nothing is learned by itself"
+            return "off", "is switched off: nothing is learned by itself"
         if job := self._unfinished():
-            is_paused = self.jobs.get(job).status == "paused"
-            return f"waits: {job} is paused, resume or cancel it" if is_paused else f"learns: {job}"
+            if self.jobs.get(job).status == "paused":
+                return "paused", f"waits: {job} is paused, resume or cancel it"
+            return "job", f"learns: {job}"
         if waiting < starter.needed:
-            return f"waits for {starter.lacks(starter.needed - waiting)}"
+            return "rows", f"waits for {starter.lacks(starter.needed - waiting)}"
         failed = self._failed.get(starter.name)
         if failed and waiting <= failed[0]:
-            return f"waits for more {starter.material}, since {failed[1]}"
-        return self.jobs.paused_reason or self._too_early(now) or self._too_much()
+            return "failed", f"waits for more {starter.material}, since {failed[1]}"
+        if reason := self.jobs.paused_reason:
+            return "jobs", reason
+        return self._too_early(now) or self._too_much()
 
-    def _too_early(self, now: float | None) -> str:
+    def _too_early(self, now: float | None) -> Obstacle | None:
         if self.config.learn.endswith("nightly"):
             hours = self.config.learn_hours
             local = self.local()
             if within(local.tm_hour * 60 + local.tm_min, read_hours("learn-hours", hours)):
-                return ""
-            return f"waits for the hours {hours}"
+                return None
+            return "time", f"waits for the hours {hours}"
         now = time.monotonic() if now is None else now
         if not self.batcher.busy and now >= self.batcher.idle_since + IDLE_SECONDS:
-            return ""
-        return f"waits until nobody asks for {IDLE_SECONDS / 60:g} minutes"
+            return None
+        return "time", f"waits until nobody asks for {IDLE_SECONDS / 60:g} minutes"
 
-    def _too_much(self) -> str:
-        """Returns why the machine has no capacity, by the policy, in a sentence, or ""."""
+    def _too_much(self) -> Obstacle | None:
+        """Returns why the machine has no capacity, by the policy."""
         if not self.governor.policy.govern:
-            return ""
+            return None
         self.governor.look()
         state = self.governor.state
-        return f"waits: {state.cause}" if state.action == "pause" else ""
+        return ("machine", f"waits: {state.cause}") if state.action == "pause" else None
 
     def _unfinished(self) -> str | None:
         return next(filter(None, map(self.unfinished, self.starters)), None)

@@ -19,16 +19,17 @@ function showDevice(state) {
   showLearning(state.learning);
 }
 
+const SAID = ["told", "time", "rows"]; // for what it waits, if when it learns and the count of rows say so
+
 /** How far it is to the next training, when it learns, and why it waits where neither says it. */
-function showLearning({ mode, on, learns, state, needed, new_rows: rows, unused, pairs }) {
-  const counts = mode !== "off", missing = counts && rows < needed;
+function showLearning({ mode, on, learns, waits, state, needed, new_rows: rows, unused, pairs }) {
+  const counts = mode !== "off";
   put($("count"), counts ? `${Math.min(rows, needed)} of ${needed}` : String(rows));
   put($("count-of"), counts ? "corrections until the next training" : "corrections wait for a training");
   $("next").hidden = !counts;
   $("next").value = Math.min(rows / (needed || 1), 1);
-  const said = missing ? /^waits (for (\d|the hours)|until nobody)/ : /^waits (for the hours|until nobody)/;
-  const parts = [on || !counts ? learns : "", said.test(state) ? "" : state, unused];
-  put($("why"), [...new Set(parts)].filter(Boolean).map(sentence).join(" "));
+  const parts = [on || !counts ? learns : "", SAID.includes(waits) ? "" : state, unused];
+  put($("why"), parts.filter(Boolean).map(sentence).join(" "));
   $("by-itself").hidden = !counts;
   if (!$("switch").disabled) $("switch").checked = on;
   if (pairs && !$("twice").dataset.set) $("twice").checked = true; // it learns from choices

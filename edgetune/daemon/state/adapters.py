@@ -44,7 +44,7 @@ SELECT = f"""SELECT *, id IN (SELECT adapter FROM service) AS served, id IS ({AC
 
 
 @dataclass(frozen=True)
-class Adapter:
+class RegisteredAdapter:
     """An adapter. id: ft:MODEL:SUFFIX:xxxxxxxx, its name for clients. name: its name for people, which requests may use
     like its id; "": none. folder: in STATE/adapters. job: that made it; "": none. sha256: of its adapter.gguf. verdict:
     the gate's. base: the fingerprint of its model. state: serving, candidate (it was never active) or retired.
@@ -62,8 +62,8 @@ class Adapter:
 
 
 @dataclass(frozen=True)
-class Record:
-    """The content of RECORD; fields as in Adapter."""
+class AdapterRecord:
+    """The content of RECORD; fields as in RegisteredAdapter."""
 
     id: str
     job: str
@@ -137,7 +137,7 @@ class Adapters:
             raise FormatError(f"{path} is a link", "remove it")
         return path
 
-    def _whole(self, found: Adapter) -> Path:
+    def _whole(self, found: RegisteredAdapter) -> Path:
         """Returns an adapter's folder. Raises FormatError where adapter.gguf does not match its row."""
         path = self._place(found.folder)
         if (file := path / lora.FILE).is_file() and sha256(file) != found.sha256:
@@ -153,24 +153,24 @@ class Adapters:
         return [row["id"] for row in self.store.read("SELECT id FROM adapters ORDER BY rowid DESC")
                 if row["id"] in loaded]
 
-    def list(self) -> Sequence[Adapter]:
+    def list(self) -> Sequence[RegisteredAdapter]:
         """Returns adapters, the newest first."""
         rows = self.store.read(f"{SELECT} ORDER BY rowid DESC", self.base)
         return [found for found in self.store.objects("adapters", rows, self._read) if found.id not in self.damaged]
 
-    def get(self, id: str) -> Adapter:
+    def get(self, id: str) -> RegisteredAdapter:
         """Returns an adapter. Raises NotFoundError."""
         if id in self.damaged:
             raise _unknown(id)
         rows = self.store.read(f"{SELECT} AND id = ?2", self.base, id)
         return self.store.one("adapters", rows, self._read, _unknown(id))
 
-    def _read(self, columns: dict[str, Any]) -> Adapter:
+    def _read(self, columns: dict[str, Any]) -> RegisteredAdapter:
         serving = columns.pop("serving")
         served = columns.pop("served")
         columns["verdict"] = json.loads(columns["verdict"])
         columns["state"] = "serving" if serving else "retired" if served else "candidate"
-        found = from_json(Adapter, columns, "the row")
+        found = from_json(RegisteredAdapter, columns, "the row")
         self._shelf.path(found.folder)
         return found
 
@@ -178,7 +178,7 @@ class Adapters:
         """Returns the folder of adapter.gguf, run.json, metrics.jsonl and the report. Raises NotFoundError."""
         return self._place(self.get(id).folder)
 
-    def of_job(self, job: str) -> Adapter | None:
+    def of_job(self, job: str) -> RegisteredAdapter | None:
         """Returns the adapter that a job made."""
         rows = self.store.read("SELECT id FROM adapters WHERE job = ? AND base = ?", job, self.base)
         return self.get(rows[0]["id"]) if rows else None
@@ -233,25 +233,25 @@ class Adapters:
 
     # ---- changing -----------------------------------------------------------------------------------------------
 
-    def add(self, job: str, run_folder: Path, suffix: str, verdict: Mapping[str, Any]) -> Adapter:
+    def add(self, job: str, run_folder: Path, suffix: str, verdict: Mapping[str, Any]) -> RegisteredAdapter:
         """Keeps the adapter of a finished run, as a candidate. The second time for a job it returns the first's. Raises
         BudgetError where memory has no room for it.
         """
         return self.of_job(job) or self._keep(job, run_folder, suffix, verdict)
 
-    def add_foreign(self, source: Path, suffix: str) -> Adapter:
+    def add_foreign(self, source: Path, suffix: str) -> RegisteredAdapter:
         """Keeps an adapter that no job made, as a candidate. source: its folder. Raises FormatError or UnsupportedError
         for one that cannot answer, MismatchError for one of another base, BudgetError where memory has no room for it.
         """
         return self._keep("", source, suffix, {"passed": False, "reason": FOREIGN})
 
-    def _keep(self, job: str, source: Path, suffix: str, verdict: Mapping[str, Any]) -> Adapter:
+    def _keep(self, job: str, source: Path, suffix: str, verdict: Mapping[str, Any]) -> RegisteredAdapter:
         needed = self.batcher.served.bytes_to_load(source)
         if (left := self._left()) < needed:
             raise BudgetError(f"the adapter takes {size_text(needed)} of memory, {size_text(max(left, 0))} are left",
                               "start the daemon with a larger --memory", needed)
         folder = secrets.token_hex(4)
-        record = Record(f"ft:{self.name}:{suffix}:{folder}", job, now(), dict(verdict))
+        record = AdapterRecord(f"ft:{self.name}:{suffix}:{folder}", job, now(), dict(verdict))
         with self._shelf.filling(folder) as path:
             path.mkdir()
             for name in (lora.FILE, lora.RUN, METRICS, CSV, REPORT, lora.SCHEMA, *lora.PROMPT):
@@ -263,7 +263,7 @@ class Adapters:
         self._shelf.settle(folder)
         return self.get(record.id)
 
-    def _load_and_insert(self, record: Record, folder: str, path: Path) -> None:
+    def _load_and_insert(self, record: AdapterRecord, folder: str, path: Path) -> None:
         self.batcher.load(record.id, path)
         try:
             with self.store.write() as db:
@@ -274,9 +274,9 @@ class Adapters:
             self.batcher.unload(record.id)
             raise
 
-    def recover(self) -> tuple[Sequence[Adapter], dict[str, str]]:
+    def recover(self) -> tuple[Sequence[RegisteredAdapter], dict[str, str]]:
         """Takes back adapters that no row names. Returns them, and why others remain, by path. Raises DiskError."""
-        found: list[Adapter] = []
+        found: list[RegisteredAdapter] = []
         refused: dict[str, str] = {}
         with self._changing:
             for path in sorted(self._shelf.lost.glob("*"), key=lambda path: path.stat().st_mtime):
@@ -304,15 +304,15 @@ class Adapters:
         log.info("%s is taken back from %s", record.id, path)
         return record.id
 
-    def _record(self, path: Path, folder: str) -> Record:
+    def _record(self, path: Path, folder: str) -> AdapterRecord:
         """Reads the record in an adapter's folder. Without one, of an earlier edgetune, it is made of the run."""
         if (file := path / RECORD).is_file():
             try:
-                return from_json(Record, json.loads(file.read_text()), str(file))
+                return from_json(AdapterRecord, json.loads(file.read_text()), str(file))
             except (ValueError, RecursionError) as error:
                 raise FormatError(f"{file} is damaged: {error}", "remove it to do without it") from None
         verdict = {"passed": False, "reason": "taken back after the database was lost; the gate's verdict is not known"}
-        return Record(f"ft:{self.name}::{folder}", "", int(path.stat().st_mtime), verdict)
+        return AdapterRecord(f"ft:{self.name}::{folder}", "", int(path.stat().st_mtime), verdict)
 
     def promote(self, id: str | None, cause: str) -> None:
         """Lets this adapter answer from the next request on; None: the base alone. Raises NotFoundError."""
@@ -344,7 +344,7 @@ class Adapters:
             self._activate(id, cause)
             return True
 
-    def rollback(self, cause: str, only: str | None = None) -> Adapter | None:
+    def rollback(self, cause: str, only: str | None = None) -> RegisteredAdapter | None:
         """Returns to the adapter active before, and returns it; None: the base. only: if that adapter is active.
         Raises UsageError without one before, and where another one is active.
         """
@@ -357,7 +357,7 @@ class Adapters:
             self.promote(before[-1], cause)
             return self.get(before[-1]) if before[-1] else None
 
-    def rename(self, id: str, name: str) -> Adapter:
+    def rename(self, id: str, name: str) -> RegisteredAdapter:
         """Gives an adapter a name for people, which requests may use like its id; "": none. Raises NotFoundError, and
         UsageError for a name that is taken or cannot be one; DiskError.
         """
@@ -369,17 +369,18 @@ class Adapters:
             found = self.get(id)
             if name and any(model == name and self.named(model) != id for model in self.models()):
                 raise UsageError(f"there is a model {name!r} already", "choose another name")
-            record = Record(id, found.job, found.created_at, found.verdict, name)
+            record = AdapterRecord(id, found.job, found.created_at, found.verdict, name)
             _write_record(self._place(found.folder), record)
             with self.store.write() as db:
                 db.execute("UPDATE adapters SET name = ? WHERE id = ?", (name, id))
         return self.get(id)
 
-    def set_verdict(self, id: str, verdict: Mapping[str, Any]) -> Adapter:
+    def set_verdict(self, id: str, verdict: Mapping[str, Any]) -> RegisteredAdapter:
         """Replaces the verdict of an adapter. Raises NotFoundError and DiskError."""
         with self._changing:
             found = self.get(id)
-            _write_record(self._place(found.folder), Record(id, found.job, found.created_at, dict(verdict), found.name))
+            record = AdapterRecord(id, found.job, found.created_at, dict(verdict), found.name)
+            _write_record(self._place(found.folder), record)
             with self.store.write() as db:
                 db.execute("UPDATE adapters SET verdict = ? WHERE id = ?", (dump(verdict), id))
         return self.get(id)
@@ -429,7 +430,7 @@ class Adapters:
         return [id for id in stack[:-1] if id in known]
 
 
-def _write_record(path: Path, record: Record) -> None:
+def _write_record(path: Path, record: AdapterRecord) -> None:
     """Writes the record into an adapter's folder. Raises DiskError."""
     with disk.replaced(path / RECORD) as beside:
         beside.write_text(json.dumps(asdict(record)) + "\n")

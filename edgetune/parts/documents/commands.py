@@ -81,14 +81,14 @@ def index_command(folder: Path, out_file: Path, encoder: Path, memory: str, thre
 
 
 def _reported(report: Report) -> list[Any]:
-    from ...console import Copied
+    from ...console import Copyable
     lines: list[Any] = [f"{report.chunks:,} chunks of {report.files:,} files, {report.tokens:,} tokens, "
                         f"{size_text(report.bytes)}",
                         f"files: {report.read} read, {report.unchanged} unchanged, {report.removed} removed"]
     lines += [f"left out: {skipped['file']}: {skipped['reason']}" for skipped in report.skipped[:LISTED]]
     if (more := len(report.skipped) - LISTED) > 0:
         lines.append(f"left out: {more} more; --json lists all")
-    return [*lines, Copied(f"edgetune documents search {shell_word(report.index)} \"your question\"")]
+    return [*lines, Copyable(f"edgetune documents search {shell_word(report.index)} \"your question\"")]
 
 
 @command("search", click.argument("index", type=click.Path(path_type=Path)), click.argument("query"),
@@ -109,11 +109,11 @@ def search_command(index: Path, query: str, limit: int, least: float | None, thr
 
 
 def _found(found: Found) -> list[Any]:
-    from ...console import Copied
+    from ...console import Copyable
     if not found.passages:
         return [f"nothing was found: the evidence is {found.evidence:.2f}, the least {found.least:.2f} "
                 "(--least 0 shows the nearest passages)"]
     lines: list[Any] = []
     for number, passage in enumerate(found.passages, 1):
-        lines += [Copied(f"{number}. {passage.source}  {passage.score:.2f}"), Copied(f"{passage.text}\n")]
+        lines += [Copyable(f"{number}. {passage.source}  {passage.score:.2f}"), Copyable(f"{passage.text}\n")]
     return lines

@@ -25,7 +25,7 @@ from ...cli.daemon import NICE
 from ...cli.feedback import FEEDBACK
 from ...cli.output import new_file
 from ...cli.remote import request, url_path
-from ...console import Copied
+from ...console import Copyable
 from ...errors import shell_word
 from ...training.config import CommonOptions
 from .recipe import Recipe
@@ -68,7 +68,7 @@ def home_entities(url: str, token_file: Path | None, to: Path, as_json: bool) ->
     domains = Counter(entity.domain for entity in read.entities)
     show(as_json, {"out": str(to), "entities": len(read.entities), "areas": len(read.areas), "domains": domains},
          f"{len(read.entities)} entities in {len(read.areas)} areas: {counts(domains)}",
-         Copied(f"next: edgetune home train {shell_word(to)} -o house"))
+         Copyable(f"next: edgetune home train {shell_word(to)} -o house"))
 
 
 @command("rows", ENTITIES, OUT, config_options(*DRAWN, of=Recipe, grouped=False),
@@ -119,7 +119,7 @@ def home_train(entities: Path, to: Path, memory: str, threads: int, as_json: boo
     facts = house.facts
     show(as_json, {"out": str(to), "rows": facts.rows, "right": facts.right, "asked": facts.asked, "seconds": seconds},
          f"{facts.right} of {facts.asked} other sentences right, {duration(seconds)} in all",
-         Copied(f"ask it: edgetune home eval {shell_word(to)} SENTENCES.jsonl"))
+         Copyable(f"ask it: edgetune home eval {shell_word(to)} SENTENCES.jsonl"))
 
 
 @command("update", HOUSE, click.argument("entities", type=click.Path(path_type=Path), required=False),
@@ -167,7 +167,7 @@ def home_corrections(client: Any, to: Path, as_json: bool) -> None:
     with replaced(to) as beside:
         beside.write_text(json_lines(rows), encoding="utf-8")
     show(as_json, {"out": str(to), "rows": len(rows)}, f"{len(rows)} sentences in {to}",
-         Copied(f"learn them: edgetune home update HOUSE --own {shell_word(to)}"))
+         Copyable(f"learn them: edgetune home update HOUSE --own {shell_word(to)}"))
 
 
 @command("eval", HOUSE, click.argument("data", type=click.Path(path_type=Path)),
@@ -229,7 +229,7 @@ def home_install(house: Path, model: Path, key_file: Path | None, memory: str, p
              *(["as API key, one of the key file's"] if key_file else []),
              f"add a conversation agent with the model {model.stem.lower()}:latest; Control Home Assistant: Assist"]
     if print_only:
-        show(as_json, {"unit": text, "steps": steps}, Copied(text), *steps)
+        show(as_json, {"unit": text, "steps": steps}, Copyable(text), *steps)
         return
     path = unit.install(text)
     show(as_json, {"unit": text, "path": str(path), "steps": steps}, f"{path} is written, enabled and runs", *steps)

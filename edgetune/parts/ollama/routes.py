@@ -14,7 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from starlette.responses import StreamingResponse
 
-from ...daemon.api.asking import AnswerStream, Asked, note_ignored
+from ...daemon.api.asking import AnswerStream, PendingQuestions, note_ignored
 from ...daemon.api.completions import TheService, chat_logprobs
 from ...daemon.api.embeddings import check_dimensions, vectors_of
 from ...daemon.api.errors import STATUSES, JsonRoute, status_and_body
@@ -112,7 +112,7 @@ async def _reply(body: ChatBody | GenerateBody, request: Request, response: Resp
         loaded = {**_head(body.model), **part("", (), ""), "done": True, "done_reason": _loaded(body.keep_alive)}
         return loaded if body.stream is False else StreamingResponse(iter([_line(loaded)]), media_type=LINES)
     times = _Times()
-    asked = await Asked.begin([body.asked(service)], request, "ollama-")
+    asked = await PendingQuestions.begin([body.asked(service)], request, "ollama-")
     remembers = isinstance(body, GenerateBody) and not body.raw
     if body.stream is not False:
         return AnswerStream(_lines(asked, body.model, part, times, remembers), asked, LINES)
@@ -123,7 +123,7 @@ async def _reply(body: ChatBody | GenerateBody, request: Request, response: Resp
             **_end(asked, said.finish, times, remembers)}
 
 
-async def _lines(asked: Asked, model: str, part: Part, times: _Times, remembers: bool) -> AsyncIterator[str]:
+async def _lines(asked: PendingQuestions, model: str, part: Part, times: _Times, remembers: bool) -> AsyncIterator[str]:
     calls: list[CallPiece] = []
     try:
         async for piece in asked.pieces():
@@ -181,7 +181,7 @@ def _measured(logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
     return {"logprobs": chat_logprobs(logprobs)["content"]} if logprobs else {}
 
 
-def _end(asked: Asked, finish: str, times: _Times, remembers: bool) -> dict[str, Any]:
+def _end(asked: PendingQuestions, finish: str, times: _Times, remembers: bool) -> dict[str, Any]:
     """What the last line says. remembers: it has the tokens of the conversation."""
     now = time.monotonic_ns()
     context = {"context": asked.context} if remembers else {}

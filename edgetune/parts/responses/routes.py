@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ...daemon.api.asking import AnswerStream, Asked, note_ignored
+from ...daemon.api.asking import AnswerStream, PendingQuestions, note_ignored
 from ...daemon.api.errors import RESPONSES, JsonRoute, about, status_and_body
 from ...daemon.api.security import needs
 from ...daemon.keys import KeyScope
@@ -37,7 +37,7 @@ async def responses(body: ResponseRequest, request: Request, response: Response)
     if searched:
         with about("tools"):
             question = replace(question, around=request.app.state.service.tool(searched.model_dump()))
-    asked = await Asked.begin([question], request, "resp_")
+    asked = await PendingQuestions.begin([question], request, "resp_")
     if body.stream:
         return AnswerStream(_events(body, asked), asked, "text/event-stream")
     response.headers.update(asked.headers)
@@ -50,7 +50,7 @@ async def responses(body: ResponseRequest, request: Request, response: Response)
     return _response(body, asked, output.items, said.finish)
 
 
-async def _events(body: ResponseRequest, asked: Asked) -> AsyncIterator[str]:
+async def _events(body: ResponseRequest, asked: PendingQuestions) -> AsyncIterator[str]:
     number = -1
 
     def event(kind: str, fields: Fields) -> str:
@@ -81,14 +81,14 @@ async def _events(body: ResponseRequest, asked: Asked) -> AsyncIterator[str]:
     yield event(f"response.{whole['status']}", {"response": whole})
 
 
-def searched_for(body: ResponseRequest, asked: Asked) -> list[str]:
+def searched_for(body: ResponseRequest, asked: PendingQuestions) -> list[str]:
     """What vector stores were searched for; nothing where none are named."""
     messages = asked.questions[0].messages or ()
     at = last_question(messages)
     return [content_text(messages[at].get("content"))] if body.searched() and at is not None else []
 
 
-def _response(body: ResponseRequest, asked: Asked, items: Sequence[Fields], finish: str) -> Fields:
+def _response(body: ResponseRequest, asked: PendingQuestions, items: Sequence[Fields], finish: str) -> Fields:
     """The response object. finish: "" while it is made."""
     incomplete = finish == "length"
     status = "incomplete" if incomplete else "completed" if finish else "in_progress"
@@ -105,7 +105,7 @@ def _response(body: ResponseRequest, asked: Asked, items: Sequence[Fields], fini
     return made.model_dump()
 
 
-def _usage(asked: Asked) -> Fields:
+def _usage(asked: PendingQuestions) -> Fields:
     prompt = asked.prompt_tokens
     answer = asked.completion_tokens
     return {"input_tokens": prompt, "input_tokens_details": {"cached_tokens": asked.cached_tokens},

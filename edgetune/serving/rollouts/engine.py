@@ -100,7 +100,7 @@ class _Prompt:
 
 
 @dataclass(eq=False)
-class _Answer:
+class _Rollout:
     """An answer in progress. row: its place in the table of paths, and the slot of its states."""
 
     prompt: _Prompt
@@ -148,7 +148,7 @@ class Rollouts:
         self._free_rows = list(range(plan.live))[::-1]
         self._waiting = deque(range(len(wanted.prompts)))
         self._prompts: deque[_Prompt] = deque()  # those that have samples to begin
-        self._live: list[_Answer] = []
+        self._live: list[_Rollout] = []
         self._slots = np.empty(0, np.int32)  # of the tokens of the pass
         self._seen = np.empty((0, 0), np.int32)  # their paths
 
@@ -165,7 +165,7 @@ class Rollouts:
 
     # ---- begin and end ------------------------------------------------------------------------------------------
 
-    def _begin(self) -> list[_Answer]:
+    def _begin(self) -> list[_Rollout]:
         """The next answers, if there is room for enough of them."""
         if self._live and len(self._free_rows) * WORTHWHILE < self._plan.live:
             return []
@@ -175,7 +175,7 @@ class Rollouts:
             begun += self._begin_samples()
         return begun
 
-    def _begin_samples(self) -> list[_Answer]:
+    def _begin_samples(self) -> list[_Rollout]:
         """Begins answers to prompts that were read."""
         begun = []
         while self._prompts and self._free_rows:
@@ -184,7 +184,7 @@ class Rollouts:
             count = blocks_for(budget - 1)
             if count > len(self._blocks):
                 break
-            answer = _Answer(prompt, prompt.begun, budget, self._free_rows.pop(), self._blocks.take(count))
+            answer = _Rollout(prompt, prompt.begun, budget, self._free_rows.pop(), self._blocks.take(count))
             self._paths[answer.row] = -1
             self._paths[answer.row, :prompt.path.size] = prompt.path
             self._cache.copy_state(prompt.slot, answer.row)
@@ -228,7 +228,7 @@ class Rollouts:
     def _states(self, runs: NDArray[np.int32], batch: Batch) -> States | None:
         return States(runs, batch.before, self._cache.states) if self._cache.states else None
 
-    def _finish(self, answer: _Answer) -> Rollout:
+    def _finish(self, answer: _Rollout) -> Rollout:
         self._blocks.give_back(answer.blocks)
         self._free_rows.append(answer.row)
         answer.prompt.finished += 1
@@ -271,7 +271,7 @@ class Rollouts:
         self._decoder.ops.synchronize()
         return self._decoder.ops.place(np.concatenate(hidden))
 
-    def _extend(self, answer: _Answer) -> int:
+    def _extend(self, answer: _Rollout) -> int:
         """The slot of an answer's last token, which its path has from now on."""
         block, place = divmod(len(answer.tokens) - 1, CACHE)
         slot = answer.blocks[block] * CACHE + place
@@ -308,7 +308,7 @@ class Rollouts:
             self._draw_part(self._live[begin:begin + HEAD_TOKENS], hidden[begin:begin + HEAD_TOKENS])
         self._decoder.stream.leave()
 
-    def _draw_part(self, answers: list[_Answer], hidden: NDArray[np.float32]) -> None:
+    def _draw_part(self, answers: list[_Rollout], hidden: NDArray[np.float32]) -> None:
         n = len(answers)
         decoder = self._decoder
         shape = decoder.shape
@@ -335,7 +335,7 @@ class Rollouts:
         for answer, *found in zip(answers, token.tolist(), logp.tolist(), drawn.tolist(), strict=True):
             self._add(answer, *found)
 
-    def _add(self, answer: _Answer, token: int, logp: float, drawn: float) -> None:
+    def _add(self, answer: _Rollout, token: int, logp: float, drawn: float) -> None:
         answer.tokens.append(token)
         answer.logp.append(logp)
         answer.drawn.append(drawn)

@@ -95,7 +95,7 @@ def answers(gguf: Gguf, tokenizer: Tokenizer, adapter: Artifact | Lora, asked: T
     check_sampling(asked.sampling)
     asked = replace(asked, stop=(asked.stop,) if isinstance(asked.stop, str) else tuple(asked.stop))
     TextStream(asked.stop)  # refuses an empty one
-    texts = [[_Text(TextStream(asked.stop), tokenizer) for _ in range(asked.samples)] for _ in asked.prompts]
+    texts = [[_AnswerText(TextStream(asked.stop), tokenizer) for _ in range(asked.samples)] for _ in asked.prompts]
     drawn = draw(Model(gguf), adapter, asked, engine, tokenizer.is_end if asked.ends else lambda _: False,
                  lambda prompt, sample, token: texts[prompt][sample].ends_with(token))
     return (TextAnswer(texts[rollout.prompt][rollout.sample].whole(), rollout) for rollout in drawn)
@@ -172,7 +172,7 @@ def _check(model: Model, asked: TokenPrompts, engine: Engine) -> None:
             raise UsageError(f"{what} of {model.shape.context}", "shorten the prompt or lower max_tokens")
 
 
-class _Text:
+class _AnswerText:
     """The text of an answer in progress."""
 
     def __init__(self, stream: TextStream, tokenizer: Tokenizer) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from ....daemon.api.completions import TheService
 from ....daemon.api.errors import RESPONSES, JsonRoute, of_type
 from ....daemon.api.fine_tuning import job_object
-from ....daemon.api.schemas import Job
+from ....daemon.api.fine_tuning_schemas import JobObject
 from ....daemon.api.security import TrustedProxy
 from ....errors import UsageError
 from ..bases.job import BaseRequest, begin_base_evaluation
@@ -68,7 +68,7 @@ def check_sender(folder: Path, sender: str) -> None:
         raise UsageError("the request is not signed by a device of the fleet", members.ASK)
 
 
-@router.post("/v1/base/evaluate", response_model=Job)
+@router.post("/v1/base/evaluate", response_model=JobObject)
 def evaluate_base(body: BaseEvaluation, service: TheService) -> Any:
     """Begins a job in which the gate evaluates the base in the other side of the daemon's slot, with the adapter that
     comes with it, compared with the present one and its active adapter. The verdict is in the last event of the job.

@@ -18,7 +18,7 @@ from ....adapters.lora import Lora, Pair
 from ....disk import MIB, new_folder, open_regular, sha256
 from ....errors import FormatError, MismatchError, NumericsError
 from ....formats import signature
-from ....formats.safetensors import Place, Safetensors
+from ....formats.safetensors import Safetensors, TensorPlace
 from ....formats.signature import Check
 from ....formats.work import finish
 from ..signed_folder import check_file, read_facts, write_facts
@@ -76,7 +76,7 @@ class RoundAnswer:
     facts: AnswerFacts
     device: str
     start: Lora
-    places: dict[str, Place]
+    places: dict[str, TensorPlace]
     bytes: int
 
     @property
