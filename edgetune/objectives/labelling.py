@@ -49,6 +49,10 @@ class HeadTargets(NamedTuple):
     values: NDArray[Any]
     shares: Floats
 
+    def some(self, chosen: NDArray[np.bool_]) -> HeadTargets:
+        """Returns those that are chosen [n]."""
+        return HeadTargets(self.rows[chosen], self.values[chosen], self.shares[chosen])
+
     @classmethod
     def of_all(cls, values: NDArray[Any]) -> HeadTargets:
         """Returns the targets of examples that all have a label."""

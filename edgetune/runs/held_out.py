@@ -23,6 +23,7 @@ from ..objectives.labelling import Labelling
 from ..serving.encoder import Encoder
 from ..serving.sureness import LEAST_ROWS
 from ..training import logistic
+from ..training.labelled import penalty
 
 HEAD = "head."  # before the name of a head's parameters, in an adapter
 LEARNED = "held_out_learned"  # in run.json: the number of held-out rows that the heads learned
@@ -46,7 +47,8 @@ def learn(base: Gguf, out: Path, record: dict[str, Any], rows: Dataset, held: Da
     store.save_beside(out, {**heads, **store.read_beside(out)})  # it has them already if this was killed
     fitted = {}
     for name, targets in zip(names, objective.targets(examples), strict=True):
-        weights, bias = logistic.fit(vectors, targets, heads[name].size // (vectors.shape[1] + 1))
+        k = heads[name].size // (vectors.shape[1] + 1)
+        weights, bias = logistic.fit(vectors, targets, k, penalty(vectors, targets, k))
         fitted[name] = np.concatenate([weights.ravel(), bias])
     n = len(held.examples)
     verdict = record["verdict"]

@@ -22,7 +22,7 @@ from ..errors import FormatError
 from .sureness import LEAST_ROWS, Sureness
 
 NAME = "calibration"  # among an adapter's facts
-COOLEST, WARMEST = 0.05, 5.0  # temperatures
+COOLEST, WARMEST = 0.2, 5.0  # temperatures
 HALVINGS = 40  # of the range in which the temperature is
 BINS = 10  # of equally many answers, by their probability
 DRAWS = 100  # by which the error that chance gives is known

@@ -62,7 +62,7 @@ class Labelled(RowExamples):
         vectors = self.vectors(examples)
         heads = self.parts.decoder.label_heads()  # those that read vectors come first
         for targets, (weights, bias) in zip(self.objective.targets(examples), heads, strict=False):
-            weights[:], bias[:] = logistic.fit(vectors, targets, len(bias))
+            weights[:], bias[:] = logistic.fit(vectors, targets, len(bias), penalty(vectors, targets, len(bias)))
         return Learned([], 1.0, loss=self.measure(examples[:MEASURED]).loss)
 
     def vectors(self, examples: Sequence[Example]) -> np.ndarray:
@@ -136,7 +136,8 @@ class Labelled(RowExamples):
     def _of_folds(self, vectors: np.ndarray, targets: HeadTargets, number: int) -> Calibration:
         """The calibration of a head by rows of folds that it did not learn."""
         k = len(self.parts.decoder.label_heads()[number][1])
-        return Calibration.of(logistic.out_of_fold(vectors, targets, k), targets.values, targets.shares)
+        p = logistic.out_of_fold(vectors, targets, k, penalty(vectors, targets, k))
+        return Calibration.of(p, targets.values, targets.shares)
 
     def _of_held(self, held: Sequence[Example], number: int) -> Calibration:
         """The calibration of a head by held-out rows."""
@@ -161,7 +162,7 @@ class Labelled(RowExamples):
         probability = np.ones(len(vectors))
         right = np.ones(len(vectors), bool)
         for own, (_, bias) in zip(targets, self.parts.decoder.label_heads(), strict=False):
-            for rows, p in logistic.folds(vectors, own, len(bias)):
+            for rows, p in logistic.folds(vectors, own, len(bias), penalty(vectors, own, len(bias))):
                 probability[rows] *= p.max(1)
                 right[rows] &= p.argmax(1) == own.values[rows]
         return Sureness.of(probability, right)
@@ -184,6 +185,11 @@ class Labelled(RowExamples):
         if self.objective.has_tags and self.objective.targets(examples):
             found[sureness.KINDS] = Sureness.of(kinds.probabilities, kinds.right, unlike=0.0)
         return found
+
+
+def penalty(vectors: np.ndarray, targets: HeadTargets, k: int) -> float:
+    """The penalty of a head: chosen for classes, the same for labels that are each there or not."""
+    return logistic.best_c(vectors, targets, k) if targets.values.ndim == 1 else logistic.C
 
 
 def _likeness(vectors: np.ndarray, targets: Sequence[HeadTargets], others: np.ndarray) -> Likeness:

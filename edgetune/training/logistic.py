@@ -1,9 +1,9 @@
 """Logistic regression, multinomial or of each label by itself: a head on vectors that do not change.
 
 L = sum of -s log p of what is right + |W|^2 / (2 C), s the share with which a row counts, p by the soft-max or the
-sigmoids of W x + b, whose minimum L-BFGS finds from 0. For vectors of length 1 any C from 3 to 100 gives the same share
-of right answers within half a point (docs/results/encoders.md). Rows are computed in blocks of BLOCK bytes, so that a
-fit takes no memory that grows with them.
+sigmoids of W x + b, whose minimum L-BFGS finds from 0. For vectors of length 1 many labels of few rows want a large C,
+and labels that vectors hardly tell apart a small one (docs/results/encoders.md): `best_c` chooses. Rows are computed in
+blocks of BLOCK bytes, so that a fit takes no memory that grows with them.
 L-BFGS (Nocedal 1980) needs no second derivatives. It is here and not from a library, whose import takes 45 MiB of a
 budget. Letters: P parameters, n rows, D the width of a vector, k classes.
 """
@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from ..objectives.labelling import HeadTargets
 
 C = 10.0
+CHOICES = (1.0, 3.0, 10.0, 30.0, 100.0)  # of C
+MOST_CHOOSING = 2000  # targets of which C is chosen by FOLDS parts; of more by the first part alone
 MOST_ITERATIONS = 200
 FOLDS = 5
 BLOCK = 2 << 20  # bytes of what is computed of the rows together, about
@@ -31,6 +33,7 @@ Loss = Callable[[Doubles, NDArray[Any]], "tuple[Doubles, Doubles]"]
 KEPT = 6  # steps from which the curvature is known
 BYTES = 8 * (9 + KEPT)  # a parameter: 9 arrays of doubles, those of the function included, and KEPT pairs of floats
 FLAT = 1e-5  # the greatest part of a gradient at which the minimum is found
+TINY = 1e-30  # the least probability whose logarithm is taken
 LEAST_GAIN = 1e-9  # share of the value by which a step must lower it, or the minimum is found
 ENOUGH = 1e-4  # share of the fall that the gradient promises which a step must reach (Armijo)
 SHORTEST = 1e-10  # step, as a share of the direction
@@ -38,9 +41,10 @@ Function = Callable[[Doubles], "tuple[float, Doubles]"]
 """From parameters [P] to the value and its gradient [P], a new array."""
 
 
-def fit(vectors: Floats, targets: HeadTargets, k: int) -> tuple[Floats, Floats]:
+def fit(vectors: Floats, targets: HeadTargets, k: int, c: float = C,
+        start: tuple[Floats, Floats] | None = None) -> tuple[Floats, Floats]:
     """W [k, D] and b [k] for vectors [n, D] of length 1 and their targets: classes below k, or 1 where a row has a
-    label, each of which then has its own regression.
+    label, each of which then has its own regression. start: a W and b near the minimum, such as those of another c.
     """
     loss = _of_classes if targets.values.ndim == 1 else _of_each
     width = vectors.shape[1]
@@ -59,10 +63,11 @@ def fit(vectors: Floats, targets: HeadTargets, k: int) -> tuple[Floats, Floats]:
             value += float((losses * shares).sum())
             dw += dz.T @ x
             db += dz.sum(0)
-        dw += w / C
-        return value + float(np.einsum("ij,ij->", w, w)) / (2 * C), gradient
+        dw += w / c
+        return value + float(np.einsum("ij,ij->", w, w)) / (2 * c), gradient
 
-    found = minimum(penalized, np.zeros(k * width + k), MOST_ITERATIONS)
+    begin = np.zeros(k * width + k) if start is None else np.concatenate([start[0].ravel(), start[1]]).astype(float)
+    found = minimum(penalized, begin, MOST_ITERATIONS)
     return found[:k * width].reshape(k, width).astype(np.float32), found[k * width:].astype(np.float32)
 
 
@@ -100,10 +105,38 @@ def probabilities(vectors: Floats, weights: Floats, bias: Floats) -> Floats:
     return p
 
 
-def folds(vectors: Floats, targets: HeadTargets, k: int) -> Iterator[tuple[NDArray[np.intp], Floats]]:
+def best_c(vectors: Floats, targets: HeadTargets, k: int) -> float:
+    """The one of CHOICES with the greatest log p of the targets by heads that were fitted without them."""
+    lost = np.zeros(len(CHOICES))
+    fold = _parts(vectors, targets)
+    numbers = np.unique(fold)
+    for number in numbers[:1] if len(fold) > MOST_CHOOSING else numbers:
+        learned = targets.some(fold != number)
+        rest = targets.some(fold == number)
+        head = None
+        for place, c in enumerate(CHOICES):
+            head = fit(vectors, learned, k, c, head)
+            p = probabilities(vectors[rest.rows], *head)[np.arange(len(rest.rows)), rest.values]
+            lost[place] -= float((rest.shares * np.log(np.maximum(p, TINY))).sum())
+    return CHOICES[int(lost.argmin())]
+
+
+def folds(vectors: Floats, targets: HeadTargets, k: int,
+          c: float = C) -> Iterator[tuple[NDArray[np.intp], Floats]]:
     """Some targets at a time: which they are [b], and the probabilities [b, k] by a head that was fitted without the
-    FOLDS-th part that they are in. The rows of each class are dealt to the parts in turn. Targets of one vector, as
-    those of one row are, stay together.
+    FOLDS-th part that they are in.
+    """
+    fold = _parts(vectors, targets)
+    for number in np.unique(fold):
+        head = fit(vectors, targets.some(fold != number), k, c)
+        out = np.flatnonzero(fold == number)
+        for part in _blocks(len(out), vectors.shape[1], k):
+            yield out[part], probabilities(vectors[targets.rows[out[part]]], *head)
+
+
+def _parts(vectors: Floats, targets: HeadTargets) -> NDArray[np.int64]:
+    """The part of each target. Those of each class are dealt to the parts in turn. Those of one vector, as of one row,
+    stay together.
     """
     fold = np.empty(targets.rows.size, np.int64)
     _, same = np.unique(vectors[targets.rows], axis=0, return_inverse=True)
@@ -111,19 +144,14 @@ def folds(vectors: Floats, targets: HeadTargets, k: int) -> Iterator[tuple[NDArr
     for label in np.unique(targets.values[firsts]):
         own = np.sort(firsts[targets.values[firsts] == label])
         fold[own] = (np.arange(own.size) + label) % FOLDS
-    fold = fold[firsts[same]]
-    for number in np.unique(fold):
-        kept = fold != number
-        head = fit(vectors, HeadTargets(*(part[kept] for part in targets)), k)
-        out = np.flatnonzero(~kept)
-        for part in _blocks(len(out), vectors.shape[1], k):
-            yield out[part], probabilities(vectors[targets.rows[out[part]]], *head)
+    found: NDArray[np.int64] = fold[firsts[same]]
+    return found
 
 
-def out_of_fold(vectors: Floats, targets: HeadTargets, k: int) -> Floats:
+def out_of_fold(vectors: Floats, targets: HeadTargets, k: int, c: float = C) -> Floats:
     """The probabilities [n, k] of all targets by `folds`."""
     found = np.empty((targets.rows.size, k), np.float32)
-    for chosen, p in folds(vectors, targets, k):
+    for chosen, p in folds(vectors, targets, k, c):
         found[chosen] = p
     return found
 

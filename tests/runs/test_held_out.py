@@ -11,10 +11,12 @@ from sklearn.linear_model import LogisticRegression
 import edgetune
 from edgetune.adapters.store import read_artifact, read_beside, read_run
 from edgetune.formats.gguf import open_gguf
+from edgetune.objectives.labelling import HeadTargets
 from edgetune.runs.held_out import LEARNED, forget
 from edgetune.runs.train import resume, train
 from edgetune.serving.calibration import calibrations_of
 from edgetune.serving.classifier import Classifier
+from edgetune.training import logistic
 from edgetune.training.metrics import REPORT
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -51,8 +53,14 @@ def probabilities(encoder, folder, texts):
 def regression(encoder, rows, texts):
     """Probabilities by scikit-learn."""
     known = vectors(encoder, [row["prompt"] for row in rows])
-    fitted = LogisticRegression(C=10, tol=1e-6, max_iter=5000).fit(known, [row["completion"] for row in rows])
-    return fitted.predict_proba(vectors(encoder, texts))
+    return fitted_to(known, rows).predict_proba(vectors(encoder, texts))
+
+
+def fitted_to(known, rows):
+    """scikit-learn's regression on the vectors of rows, with the penalty that is chosen for them."""
+    labels, classes = np.unique([row["completion"] for row in rows], return_inverse=True)
+    c = logistic.best_c(known, HeadTargets.of_all(classes.astype(np.int32)), len(labels))
+    return LogisticRegression(C=c, tol=1e-6, max_iter=5000).fit(known, [row["completion"] for row in rows])
 
 
 def head(folder, encoder):
@@ -79,7 +87,7 @@ def test_heads_are_fitted_to_the_vectors_of_the_trained_encoder(encoder, data, t
     was = read_artifact(tmp_path / "out", base)
     assert any(pair.b.any() for pair in was.pairs.values())
     found = edgetune.vectors(encoder, [row["prompt"] for row in ROWS], tmp_path / "out", threads=1)
-    fitted = LogisticRegression(C=10, tol=1e-6, max_iter=5000).fit(found, [row["completion"] for row in ROWS])
+    fitted = fitted_to(found, ROWS)
     said = probabilities(encoder, tmp_path / "out", [row["prompt"] for row in ROWS])
     assert np.abs(said - fitted.predict_proba(found)).max() < 0.01
     forget(base, tmp_path / "out")

@@ -107,8 +107,8 @@ def test_the_head_alone_is_one_step(encoder, fitted):
             vectors = np.empty((len(questions), file.embedder.width), np.float32)
             for _ in file.embedder.embed(vectors, [file.embedder.encode(question) for question in questions]):
                 pass
-        weights, bias = logistic.fit(
-            vectors, HeadTargets.of_all(np.array([row["completion"] == "on" for row in LABELLED], np.int32)), 2)
+        targets = HeadTargets.of_all(np.array([row["completion"] == "on" for row in LABELLED], np.int32))
+        weights, bias = logistic.fit(vectors, targets, 2, logistic.best_c(vectors, targets, 2))
         z = vectors @ weights.T + bias
         [known] = calibrations_of(read_artifact(fitted, open_gguf(encoder)), "")
         expected = 1 / (1 + np.exp((z[:, 0] - z[:, 1]) / known.temperature))
@@ -158,7 +158,7 @@ def test_commands_take_an_encoder(encoder, tmp_path):
     rows = write_lines(tmp_path / "rows.jsonl", LABELLED)
     out = tmp_path / "out"
     assert json.loads(run("plan", encoder, rows, "--no-measure", "--json"))["fits"]
-    said = json.loads(run("train", encoder, rows, "-o", out, "--eval", "none", "--steps", 1, "--threads", 1, "--json"))
+    said = json.loads(run("train", encoder, rows, "-o", out, "--eval", "none", "--steps", 20, "--threads", 1, "--json"))
     assert said["objective"] == {"name": "classify", "labels": ["off", "on"]}
     found = json.loads(run("eval", encoder, rows, "--adapter", out, "--show-wrong", 1, "--json"))
     assert (found["exact"] >= 0.8, found["exact_rows"]) == (True, len(LABELLED))
@@ -176,7 +176,7 @@ def test_adapters_are_compared(encoder, tmp_path, learned):
     poor = tmp_path / "poor"
     train(encoder, rows, poor, "none", steps=1, **OPTIONS)
     found = json.loads(run("compare", encoder, data, "--adapter", poor, "--adapter", good, "--threads", 1, "--json"))
-    assert found["second"]["loss"] == pytest.approx(trained.loss_after, abs=1e-3)  # of products in another precision
+    assert 0 < found["second"]["loss"] <= trained.loss_after + 1e-3  # calibrated, by products in another precision
     alone = [sum(b and not a for a, b in zip(*pair, strict=True)) for pair in (
         (right(encoder, adapter, rows) for adapter in adapters) for adapters in ((good, poor), (poor, good)))]
     assert [found["right"]["first_alone"], found["right"]["second_alone"]] == alone
