@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.decisions import prompt_of
-from ..data.labelled import Read, typed_in
+from ..data.decisions import prompt_of, typed_in
+from ..data.labelled import Read
 from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Gguf
 from ..llamacpp.embedding import check_tokens

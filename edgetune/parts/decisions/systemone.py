@@ -118,13 +118,21 @@ async def system_one(body: SystemOneRequest, request: Request, response: Respons
             "usage": {"input_tokens": asked.prompt_tokens, "output_tokens": 0}}
 
 
+def with_detail(body: dict[str, Any]) -> dict[str, Any]:
+    """Returns an error with its sentence once more as `detail`, where some of these clients read it."""
+    return {**body, "detail": body["error"]["message"]}
+
+
 def _answer(found: Decided, given: Mapping[str, Any]) -> dict[str, Any]:
     type = found.question.type
     if type == NOUL:
         return {"type": type, "noul": found.yes}
-    probabilities = dict(zip(found.question.labels, found.p.tolist(), strict=True))
+    p: list[float] = found.p.tolist()
     if type == CHOICE:
-        return {"type": type, "choice": found.label, "confidence": found.confidence, "probabilities": probabilities}
+        options = [*given["criteria"]]  # as the request writes them
+        return {"type": type, "choice": options[int(found.p.argmax())], "confidence": found.confidence,
+                "probabilities": dict(zip(options, p, strict=True))}
     levels = [text if isinstance(text, str | Mapping | list) else json.dumps(text) for text in given["criteria"]]
     return {"type": type, "score": found.score, "confidence": found.confidence_of_score,
-            "legend": dict(zip(found.question.labels, levels, strict=True)), "probabilities": probabilities}
+            "legend": dict(zip(found.question.labels, levels, strict=True)),
+            "probabilities": dict(zip(found.question.labels, p, strict=True))}
