@@ -140,9 +140,22 @@ def read_question(name: str, given: Any) -> TypedQuestion:
         raise DataError(f"{where} is no object", 'write {"type": "choice", "instructions": "...", "criteria": {...}}')
     if (type := given.get("type")) not in TYPES:
         raise DataError(f"{where}.type is {type!r:.40}", f"choose from {', '.join(TYPES)}")
-    asked = _checked(f"{where}.instructions", _text(f"{where}.instructions", given.get("instructions")) or name)
+    instructions = _text(f"{where}.instructions", given.get("instructions"))
+    asked = _checked(f"{where}.instructions", asked_in(instructions) or name)
     labels, texts = _options(where, type, given.get("criteria"))
     return question_of(where, type, asked, labels, texts)
+
+
+def asked_in(instructions: str) -> str:
+    """The question of instructions that are JSON with the question's name, {"field": ..., "question": ...}, as
+    pydantic-ai writes them; others as they are.
+    """
+    try:
+        found = json.loads(instructions) if instructions.startswith("{") else None
+    except (ValueError, RecursionError):
+        return instructions
+    is_named = isinstance(found, dict) and {*found} == {"field", "question"} and isinstance(found["question"], str)
+    return found["question"] if found and is_named else instructions
 
 
 def question_of(where: str, type: str, instructions: str, labels: Sequence[str],

@@ -106,8 +106,7 @@ def folds(vectors: Floats, targets: HeadTargets, k: int) -> Iterator[tuple[NDArr
     those of one row are, stay together.
     """
     fold = np.empty(targets.rows.size, np.int64)
-    _, same = np.unique(vectors[targets.rows], axis=0, return_inverse=True)
-    firsts = np.unique(same, return_index=True)[1]  # of each vector its first target
+    _, firsts, same = np.unique(vectors[targets.rows], axis=0, return_index=True, return_inverse=True)
     for label in np.unique(targets.values[firsts]):
         own = np.sort(firsts[targets.values[firsts] == label])
         fold[own] = (np.arange(own.size) + label) % FOLDS
@@ -126,6 +125,11 @@ def out_of_fold(vectors: Floats, targets: HeadTargets, k: int) -> Floats:
     for chosen, p in folds(vectors, targets, k):
         found[chosen] = p
     return found
+
+
+def distinct(vectors: Floats) -> NDArray[np.intp]:
+    """The first place of each vector that differs from those before it: equal questions are one draw."""
+    return np.sort(np.unique(vectors, axis=0, return_index=True)[1])
 
 
 def minimum(function: Function, start: Doubles, most: int) -> Doubles:

@@ -183,7 +183,8 @@ def _questions(given: Sequence[DecisionQuestion]) -> dict[str, TypedQuestion]:
 
 
 def _question(where: str, given: DecisionQuestion) -> TypedQuestion:
-    instructions = decisions.words(decisions.text_of_parts(f"{where}.instructions", given.instructions))
+    asked = decisions.text_of_parts(f"{where}.instructions", given.instructions)
+    instructions = decisions.words(decisions.asked_in(asked))
     if not instructions:
         raise DataError(f"{where}.instructions is empty", "write the question")
     if len(instructions) > LONGEST:
