@@ -139,6 +139,10 @@ class DecisionRequest:
     def _read_head(self, name: str, question: TypedQuestion, completion: Completion) -> None:
         if self.reader is None or completion.adapter != self.adapter:
             raise TooMuchError("another adapter became active while the question waited", "ask again")
+        learned = self.reader.learned
+        if learned.options_of(learned_as(question, learned)) is None:
+            self.unanswered |= self._unlearned({name: question})
+            return
         try:
             self.answers[name] = decided(name, question, self.reader, np.exp(completion.among))
         except NotFoundError as error:
