@@ -140,8 +140,7 @@ def read_question(name: str, given: Any) -> TypedQuestion:
         raise DataError(f"{where} is no object", 'write {"type": "choice", "instructions": "...", "criteria": {...}}')
     if (type := given.get("type")) not in TYPES:
         raise DataError(f"{where}.type is {type!r:.40}", f"choose from {', '.join(TYPES)}")
-    instructions = _text(f"{where}.instructions", given.get("instructions"))
-    asked = _checked(f"{where}.instructions", asked_in(instructions) or name)
+    asked = _instructions(f"{where}.instructions", given.get("instructions"), name)
     labels, texts = _options(where, type, given.get("criteria"))
     return question_of(where, type, asked, labels, texts)
 
@@ -266,6 +265,15 @@ def likeliest(label: str | Mapping[str, float]) -> str:
 def written(labels: Mapping[str, Any]) -> str:
     """The answer to several questions, as conversations have it."""
     return _json(labels)
+
+
+def _instructions(where: str, given: Any, name: str) -> str:
+    """The question of instructions: text, or JSON as its text; without any it is the name."""
+    if given is None or given == "":
+        return _checked(where, name)
+    if not given or not isinstance(given, str | Mapping | list):
+        raise DataError(f"{where} is {given!r:.40}, which is no text", "write the question")
+    return _checked(where, asked_in(_text(where, given)))
 
 
 def _options(where: str, type: str, criteria: Any) -> tuple[list[str], list[str]]:

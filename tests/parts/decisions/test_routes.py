@@ -373,6 +373,28 @@ def test_decisions_refuses_in_a_sentence(client, changed, says):
     assert "detail" not in said.json()
 
 
+@pytest.mark.parametrize("body", [b'{"state": "unterminated', b"", b"[]", b'{"state": ' + b"[" * 5000 + b'"x"' +
+                                  b"]" * 5000 + b', "questions": {"q": {"type": "noul"}}}'])
+@pytest.mark.parametrize("path", [SYSTEM_ONE, DECISIONS])
+def test_a_body_that_is_no_request_is_refused(client, path, body):
+    said = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert said.status_code == 400
+    assert sentence(said)
+    ask(client)
+
+
+def test_more_questions_than_may_wait_are_refused_whole(client, running, monkeypatch):
+    batcher = running.service.batcher
+    monkeypatch.setattr(batcher, "parallel", 1)
+    monkeypatch.setattr(batcher, "queue", 1)
+    for said in (ask(client, status=429), decide(client, status=429)):
+        assert said.headers["Retry-After"] == "1"
+        assert said.json()["error"]["type"] == "rate_limit_error"
+        assert "questions.q.criteria" in sentence(ask(client, questions={"q": {"type": "choice"}}, status=400))
+    assert ask(client, questions={name: QUESTIONS[name] for name in ("lamp", "place")})
+    assert (batcher.facts()["waiting"], batcher.facts()["working"]) == (0, 0)
+
+
 def test_what_has_no_effect_is_taken(client):
     plain = ask(client).json()
     assert ask(client, keep_alive="5m", lang="en", chat_template_kwargs={}, cache_salt="x", images=[], assets=None,

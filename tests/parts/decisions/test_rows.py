@@ -120,6 +120,9 @@ def asked(type="choice", **fields):
     (asked("noul", criteria={"yes": "it is"}), "questions.q.criteria has other keys than true and false"),
     (asked("noul", criteria=["no"]), "questions.q.criteria has other keys than true and false"),
     (asked("noul", instructions="x" * 2001), "questions.q.instructions has 2001 characters, at most 2000 are read"),
+    *((asked("noul", instructions=each), f"questions.q.instructions is {each!r}, which is no text")
+      for each in ({}, [], 0, 1.5, False, True)),
+    (asked("noul", instructions=" "), "questions.q.instructions is empty"),
     ({" ": {"type": "noul"}}, "instructions is empty")])
 def test_a_wrong_question_is_refused_with_its_field(questions, says):
     assert says in refused(decisions.read_questions, questions)
