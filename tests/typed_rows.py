@@ -32,4 +32,5 @@ def typed_rows(count: int = 54, first: int = 0, every: int = 1) -> list[dict[str
 
 def answers_of(row: dict[str, Any]) -> dict[str, str]:
     """The labels of a row by the names of its questions."""
-    return {name: answer if isinstance(answer, str) else str(answer).lower() for name, answer in row["expected"].items()}
+    return {name: answer if isinstance(answer, str) else str(answer).lower()
+            for name, answer in row["expected"].items()}

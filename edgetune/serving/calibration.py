@@ -1,8 +1,10 @@
 """Whether the probabilities of a head hold: by its answers to questions that it did not learn.
 
 A temperature T divides the head's outputs, so that log p of the right labels is greatest (Guo et al. 2017, On
-Calibration of Modern Neural Networks). It changes no answer, only how sure it is. Of fewer than LEAST_ROWS answers it
-is 1. The error of calibration that chance alone gives is that of labels drawn by the probabilities themselves.
+Calibration of Modern Neural Networks). It changes no answer, only how sure it is. A regression on vectors is far too
+unsure, so that T is often below 1. A right label counts as 1 - 1 / (n + 2), as by Platt (1999): n answers that are all
+right do not show that each one will be. Of fewer than LEAST_ROWS answers T is 1. The error of calibration that chance
+alone gives is that of labels drawn by the probabilities themselves.
 Letters: n answers, k labels.
 """
 
@@ -20,7 +22,7 @@ from ..errors import FormatError
 from .sureness import LEAST_ROWS, Sureness
 
 NAME = "calibration"  # among an adapter's facts
-COOLEST, WARMEST = 0.5, 5.0  # temperatures: beyond these a few rows would decide
+COOLEST, WARMEST = 0.05, 5.0  # temperatures
 HALVINGS = 40  # of the range in which the temperature is
 BINS = 10  # of equally many answers, by their probability
 DRAWS = 100  # by which the error that chance gives is known
@@ -53,7 +55,8 @@ class Calibration:
         if not len(classes):
             return cls(0)
         logp = np.log(np.maximum(p.astype(np.float64), TINY))
-        t = temperature(logp, classes, shares) if len(classes) >= LEAST_ROWS else 1.0
+        told = np.bincount(classes)[classes] > 1  # no part of the rows could teach a label of one row to the others
+        t = temperature(logp[told], classes[told], shares[told]) if told.sum() >= LEAST_ROWS else 1.0
         found = cooled(logp, t)
         best = found.max(1)
         right = found.argmax(1) == classes
@@ -87,7 +90,9 @@ def temperature(logp: Doubles, classes: NDArray[np.int32], shares: Floats) -> fl
     convex, so its derivative is halved.
     """
     low, high = 1 / WARMEST, 1 / COOLEST
-    right = logp[np.arange(len(classes)), classes]
+    n, k = logp.shape
+    doubt = 1 / (n + 2)
+    right = (1 - doubt) * logp[np.arange(n), classes] + doubt * (logp.sum(1) - logp[np.arange(n), classes]) / (k - 1)
     for _ in range(HALVINGS):
         b = (low + high) / 2
         slope = float((shares * ((cooled(logp, 1 / b) * logp).sum(1) - right)).sum())

@@ -173,7 +173,7 @@ class DecisionRequest:
         return found
 
     def _nearest(self, asked: Mapping[str, TypedQuestion]) -> dict[str, TypedQuestion]:
-        """Of each question the nearest learned one of its type, if one is near."""
+        """The nearest learned question of each one's type, if one is near."""
         keys = getattr(self.reader.learned, "questions", ()) if self.reader and asked else ()
         known = [question for key in keys if (question := read_key(key[0]))]
         if not known:

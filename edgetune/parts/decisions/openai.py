@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, RootModel
+from pydantic import Field
 
 from ...daemon.api.asking import note_ignored
 from ...daemon.api.completions import TheService
@@ -122,9 +122,8 @@ class RefusedDecision(Answer):
     name: str | None = Field(description="The question's name.")
 
 
-class DecisionAnswer(RootModel[Annotated[PredicateDecision | ChoiceDecision | ScoreDecision | RefusedDecision,
-                                         Field(discriminator="type")]]):
-    """The answer to a question, by its type."""
+DecisionAnswer = Annotated[PredicateDecision | ChoiceDecision | ScoreDecision | RefusedDecision,
+                           Field(discriminator="type")]
 
 
 class DecisionsUsage(Answer):
@@ -141,7 +140,9 @@ class DecisionsResponse(Answer):
     """The answers in the order of the questions."""
 
     model: str = Field(description="The adapter that answered.")
-    answers: list[DecisionAnswer] = Field(description="An answer for each question.")
+    answers: list[DecisionAnswer] = Field(
+        description="An answer for each question: {type, name, probability}; {type, name, choice, confidence, "
+                    "probabilities}; {type, name, score, confidence, probabilities}; or a refusal, {type, name}.")
     usage: DecisionsUsage = Field(description="What it took.")
 
 

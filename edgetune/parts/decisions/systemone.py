@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, RootModel
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from ...daemon.api.asking import note_ignored
@@ -72,8 +72,7 @@ class ScoreAnswer(Answer):
     probabilities: dict[str, float] = Field(description="The probability of each level.")
 
 
-class SystemOneAnswer(RootModel[Annotated[NoulAnswer | ChoiceAnswer | ScoreAnswer, Field(discriminator="type")]]):
-    """The answer to a question, by its type."""
+SystemOneAnswer = Annotated[NoulAnswer | ChoiceAnswer | ScoreAnswer, Field(discriminator="type")]
 
 
 class SystemOneUsage(Answer):
@@ -87,7 +86,9 @@ class SystemOneResponse(Answer):
     """The answers in the order of the questions."""
 
     model: str = Field(description="The adapter that answered.")
-    answers: dict[str, SystemOneAnswer] = Field(description="An answer for each question.")
+    answers: dict[str, SystemOneAnswer] = Field(
+        description="An answer for each question: {type, noul}; {type, choice, confidence, probabilities}; or "
+                    "{type, score, confidence, legend, probabilities}.")
     usage: SystemOneUsage = Field(description="What it took.")
 
 

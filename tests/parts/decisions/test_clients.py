@@ -9,21 +9,15 @@ import httpx
 import openai
 import pytest
 from daemons import PATIENCE, daemon, openai_client
-from encoder_daemon import write_adapter, write_tiny_encoder
+from encoder_daemon import write_adapter
 from thread_workers import ThreadWorker
+from typed_asks import BOAT, PASSED, STATE
 from typed_rows import QUESTIONS, typed_rows
 
-STATE = "turn on the light, the kitchen q"
 NAME = "enc:latest"
-PASSED = {"passed": True, "reason": "for a test"}
 LAMP, FAR = QUESTIONS["lamp"], QUESTIONS["place"]
 IS_KITCHEN = QUESTIONS["kitchen"]["instructions"]
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.filterwarnings("ignore:.*in beta")]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "enc.gguf")
 
 
 def serving(model, folder, rows):
@@ -94,7 +88,7 @@ def test_typesafe_sdk_is_told_what_is_wrong_and_its_id_takes_a_correction(url, t
     sdk = typesafe.sdk
     with sdk.TypeSafeClient(api_key="none", base_url=url, model=NAME) as client:
         boat = {"boat": sdk.Noul(instructions="Is it a boat by this client?")}
-        with pytest.raises(sdk.TypeSafeUnprocessableEntityError, match="the question 'boat' was not learned") as refused:
+        with pytest.raises(sdk.TypeSafeUnprocessableEntityError, match="the question 'boat' was not") as refused:
             client.system_one(state=STATE, questions=boat)
         id = refused.value.request_id
         assert id.startswith("dec_")
@@ -253,7 +247,7 @@ def test_the_tools_of_laya_answer_from_the_daemon(url, answers):
     assert [one["answers"] for one in found["requests"]] == [by_json] * 2
     assert laya_status(router=router)
     with pytest.raises(ToolError, match="the question 'boat' was not learned"):
-        laya_predict({"text": STATE}, {"boat": {"type": "noul", "instructions": "Is it a boat by laya?"}}, router=router)
+        laya_predict({"text": STATE}, {"boat": {**BOAT, "instructions": "Is it a boat by laya?"}}, router=router)
 
 
 def test_jevbench_finds_the_answers_in_the_standard_form(model, tmp_path):

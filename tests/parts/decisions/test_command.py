@@ -4,25 +4,19 @@ import json
 
 import pytest
 from commands import run
-from encoder_daemon import forms, labelled, write_adapter, write_tiny_encoder
+from encoder_daemon import forms, labelled, write_adapter
 from json_lines import write_lines
+from typed_asks import STATE
 from typed_rows import KEYS, QUESTIONS, typed_rows
 
 from edgetune.data.decisions import CHOICE, key_of, prompt_of
 from edgetune.formats.gguf import open_gguf
 from edgetune.serving.encoder import Encoder
 
-STATE = "turn on the light, the kitchen q"
-
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "enc.gguf")
-
-
-@pytest.fixture(scope="module")
-def adapter(model, tmp_path_factory):
-    return write_adapter(model, tmp_path_factory.mktemp("adapter") / "typed", typed_rows())
+def adapter(adapters):
+    return adapters["typed"]
 
 
 def decide(model, adapter, *more):

@@ -12,7 +12,7 @@ from services import same_holdout
 from thread_workers import ThreadWorker
 from typed_rows import KEYS, QUESTIONS, answers_of, typed_rows
 
-from edgetune.data.decisions import NOUL, SCORE
+from edgetune.data.decisions import NOUL
 from edgetune.machine.policy import Policy
 from edgetune.training.config import TrainConfig
 
@@ -73,7 +73,7 @@ def label_in(answer):
     """The likeliest label of an answer."""
     if answer["type"] == NOUL:
         return str(answer["noul"] >= 0.5).lower()
-    return max(answer["probabilities"], key=answer["probabilities"].get) if answer["type"] == SCORE else answer["choice"]
+    return max(answer["probabilities"], key=answer["probabilities"].get)
 
 
 @pytest.mark.dev

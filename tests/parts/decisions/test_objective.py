@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from encoder_daemon import labelled, write_tiny_encoder
+from encoder_daemon import labelled
 from labelled import close, set_random
 from typed_rows import KEYS, KITCHEN, LAMP, PLACE, QUESTIONS, answers_of, typed_rows
 
@@ -30,8 +30,8 @@ LEARNED = [*sorted(LABELS.items())]
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "tiny.gguf")
+def encoder(model):
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
-"""/v1/systemone and /v1/decisions of a daemon whose tiny encoder learned three typed questions."""
+"""/v1/systemone and /v1/decisions: what a daemon answers, refuses and leaves to those who teach it."""
 
 import json
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -9,105 +8,20 @@ import httpx
 import numpy as np
 import pytest
 from daemons import PATIENCE, daemon
-from encoder_daemon import OPTIONS, labelled, write_adapter, write_tiny_encoder
+from encoder_daemon import labelled, write_adapter
 from thread_workers import ThreadWorker
-from tiny import write_tiny
+from typed_asks import BOAT, DECISIONS, LISTED, PASSED, STATE, SYSTEM_ONE, ask, decide, sentence, teach
 from typed_rows import KEYS, QUESTIONS, typed_rows
 
 from edgetune.daemon.api.security import scope_of
 from edgetune.daemon.keys import KeyScope, add_key
-from edgetune.data.decisions import CHOICE, NO, NOUL, SCORE, YES, TypedQuestion, prompt_of
+from edgetune.data.decisions import CHOICE, NO, NOUL, SCORE, YES, TypedQuestion
 from edgetune.errors import TooMuchError
-from edgetune.formats.gguf import open_gguf
-from edgetune.machine.policy import Policy
 from edgetune.parts.decisions import openai as openai_routes
 from edgetune.parts.decisions import systemone
 from edgetune.parts.decisions.asking import DecisionRequest
 from edgetune.parts.decisions.decided import Decided
-from edgetune.serving.encoder import Encoder
-from edgetune.training.config import TrainConfig
-
-SYSTEM_ONE, DECISIONS = "/v1/systemone", "/v1/decisions"
-STATE = "turn on the light, the kitchen q"
-PASSED = {"passed": True, "reason": "for a test"}
-BOAT = {"type": "noul", "instructions": "Is it a boat?"}
-LISTED = [{"type": "choice", "name": "lamp", "instructions": "What happens to the lamp?",
-           "choices": [{"value": label, "description": text} if text else {"value": label}
-                       for label, text in QUESTIONS["lamp"]["criteria"].items()]},
-          {"type": "predicate", "instructions": "Is it the kitchen?"},
-          {"type": "score", "name": "place", "instructions": [{"type": "input_text", "text": "How far is it?"}],
-           "levels": [{"label": "near"}, {"label": "there", "description": "in between"}, {"label": "far"}]}]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_tiny_encoder(tmp_path_factory.mktemp("encoder") / "enc.gguf")
-
-
-@pytest.fixture(scope="module")
-def adapters(model, tmp_path_factory):
-    """Adapters of typed questions, and of label rows, by name."""
-    folder = tmp_path_factory.mktemp("adapters")
-    return {"typed": write_adapter(model, folder / "typed", typed_rows()),
-            "plain": write_adapter(model, folder / "plain", labelled())}
-
-
-@pytest.fixture(scope="module")
-def running(model, adapters, tmp_path_factory):
-    with daemon(model, tmp_path_factory.mktemp("state"), TrainConfig(**OPTIONS), Policy(nice=19, govern=False),
-                start_process=ThreadWorker, learn_options="steps=1", log_prompts=True) as made:
-        for name, folder in adapters.items():
-            made.service.adapters.rename(made.service.adapters.add(f"ftjob-{name}", folder, name, PASSED).id, name)
-        made.service.adapters.promote(made.service.adapters.of_job("ftjob-typed").id, "for the test")
-        yield made
-
-
-@pytest.fixture(scope="module")
-def client(running):
-    with httpx.Client(base_url=running.url, timeout=PATIENCE) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def expected(model, adapters):
-    """{name of a question: the probabilities of its labels}, by the engine without a daemon."""
-    reader = Encoder(open_gguf(model), threads=1).adapter(adapters["typed"])
-
-    def of(state=STATE):
-        found = {}
-        for name, key in KEYS.items():
-            [one] = reader.classify([reader.encoder.read(prompt_of(key, state))])
-            options = reader.learned.options_of(key)
-            found[name] = {label: float(one.probabilities[options.first + i])
-                           for i, label in enumerate(options.labels)}
-        return found
-    return of
-
-
-def ask(client, state=STATE, questions=QUESTIONS, status=200, **fields):
-    said = client.post(SYSTEM_ONE, json={"state": state, "questions": questions, **fields})
-    assert said.status_code == status, said.text
-    return said
-
-
-def decide(client, given=STATE, questions=LISTED, status=200, **fields):
-    said = client.post(DECISIONS, json={"input": given, "questions": questions, **fields})
-    assert said.status_code == status, said.text
-    return said
-
-
-def sentence(said):
-    return said.json()["error"]["message"]
-
-
-def teach(client, said, question, status=200, **feedback):
-    given = client.post("/v1/feedback", json={"completion_id": said.headers["x-request-id"], "question": question,
-                                              **feedback})
-    assert given.status_code == status, given.text
-    return given.json()
-
-
-# ---- answers ---------------------------------------------------------------------------------------------------------
+from edgetune.serving.question import Question
 
 
 def test_system_one_has_each_answer_with_its_probabilities(client, running, expected):
@@ -200,7 +114,8 @@ def test_json_is_the_state_that_its_text_is(client, expected):
         assert ask(client, same).json() == found
         assert decide(client, same, LISTED[1:2]).json()["answers"][0]["probability"] == pytest.approx(
             found["answers"]["kitchen"]["noul"])
-    assert found["answers"]["kitchen"]["noul"] == pytest.approx(expected(json.dumps(state))["kitchen"]["true"], abs=1e-6)
+    wanted = expected(json.dumps(state))
+    assert found["answers"]["kitchen"]["noul"] == pytest.approx(wanted["kitchen"]["true"], abs=1e-6)
     said = [{"role": "user", "content": "turn on the light,"}, {"role": "assistant", "content": "the kitchen"}]
     assert ask(client, said).json() == ask(client, {"messages": said}).json() == ask(
         client, "user: turn on the light,\nassistant: the kitchen").json()
@@ -295,7 +210,8 @@ def test_label_rows_say_nothing_of_yes_and_no(model, tmp_path):
     with daemon(model, tmp_path / "state", start_process=ThreadWorker) as made, httpx.Client(
             base_url=made.url, timeout=PATIENCE) as client:
         for name, each in (("words", rows), ("digits", digits)):
-            added = made.service.adapters.add(f"ftjob-{name}", write_adapter(model, tmp_path / name, each), name, PASSED)
+            folder = write_adapter(model, tmp_path / name, each)
+            added = made.service.adapters.add(f"ftjob-{name}", folder, name, PASSED)
             for question in (BOAT, {"type": "score", "instructions": "How?", "criteria": ["no", "yes"]}):
                 ask(client, questions={"q": question}, status=422, model=added.id)
 
@@ -316,181 +232,6 @@ def test_models_are_listed_for_both_kinds_of_clients(client):
     for one in found["models"]:
         assert len(one["release_date"].split("-")) == 3
         assert ask(client, model=one["name"], status=422 if one["name"] == "enc" or "plain" in one["name"] else 200)
-
-
-# ---- wrong requests ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("body", "says"), [
-    ({"questions": QUESTIONS}, "state is missing"), ({"state": STATE}, "questions is missing"),
-    ({"state": None, "questions": QUESTIONS}, "the state is no text, object or list"),
-    ({"state": [], "questions": QUESTIONS}, "the state is empty"),
-    ({"state": STATE, "questions": {}}, "questions is no object of 1 to 64 questions"),
-    ({"state": STATE, "questions": [BOAT]}, "questions is"),
-    ({"state": STATE, "questions": {"q": {"type": "box", "instructions": "x"}}}, "questions.q.type is 'box'"),
-    ({"state": STATE, "questions": {"q": {"type": "choice", "instructions": "x"}}}, "questions.q.criteria is no object"),
-    ({"state": STATE, "questions": QUESTIONS, "model": 123}, "model is 123"),
-    ({"state": STATE, "questions": QUESTIONS, "temperature": 1}, "there is no 'temperature'"),
-    ({"state": STATE, "questions": QUESTIONS, "images": ["data:"]}, "images are given, and an encoder reads text alone"),
-    ({"state": STATE, "questions": QUESTIONS, "assets": {"a": 1}}, "assets are given"),
-    ({"state": [{"role": "user", "content": [{"type": "image_url"}]}], "questions": QUESTIONS},
-     "messages[0] of the state is not text alone")])
-def test_system_one_refuses_in_a_sentence(client, body, says):
-    said = client.post(SYSTEM_ONE, json=body)
-    assert said.status_code == 400, said.text
-    assert says in sentence(said)
-    assert said.json()["detail"] == sentence(said)
-
-
-@pytest.mark.parametrize(("changed", "says"), [
-    ({"questions": []}, "questions has 0 items; it must have 1 item or more"),
-    ({"questions": [LISTED[1]] * 65}, "questions has 65 items; it must have 64 items or fewer"),
-    ({"questions": [LISTED[0]] * 2}, "questions[1].name is 'lamp', as another's is"),
-    ({"questions": [{**LISTED[1], "name": "x" * 101}]}, "has 101 characters; it must have 100 characters or fewer"),
-    ({"questions": [{**LISTED[1], "type": "box"}]}, "questions.0.type is 'box'"),
-    ({"questions": [{"type": "predicate"}]}, "questions.0.instructions is missing"),
-    ({"questions": [{**LISTED[1], "instructions": " "}]}, "questions[0].instructions is empty"),
-    ({"questions": [{**LISTED[1], "instructions": "x" * 2001}]}, "questions[0].instructions has 2001 characters"),
-    ({"questions": [{**LISTED[1], "instructions": [{"type": "input_image", "image_url": "x"}]}]},
-     "questions[0].instructions is not text alone"),
-    ({"questions": [{**LISTED[0], "choices": [{"value": "a"}]}]}, "questions[0].choices has 1 options; give 2 to 255"),
-    ({"questions": [{**LISTED[0], "choices": [{"value": "a"}, {"value": ""}]}]}, "choices has an empty option"),
-    ({"questions": [{**LISTED[0], "choices": [{"value": "true"}, {"value": True}]}]}, "the same option twice"),
-    ({"questions": [{**LISTED[0], "choices": [{"value": 1}, {"value": 2}]}]}, "questions.0.choices.0.value is 1"),
-    ({"questions": [{**LISTED[0], "levels": LISTED[2]["levels"]}]}, "questions[0].levels is given, and the question is"),
-    ({"questions": [{**LISTED[1], "choices": LISTED[0]["choices"]}]}, "questions[0].choices is given"),
-    ({"questions": [{**LISTED[2], "levels": [{"label": "a"}]}]}, "questions[0].levels has 1 options; give 2 to 10"),
-    ({"questions": [{**LISTED[2], "levels": [{"label": "a"}, {"label": " "}]}]}, "levels has an empty option"),
-    ({"input": ""}, "the state is empty"), ({"input": []}, "the state is empty"),
-    ({"input": ["x"]}, "input[0] is no object"), ({"input": [{"type": "item"}]}, "input[0] is no message, call or output"),
-    ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "is not text alone"),
-    ({"input": [{"type": "function_call_output", "output": 5}]}, "is not text alone"),
-    ({"model": "gpt-6-luna"}, "there is no model 'gpt-6-luna'; there are enc, enc:latest")])
-def test_decisions_refuses_in_a_sentence(client, changed, says):
-    said = client.post(DECISIONS, json={"input": STATE, "questions": LISTED, **changed})
-    assert said.status_code == (404 if "model" in changed else 400), said.text
-    assert says in sentence(said)
-    assert "detail" not in said.json()
-
-
-@pytest.mark.parametrize("body", [b'{"state": "unterminated', b"", b"[]", b'{"state": ' + b"[" * 5000 + b'"x"' +
-                                  b"]" * 5000 + b', "questions": {"q": {"type": "noul"}}}'])
-@pytest.mark.parametrize("path", [SYSTEM_ONE, DECISIONS])
-def test_a_body_that_is_no_request_is_refused(client, path, body):
-    said = client.post(path, content=body, headers={"Content-Type": "application/json"})
-    assert said.status_code == 400
-    assert sentence(said)
-    ask(client)
-
-
-def test_more_questions_than_may_wait_are_refused_whole(client, running, monkeypatch):
-    batcher = running.service.batcher
-    monkeypatch.setattr(batcher, "parallel", 1)
-    monkeypatch.setattr(batcher, "queue", 1)
-    for said in (ask(client, status=429), decide(client, status=429)):
-        assert said.headers["Retry-After"] == "1"
-        assert said.json()["error"]["type"] == "rate_limit_error"
-        assert "questions.q.criteria" in sentence(ask(client, questions={"q": {"type": "choice"}}, status=400))
-    assert ask(client, questions={name: QUESTIONS[name] for name in ("lamp", "place")})
-    assert (batcher.facts()["waiting"], batcher.facts()["working"]) == (0, 0)
-
-
-def test_what_has_no_effect_is_taken(client):
-    plain = ask(client).json()
-    assert ask(client, keep_alive="5m", lang="en", chat_template_kwargs={}, cache_salt="x", images=[], assets=None,
-               files=[]).json() == plain
-    assert decide(client, prompt_cache_key="x", prompt_cache_options={"mode": "explicit"},
-                  safety_identifier="me").json() == decide(client).json()
-
-
-def test_a_model_that_writes_text_is_refused(tmp_path):
-    with daemon(write_tiny(tmp_path / "tiny.gguf", formats="Q8_0"), tmp_path / "state") as writes, httpx.Client(
-            base_url=writes.url, timeout=PATIENCE) as client:
-        for said in (ask(client, status=400), decide(client, status=400)):
-            assert sentence(said) == ("tiny writes text, and typed questions are answered by an encoder; start the "
-                                      "daemon with one, such as edgetune daemon minilm")
-
-
-# ---- feedback --------------------------------------------------------------------------------------------------------
-
-
-def test_a_correction_is_recalled_at_once(client):
-    """Of a question that was learned, of one that was not, and of both protocols; other questions keep their answers."""
-    state = "turn on the light, recall it"
-    before = ask(client, state)
-    given = teach(client, before, "lamp", correction="stays")
-    assert given["answer"] == "stays"
-    after = ask(client, state)
-    lamp = after.json()["answers"].pop("lamp")
-    assert lamp == {"type": "choice", "choice": "stays", "confidence": 1.0,
-                    "probabilities": {"goes on": 0.0, "goes off": 0.0, "stays": 1.0}}
-    assert json.loads(after.headers["X-Edgetune-Recalled"]) == {"lamp": given["id"]}
-    assert "lamp" in json.loads(after.headers["X-Edgetune-Sure"])
-    assert {**after.json()["answers"], "lamp": 0} == {**before.json()["answers"], "lamp": 0}
-    assert decide(client, state).json()["answers"][0]["choice"] == "stays"
-    assert ask(client, state, model="typed").json()["answers"] == before.json()["answers"]  # answers for itself
-    unknown = {"boat": BOAT, "sea": {"type": "score", "instructions": "How wet?", "criteria": ["dry", "wet"]}}
-    refused = ask(client, state, unknown, status=422)
-    teach(client, refused, "boat", correction="true")
-    teach(client, refused, "sea", correction="1")
-    found = ask(client, state, unknown).json()["answers"]
-    assert found["boat"] == {"type": "noul", "noul": 1.0}
-    assert (found["sea"]["score"], found["sea"]["confidence"]) == (1.0, 1.0)
-    assert decide(client, state, [{"type": "predicate", "instructions": "Is it a boat?"}]).json()["answers"][0][
-        "probability"] == 1.0
-    ask(client, "turn on the light, recall it all", unknown, status=422)  # no like state is taken for it
-    fewer = {"lamp": {**QUESTIONS["lamp"], "criteria": {"goes on": None, "goes off": None}}}
-    assert "was corrected to 'stays', which is none of its options" in sentence(
-        ask(client, state, fewer, status=422))
-
-
-def test_options_that_are_true_and_false_are_answered_as_such(client):
-    asked = [{"type": "choice", "name": "wet", "instructions": "Is it wet?", "choices": [{"value": False},
-                                                                                        {"value": True}]}]
-    refused = decide(client, questions=asked)
-    teach(client, refused, "wet", correction="true")
-    [found] = decide(client, questions=asked).json()["answers"]
-    assert (found["choice"], found["probabilities"]) == (True, [{"value": False, "probability": 0.0},
-                                                               {"value": True, "probability": 1.0}])
-
-
-def test_thumbs_count_for_the_question_that_they_name(client):
-    said = ask(client, "the light, thumbs")
-    up = teach(client, said, "place", rating="up")
-    assert (up["rating"], up["learns"]) == ("up", True)
-    assert up["answer"] == str(np.argmax([*said.json()["answers"]["place"]["probabilities"].values()]))
-    assert json.loads(up["question"] and client.get(f"/v1/feedback/{up['id']}").json()["row"]["messages"][0]["content"])[
-        "type"] == "score"
-    down = teach(client, said, "lamp", rating="down")
-    assert (down["answer"], down["rejected"]) == (None, said.json()["answers"]["lamp"]["choice"])
-    refused = ask(client, "the light, thumbs", {"boat": BOAT}, status=422)
-    assert "empty" in teach(client, refused, "boat", status=400, rating="up")["error"]["message"]
-
-
-def test_wrong_feedback_is_refused_in_a_sentence(client):
-    said = ask(client, "the light, wrong")
-    listed = decide(client, "the light, wrong")
-    for answered, question, correction, status, says in (
-            (said, "kitchen", "yes", 400, "which is no option; choose from false, true"),
-            (said, "place", "far", 400, "which is no option; choose from 0, 1, 2"),
-            (said, "boat", "true", 404, "is not among the last ones"),
-            (listed, "kitchen", "true", 404, "is not among the last ones")):
-        assert says in teach(client, answered, question, status, correction=correction)["error"]["message"]
-    assert teach(client, listed, "1", correction="true")["answer"] == "true"  # the name of the second one
-    whole = client.post("/v1/feedback", json={"completion_id": said.headers["x-request-id"], "correction": "stays"})
-    assert whole.status_code == 404
-    alone = client.post("/v1/feedback", json={"prompt": "x", "question": "lamp", "correction": "stays"})
-    assert "question is 'lamp' without completion_id" in sentence(alone)
-    edited = teach(client, said, "kitchen", correction="true")["id"]
-    assert "which is no option" in sentence(client.patch(f"/v1/feedback/{edited}", json={"correction": "maybe"}))
-
-
-def test_prompts_are_logged_where_that_is_asked(client, caplog):
-    with caplog.at_level(logging.INFO, "edgetune.daemon"):
-        said = ask(client, "the light, logged")
-    lines = [record.getMessage() for record in caplog.records if said.headers["x-request-id"] in record.getMessage()]
-    assert len(lines) == 3
-    assert "the light, logged" in lines[0]
 
 
 # ---- rights, and what happens meanwhile ------------------------------------------------------------------------------
@@ -530,5 +271,4 @@ def test_an_answer_of_another_adapter_than_was_asked_is_not_read(running):
 
 
 def running_question(state):
-    from edgetune.serving.question import Question
     return Question([{"role": "system", "content": KEYS["place"]}, {"role": "user", "content": state}])
