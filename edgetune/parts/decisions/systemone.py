@@ -97,8 +97,8 @@ class SystemOneResponse(Answer):
 @needs(KeyScope.ANSWER)
 async def system_one(body: SystemOneRequest, request: Request, response: Response, service: TheService) -> Any:
     """Answers typed questions about a state by an encoder that learned them, in one pass. A question that was not
-    learned is refused with the way to teach it. Headers tell the id for feedback (x-typesafe-request-id), and which
-    answers are sure (X-Edgetune-Sure).
+    learned is refused, 422, with the way to teach it. Headers tell the id for feedback (x-typesafe-request-id), and
+    which answers are sure (X-Edgetune-Sure).
     """
     for name in IMAGES:
         if getattr(body, name):

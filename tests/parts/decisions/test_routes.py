@@ -1,6 +1,7 @@
 """/v1/systemone and /v1/decisions: what a daemon answers, refuses and leaves to those who teach it."""
 
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
@@ -253,6 +254,40 @@ def test_a_key_that_may_ask_may_not_teach(model, adapters, tmp_path):
                 decide(client)
                 teach(client, said, "lamp", feedback, correction="stays")
                 assert client.post("/v1/learn", json={}).status_code == learns
+
+
+@pytest.mark.dev
+def test_an_answer_is_of_the_adapter_that_the_response_names(client, running, adapters, model, tmp_path):
+    """While adapters with other questions, whose labels have other places, become active one after another."""
+    kitchen = [{**row, "expected": {"kitchen": row["expected"]["kitchen"]}} for row in typed_rows(30)]
+    made = running.service.adapters
+    typed, other = made.serving, made.add("ftjob-k", write_adapter(model, tmp_path / "k", kitchen), "k", PASSED).id
+    question = {"kitchen": QUESTIONS["kitchen"]}
+    wanted = {id: ask(client, questions=question, model=id).json()["answers"]["kitchen"]["noul"] for id in (typed, other)}
+    done = threading.Event()
+
+    def change():
+        while not done.is_set():
+            for id in (other, typed):
+                made.promote(id, "for the test")
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    seen = set()
+    try:
+        for _ in range(200):
+            said = client.post(SYSTEM_ONE, json={"state": STATE, "questions": question})
+            if said.status_code != 429:
+                assert said.status_code == 200, said.text
+                id = said.headers["X-Edgetune-Adapter"]
+                assert said.json()["answers"]["kitchen"]["noul"] == pytest.approx(wanted[id], abs=1e-6)
+                seen.add(id)
+    finally:
+        done.set()
+        changing.join()
+        made.promote(typed, "for the test")
+    assert seen == {typed, other}
+    assert wanted[typed] != pytest.approx(wanted[other], abs=1e-3)
 
 
 def test_an_answer_of_another_adapter_than_was_asked_is_not_read(running):
