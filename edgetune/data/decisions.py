@@ -79,8 +79,8 @@ def read_key(text: str) -> TypedQuestion | None:
 
 def typed_in(messages: Sequence[Mapping[str, Any]]) -> str:
     """The key of the typed question that a system message is; "" without one."""
-    first = messages[0] if messages and messages[0].get("role") == "system" else {}
-    content = first.get("content")
+    first = messages[0] if messages else None
+    content = first.get("content") if isinstance(first, Mapping) and first.get("role") == "system" else None
     return content if isinstance(content, str) and read_key(content) else ""
 
 

@@ -257,13 +257,14 @@ def test_a_key_that_may_ask_may_not_teach(model, adapters, tmp_path):
 
 
 @pytest.mark.dev
-def test_an_answer_is_of_the_adapter_that_the_response_names(client, running, adapters, model, tmp_path):
+def test_an_answer_is_of_the_adapter_that_the_response_names(client, running, model, tmp_path):
     """While adapters with other questions, whose labels have other places, become active one after another."""
     kitchen = [{**row, "expected": {"kitchen": row["expected"]["kitchen"]}} for row in typed_rows(30)]
     made = running.service.adapters
     typed, other = made.serving, made.add("ftjob-k", write_adapter(model, tmp_path / "k", kitchen), "k", PASSED).id
     question = {"kitchen": QUESTIONS["kitchen"]}
-    wanted = {id: ask(client, questions=question, model=id).json()["answers"]["kitchen"]["noul"] for id in (typed, other)}
+    wanted = {id: ask(client, questions=question, model=id).json()["answers"]["kitchen"]["noul"]
+              for id in (typed, other)}
     done = threading.Event()
 
     def change():
