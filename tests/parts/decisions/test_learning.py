@@ -97,6 +97,12 @@ def test_three_questions_are_learned_from_corrections(tmp_path):
             found = said.json()["answers"]
             right += sum(label_in(found[name]) == label for name, label in answers_of(row).items())
         assert right >= 0.65 * 3 * len(unseen)  # by chance 0.4
+        boat = {"boat": {"type": "noul", "instructions": "Does it float?"}}
+        for row in typed_rows(30, first=600):
+            correct(client, row["state"], boat, {"boat": str(row["expected"]["kitchen"]).lower()})
+        job = learn(client, made.service)  # of a question that the active adapter does not know
+        assert job.verdict["passed"], job.verdict
+        assert len(made.service.served.reader(made.service.adapters.serving).learned.questions) == 4
         again = ask(client, rows[0]["state"], QUESTIONS, model=adapter).json()["answers"]
         assert {name: label_in(answer) for name, answer in again.items()} == answers_of(rows[0])
 

@@ -15,11 +15,13 @@ from edgetune.data.labelled import Read, example_of
 from edgetune.data.packing import collate
 from edgetune.data.rows import as_messages
 from edgetune.errors import DataError, Interrupted, NotFoundError
+from edgetune.evaluation.encoders import LEAST, grade_labels
 from edgetune.formats.gguf import open_gguf
 from edgetune.llamacpp.wordpiece import Encoded
 from edgetune.objectives.base import read_objective
 from edgetune.objectives.decide import Decide
 from edgetune.runs.train import train
+from edgetune.serving.classifier import Classifier
 from edgetune.serving.encoder import Encoder
 from edgetune.training.callbacks import RunCallbacks
 from edgetune.training.trainer import Trainer
@@ -101,6 +103,11 @@ def test_the_loss_is_soft_cross_entropy_of_what_rows_answer(encoder):
         assert by_adapter[i] == pytest.approx((found[0] - found[1]) / (2 * step), rel=0.03)
 
 
+def plain_rows(count):
+    """Label rows as conversations."""
+    return [{"messages": as_messages(row["prompt"], row["completion"])} for row in labelled(count)]
+
+
 # ---- what is learned -------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +155,36 @@ def test_all_heads_in_one_pass_are_each_alone(encoder, learned):
         reader.classify([reader.encoder.read(prompt_of(decisions.key_of("noul", "Is it?"), "the light"))])
 
 
+def test_what_a_row_does_not_answer_counts_for_nothing(encoder, learned):
+    """In eval, compare and the gate: exact answers and losses are of the questions that a row answers."""
+    rows = typed_rows(30, every=2)
+    with Classifier(encoder, learned[0], threads=1) as served:
+        graded = grade_labels(served, [conversation(row) for row in rows])
+        reader = served._opened
+        for row, answer, loss in zip(rows, graded.answers, graded.losses, strict=True):
+            wanted = answers_of(row)
+            found = {name: reader.classify([reader.encoder.read(prompt_of(KEYS[name], row["state"]))])[0]
+                     for name in wanted}
+            assert answer.correct == all(found[name].label == label for name, label in wanted.items())
+            nats = [-np.log(found[name].probabilities[options.first + options.labels.index(label)])
+                    for name, label in wanted.items() for options in [reader.learned.options_of(KEYS[name])]]
+            assert loss.mean == pytest.approx(np.mean(nats), rel=1e-3, abs=1e-5)
+        assert np.mean([answer.correct for answer in graded.answers]) > 0.7
+        soft = conversation({"state": "turn on the light", "questions": QUESTIONS, "gold": {"kitchen": 0.75}})
+        [found] = grade_labels(served, [soft]).losses
+        [one] = reader.classify([reader.encoder.read(prompt_of(KITCHEN, "turn on the light"))])
+        p = one.probabilities[reader.learned.options_of(KITCHEN).first:][:2]
+        assert found.mean == pytest.approx(-0.25 * np.log(p[0]) - 0.75 * np.log(p[1]), rel=1e-3)
+        boat = {"state": "turn on the light", "questions": {"boat": {"type": "noul", "instructions": "Is it a boat?"}},
+                "expected": {"boat": True}}
+        other = conversation(boat)
+        typed = {"messages": [{"role": "system", "content": decisions.key_of("noul", "Is it a boat?")},
+                              *as_messages("turn on the light", "true")]}
+        graded = grade_labels(served, [other, typed])  # of a question that it did not learn
+        assert [answer.correct for answer in graded.answers] == [False, False]
+        assert [loss.mean for loss in graded.losses] == [pytest.approx(-np.log(LEAST))] * 2
+
+
 @pytest.mark.parametrize("rows", [typed_rows(every=2), rows_of(*ANSWERS, *ANSWERS[:2], field="gold")],
                          ids=["labels", "soft"])
 def test_a_stopped_run_ends_with_the_same_bytes(encoder, tmp_path, rows):
@@ -162,11 +199,17 @@ def test_a_stopped_run_ends_with_the_same_bytes(encoder, tmp_path, rows):
 
 
 def test_label_rows_beside_typed_ones_are_a_question_without_a_name(encoder, tmp_path):
-    plain = [{"messages": as_messages(row["prompt"], row["completion"])} for row in labelled(24)]
-    result = train(encoder, [*typed_rows(24), *plain], tmp_path / "out", "none", steps=1, answers=False, **OPTIONS)
+    rows = [*typed_rows(24), *plain_rows(24)]
+    result = train(encoder, rows, tmp_path / "out", "none", steps=1, answers=False, **OPTIONS)
     assert [key for key, _ in result.record["objective"]["questions"]] == sorted(["", *LABELS])
     reader = Encoder(open_gguf(encoder), threads=1).adapter(tmp_path / "out")
-    assert reader.learned.options_of("").labels == ("lamp_off", "lamp_on")
+    assert reader.learned.options_of("").labels == reader.learned.labels == ("lamp_off", "lamp_on")
+    [plain] = reader.classify([reader.encoder.read("turn on the light a a")])
+    assert plain.label in reader.learned.labels  # and not an object of all
+    typed = conversation({"state": "turn on the light", "questions": QUESTIONS, "expected": {"lamp": "goes on"}})
+    with Classifier(encoder, tmp_path / "out", threads=1) as served:
+        graded = grade_labels(served, [*plain_rows(24), typed])
+    assert np.mean([answer.correct for answer in graded.answers]) > 0.7
 
 
 def test_a_question_with_one_label_is_not_learned(encoder, tmp_path):

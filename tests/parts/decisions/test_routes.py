@@ -235,6 +235,26 @@ def test_models_are_listed_for_both_kinds_of_clients(client):
         assert ask(client, model=one["name"], status=422 if one["name"] == "enc" or "plain" in one["name"] else 200)
 
 
+def test_an_adapter_of_typed_questions_answers_other_apis(client):
+    """A chat asks for all questions at once, or for one by its key as the system message."""
+    user = {"role": "user", "content": STATE}
+    said = client.post("/v1/chat/completions", json={"messages": [user], "logprobs": True, "top_logprobs": 3}).json()
+    found = json.loads(said["choices"][0]["message"]["content"])
+    answers = ask(client).json()["answers"]
+    assert found == {KEYS["lamp"]: answers["lamp"]["choice"], KEYS["kitchen"]: "true", KEYS["place"]: "1"}
+    assert said["choices"][0]["logprobs"]["content"][0]["top_logprobs"] == []
+    said = client.post("/v1/chat/completions", json={
+        "messages": [{"role": "system", "content": KEYS["lamp"]}, user], "logprobs": True, "top_logprobs": 3}).json()
+    token, = said["choices"][0]["logprobs"]["content"]
+    assert token["token"] == answers["lamp"]["choice"]
+    assert {one["token"]: np.exp(one["logprob"]) for one in token["top_logprobs"]} == pytest.approx(
+        answers["lamp"]["probabilities"], abs=1e-5)
+    said = client.post("/v1/classify", json={"input": STATE}).json()
+    assert said["labels"] == []
+    assert json.loads(said["data"][0]["label"]) == found
+    assert said["data"][0]["num_classes"] == len(said["data"][0]["probs"]) == 1
+
+
 # ---- rights, and what happens meanwhile ------------------------------------------------------------------------------
 
 
