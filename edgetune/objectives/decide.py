@@ -157,7 +157,7 @@ class Decide(Labelling):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Those of the question without a name, which are the first of all labels; () if it was not learned."""
+        """The labels of the question without a name, which are the first of all; () if it was not learned."""
         return self.questions[0].labels if "" in self._places else ()
 
     def knows(self, typed: str) -> bool:
