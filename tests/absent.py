@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 OF_DEV = ("torch", "transformers", "tokenizers", "sentence_transformers", "optimum", "onnx", "onnxruntime", "peft",
-          "sklearn", "scipy", "langchain_core", "langchain_openai", "pydantic_ai", "schemathesis", "playwright",
-          "axe_playwright_python", "mypy")
+          "sklearn", "scipy", "langchain_core", "langchain_openai", "langchain_typesafe", "pydantic_ai", "typesafe_sdk",
+          "jevbench", "schemathesis", "playwright", "axe_playwright_python", "mypy")
 
 
 def why_not(name: str | None) -> str:

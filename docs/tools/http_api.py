@@ -86,7 +86,8 @@ One question in five is held out: `held_out` is true, and the gate evaluates new
 is never learned, and `counted`. [More](../how-to/learn-from-feedback.md)"""
 GROUPS = {  # the heading of the routes that begin with a path; the longest path counts
     "/v1/chat": "Answers", "/v1/completions": "Answers", "/v1/responses": "Answers", "/v1/embeddings": "Answers",
-    "/v1/classify": "Answers", "/v1/rerank": "Answers", "/tokenize": "Answers", "/detokenize": "Answers",
+    "/v1/classify": "Answers", "/v1/systemone": "Answers", "/v1/decisions": "Answers", "/v1/rerank": "Answers",
+    "/tokenize": "Answers", "/detokenize": "Answers",
     "/v1/models": "Models", "/v1/files": "Files", "/v1/fine_tuning/jobs": "Jobs",
     "/v1/fine_tuning/alpha/graders": "Graders", "/v1/adapters": "Adapters", "/v1/feedback": "Feedback",
     "/v1/learn": "Feedback", "/v1/proposals": "Feedback", "/v1/drawn": "Feedback", "/v1/prompts": "Prompts",

@@ -21,7 +21,7 @@ from typing import Any, cast
 
 from .. import disk
 from ..data.around import Instruction, instructed, sourced, together
-from ..errors import UsageError, size_text
+from ..errors import NotFoundError, UsageError, size_text
 from ..formats.bundle import open_bundle
 from ..formats.named import find_model, name_of
 from ..formats.slot import opened_side, slot_of
@@ -173,12 +173,21 @@ class Service:
         return [*sorted(found, key=lambda source: source.place), self.model]
 
     def _answer(self, asked: AskedQuestion) -> Completion:
-        found = first_answer(self.sources, asked)
-        if found.source == MODEL and asked.may_be_kept and self.recall.serves(asked):
-            self.traffic.see(asked.content)
+        try:
+            found = first_answer(self.sources, asked)
+        except NotFoundError:  # of a question that the adapter did not learn; people ask it all the same
+            self._see(asked)
+            raise
+        if found.source == MODEL:
+            self._see(asked)
         with self._counting:
             self.answered[found.source] += 1
         return found
+
+    def _see(self, asked: AskedQuestion) -> None:
+        """Lets the traffic draw a question of the active model."""
+        if asked.may_be_kept and self.recall.serves(asked):
+            self.traffic.see(asked.content)
 
     def _jobs(self, folder: Path) -> Jobs:
         table = JobTable(self.store)

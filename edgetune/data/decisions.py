@@ -30,6 +30,7 @@ NO, YES = "false", "true"  # the labels of noul
 MOST_QUESTIONS = 64
 OPTIONS = {CHOICE: (2, 255), SCORE: (2, 10), NOUL: (2, 2)}  # the least and the most
 LONGEST = 2000  # characters of instructions, or of an option
+LONGEST_NAME = 100  # characters of a question's name: headers of an answer have 64 of them
 STATE, QUESTIONS, EXPECTED, GOLD = "state", "questions", "expected", "gold"
 Labels = dict[str, "str | dict[str, float]"]
 """{key of a question: the right label, or the probability of each label}"""
@@ -74,6 +75,13 @@ def read_key(text: str) -> TypedQuestion | None:
         return question if question.key == text else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def typed_in(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The key of the typed question that a system message is; "" without one."""
+    first = messages[0] if messages else None
+    content = first.get("content") if isinstance(first, Mapping) and first.get("role") == "system" else None
+    return content if isinstance(content, str) and read_key(content) else ""
 
 
 def prompt_of(key: str, state: str) -> str:
@@ -124,31 +132,49 @@ def read_question(name: str, given: Any) -> TypedQuestion:
     """A question of a row or a request: {type, instructions, criteria}. Without instructions its name is the question.
     Raises DataError, which names the field.
     """
+    if len(name) > LONGEST_NAME:
+        raise DataError(f"the name {name!r:.40} of a question has {len(name)} characters, at most {LONGEST_NAME} are "
+                        "read", "shorten it; instructions can be longer")
     where = f"{QUESTIONS}.{name}"
     if not isinstance(given, Mapping):
         raise DataError(f"{where} is no object", 'write {"type": "choice", "instructions": "...", "criteria": {...}}')
     if (type := given.get("type")) not in TYPES:
         raise DataError(f"{where}.type is {type!r:.40}", f"choose from {', '.join(TYPES)}")
-    asked = _checked(f"{where}.instructions", _text(f"{where}.instructions", given.get("instructions")) or name)
+    asked = _instructions(f"{where}.instructions", given.get("instructions"), name)
     labels, texts = _options(where, type, given.get("criteria"))
     return question_of(where, type, asked, labels, texts)
 
 
+def asked_in(instructions: str) -> str:
+    """The question of instructions that are JSON with the question's name, {"field": ..., "question": ...}, as
+    pydantic-ai writes them; others as they are.
+    """
+    try:
+        found = json.loads(instructions) if instructions.startswith("{") else None
+    except (ValueError, RecursionError):
+        return instructions
+    is_named = isinstance(found, dict) and {*found} == {"field", "question"} and isinstance(found["question"], str)
+    return found["question"] if found and is_named else instructions
+
+
 def question_of(where: str, type: str, instructions: str, labels: Sequence[str],
                 texts: Sequence[str]) -> TypedQuestion:
-    """A question of checked texts. Raises DataError for options that are too few, too many, equal or too long. where:
-    names it.
+    """A question with its options. Raises DataError for options that are too few, too many, equal, empty or too long.
+    where: names them.
     """
     least, most = OPTIONS[type]
     if not least <= len(labels) <= most:
         raise DataError(f"{where} has {len(labels)} options", f"give {least} to {most}")
-    if len({*labels}) < len(labels):
-        raise DataError(f"{where} has the same option twice", "give each option once")
     for text in (*labels, *texts):
         if len(text) > LONGEST:
             raise DataError(f"{where} has an option of {len(text)} characters, at most {LONGEST} are read",
                             "shorten it")
-    return TypedQuestion(type, instructions, tuple(labels), tuple(texts))
+    known = tuple(words(label) for label in labels)
+    if not all(known) or (type == SCORE and not all(words(text) for text in texts)):
+        raise DataError(f"{where} has an empty option", "write a text")
+    if len({*known}) < len(known):
+        raise DataError(f"{where} has the same option twice", "give each option once")
+    return TypedQuestion(type, instructions, known, tuple(texts))
 
 
 def is_decision(row: Any) -> bool:
@@ -166,15 +192,16 @@ def conversation(row: Mapping[str, Any]) -> dict[str, Any]:
     if QUESTIONS not in row:
         raise DataError("the row has no questions", 'add them, or begin the file with a line {"questions": {...}}')
     questions = read_questions(row[QUESTIONS])
-    if not isinstance(answers := row.get(EXPECTED, row.get(GOLD)), Mapping) or not answers:
-        raise DataError(f"{EXPECTED} is no object with answers", 'write {"expected": {"team": "plumber"}}')
+    field = EXPECTED if row.get(EXPECTED) is not None else GOLD
+    if not isinstance(answers := row.get(field), Mapping) or not answers:
+        raise DataError(f"{field} is no object with answers", 'write {"expected": {"team": "plumber"}}')
     labels: Labels = {}
     for name, answer in answers.items():
         if name not in questions:
-            raise DataError(f"{EXPECTED} answers {name!r:.80}, which is none of the questions",
+            raise DataError(f"{field} answers {name!r:.80}, which is none of the questions",
                             f"use a name of the questions: {', '.join(questions):.200}")
         if answer is not None:
-            labels[questions[name].key] = read_answer(f"{EXPECTED}.{name}", questions[name], answer)
+            labels[questions[name].key] = read_answer(f"{field}.{name}", questions[name], answer)
     if not labels:
         raise DataError("the row answers no question", "give an answer, or remove the row")
     return {"messages": [{"role": "user", "content": state_text(row[STATE])},
@@ -197,7 +224,7 @@ def read_answer(where: str, question: TypedQuestion, answer: Any) -> str | dict[
         answer = {YES: answer, NO: 1 - answer}
     if isinstance(answer, Mapping):
         return _distribution(where, question, answer)
-    label = label_of(answer)
+    label = words(label_of(answer))
     if label not in question.labels:
         raise DataError(f"{where} is {answer!r:.80}, which is no option", f"choose from {_named(question)}")
     return label
@@ -206,6 +233,16 @@ def read_answer(where: str, question: TypedQuestion, answer: Any) -> str | dict[
 def label_of(answer: Any) -> str:
     """Returns the label of an answer as text: true as "true", 2 as "2"."""
     return answer if isinstance(answer, str) else _json(answer)
+
+
+def check_answer(key: str, answer: str) -> None:
+    """Raises DataError for an answer to a yes/no question, or to a score, that is none of its labels. key: of the
+    question; the options of a choice are not known by it.
+    """
+    question = read_key(key)
+    if question and question.labels and answer.strip() not in question.labels:
+        raise DataError(f"the answer to {question.instructions!r:.80} is {answer!r:.80}, which is no option",
+                        f"choose from {_named(question)}")
 
 
 def labels_in(answer: str) -> Labels | None:
@@ -230,6 +267,15 @@ def written(labels: Mapping[str, Any]) -> str:
     return _json(labels)
 
 
+def _instructions(where: str, given: Any, name: str) -> str:
+    """The question of instructions: text, or JSON as its text; without any it is the name."""
+    if given is None or given == "":
+        return _checked(where, name)
+    if not given or not isinstance(given, str | Mapping | list):
+        raise DataError(f"{where} is {given!r:.40}, which is no text", "write the question")
+    return _checked(where, asked_in(_text(where, given)))
+
+
 def _options(where: str, type: str, criteria: Any) -> tuple[list[str], list[str]]:
     """The labels and texts of a question's criteria."""
     if type == NOUL:
@@ -239,13 +285,11 @@ def _options(where: str, type: str, criteria: Any) -> tuple[list[str], list[str]
     if type == SCORE:
         if not isinstance(criteria, list | tuple):
             raise DataError(f"{where}.criteria is no list of levels", 'write ["none", "some", "much"]')
-        levels = [_checked(f"{where}.criteria[{i}]", _text(f"{where}.criteria[{i}]", text))
-                  for i, text in enumerate(criteria)]
+        levels = [words(_text(f"{where}.criteria[{i}]", text)) for i, text in enumerate(criteria)]
         return [str(number) for number in range(len(levels))], levels
     if not isinstance(criteria, Mapping):
         raise DataError(f"{where}.criteria is no object of options", 'write {"plumber": null, "roofer": "leaks above"}')
-    labels = [_checked(f"{where}.criteria", str(label)) for label in criteria]
-    return labels, [_text(f"{where}.criteria.{label}", text) for label, text in criteria.items()]
+    return [*criteria], [_text(f"{where}.criteria.{label}", text) for label, text in criteria.items()]
 
 
 def _checked(where: str, text: str) -> str:
@@ -269,7 +313,7 @@ def _distribution(where: str, question: TypedQuestion, given: Mapping[Any, Any])
     """Probabilities by labels, each above 0; a label that has all of it by itself."""
     found = {}
     for name, share in given.items():
-        label = label_of(name)
+        label = words(label_of(name))
         if label not in question.labels:
             raise DataError(f"{where} names {label!r:.80}, which is no option", f"choose from {_named(question)}")
         if isinstance(share, bool) or not isinstance(share, float | int) or not 0 <= share <= 1:
@@ -295,17 +339,31 @@ def _are_messages(value: Any) -> bool:
         isinstance(each, Mapping) and {"role", "content"} <= {*each} for each in value)
 
 
+def text_of_parts(where: str, content: Any) -> str:
+    """Content as text: text, or parts of text or JSON, as messages have them. Raises DataError for another part."""
+    if isinstance(content, str):
+        return content
+    found = []
+    for part in content if isinstance(content, list) else [None]:
+        said = part if isinstance(part, Mapping) else {}
+        text = next((said[name] for name in ("text", "refusal") if isinstance(said.get(name), str)), None)
+        if text is None and isinstance(said.get("data"), Mapping | list):
+            text = _json(said["data"])
+        if text is None:
+            raise DataError(f"{where} is not text alone", "send text: nothing else is read")
+        found.append(text)
+    return "".join(found)
+
+
 def _said(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Messages as text: of one user's message its content, of others a line each with who said it."""
+    """Messages as text: of one user's message its content, of others a line each with who said it. Of calls of tools
+    their JSON is read.
+    """
     found = []
     for number, message in enumerate(messages):
-        content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-        is_text = isinstance(parts, list) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str)
-                                                  for part in parts)
-        if not is_text:
-            raise DataError(f"messages[{number}] of the state is not text alone", "send text: nothing else is read")
-        found.append((message["role"], "".join(part["text"] for part in parts)))
+        calls = message.get("tool_calls")
+        content = message["content"] or (_json(calls) if calls else "")
+        found.append((str(message["role"]), text_of_parts(f"messages[{number}] of the state", content)))
     if len(found) == 1 and found[0][0] == "user":
         return found[0][1].strip()
     return "\n".join(f"{role}: {text}" for role, text in found)
@@ -316,9 +374,12 @@ def _normal(text: str) -> str:
     if not text.startswith(("{", "[")):
         return text
     try:
-        return state_text(found) if isinstance(found := json.loads(text), dict | list) and found else text
+        found = json.loads(text)
+        said = state_text(found) if found else text
+        said.encode()  # halves of surrogate pairs are no text
     except (ValueError, RecursionError):
         return text
+    return said
 
 
 def _json(value: Any) -> str:

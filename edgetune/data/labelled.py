@@ -25,7 +25,7 @@ from ..llamacpp.tokenizers import AnyTokenizer, EncoderTokenizer
 from ..llamacpp.wordpiece import Encoded, Place
 from . import rows as supervised_rows
 from .around import Instruction
-from .decisions import Labels, labels_in, prompt_of, read_key, split
+from .decisions import Labels, check_answer, labels_in, prompt_of, split, typed_in
 from .packing import Example
 from .rows import Row, as_messages, is_blank
 
@@ -88,14 +88,9 @@ def question_and_answer(row: Row) -> tuple[str, str]:
         raise DataError("the question is empty", "write it, or remove the row")
     if len(answer) > LONGEST:
         raise DataError(f"the answer has {len(answer)} characters, at most {LONGEST} are learned", TAKE_DECODER)
-    return prompt_of(typed_in(messages), question), answer
-
-
-def typed_in(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The key of the typed question that a system message is; "" without one."""
-    first = messages[0] if messages and messages[0].get("role") == "system" else {}
-    content = first.get("content")
-    return content if isinstance(content, str) and read_key(content) else ""
+    typed = typed_in(messages)
+    check_answer(typed, answer)
+    return prompt_of(typed, question), answer
 
 
 def text_of(message: Mapping[str, Any]) -> str:

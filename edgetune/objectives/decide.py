@@ -6,6 +6,7 @@ those of one more, which has no name. Letters: S labels asked for, k labels of a
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from ..data.labelled import Read
 from ..data.packing import Example
 from ..errors import DataError, NotFoundError
 from .base import register
-from .labelling import Classified, Floats, HeadOptions, HeadTargets, Labelling
+from .labelling import TINY, Classified, Floats, HeadOptions, HeadTargets, Labelling
 
 
 class LearnedQuestion(NamedTuple):
@@ -154,26 +155,64 @@ class Decide(Labelling):
         raise NotFoundError(f"the question {key:.200} was not learned",
                             "send corrections of it, or rows that answer it")
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the question without a name, which are the first of all; () if it was not learned."""
+        return self.questions[0].labels if "" in self._places else ()
+
+    def knows(self, typed: str) -> bool:
+        return not typed or typed in self._places
+
     def answer(self, read: Read, p: Floats) -> Classified:
-        """The likeliest label of the typed question that is asked; else of each one, as an object by their keys."""
+        """The likeliest label of the typed question that is asked; without one, of the question without a name; if that
+        was not learned, of each question, as an object by their keys.
+        """
+        if self.knows(read.typed) and (read.typed or self.labels):
+            every, [(label, probability)] = self._likeliest(p, [self.number(read.typed)])
+            return Classified(label, probability, every, probability)
+        return self._object(p, [*range(len(self.questions))])
+
+    def graded(self, read: Read, p: Floats, right: str) -> tuple[Classified, Floats | None]:
+        labels = None if read.typed else decisions.labels_in(right)
+        found = self.answer(read, p) if labels is None else self._object(
+            p, [number for number, question in enumerate(self.questions) if question.key in labels])
+        return found, self.losses(read, p, right)
+
+    def losses(self, read: Read, p: Floats, answer: str) -> Floats | None:
+        """Returns -sum s log p of each question that a right answer answers."""
+        try:
+            examples = self.prepared([labelled.example_of(read, answer)])
+        except DataError:
+            return None
+        if not examples:
+            return None
+        classes = np.concatenate([example.document for example in examples])
+        shares = np.concatenate([example.shares for example in examples])
+        heads = np.searchsorted(self._firsts, classes, side="right") - 1
+        nats = -shares * np.log(np.maximum(p.max(0)[classes], TINY))
+        return np.bincount(heads, nats)[np.unique(heads)].astype(np.float32)
+
+    def _likeliest(self, p: Floats, numbers: Sequence[int]) -> tuple[Floats, list[tuple[str, float]]]:
+        """The probabilities of all labels, and the likeliest one of some questions with its own."""
         every = p.max(0) if len(p) > 1 else p[0].copy()  # each head is asked once, and the others have 0
-        numbers = [self.number(read.typed)] if read.typed else range(len(self.questions))
-        found = {}
-        probability = 1.0
-        for number in numbers:
-            own = every[self._firsts[number]:self._firsts[number + 1]]
-            found[self.questions[number].key] = self.questions[number].labels[int(own.argmax())]
-            probability *= float(own.max())
-        is_one = len(found) == 1 and (read.typed or "" in found)
-        label = next(iter(found.values())) if is_one else decisions.written(found)
+        own = [every[self._firsts[number]:self._firsts[number + 1]] for number in numbers]
+        return every, [(self.questions[number].labels[int(each.argmax())], float(each.max()))
+                       for number, each in zip(numbers, own, strict=True)]
+
+    def _object(self, p: Floats, numbers: Sequence[int]) -> Classified:
+        every, found = self._likeliest(p, numbers)
+        label = decisions.written({self.questions[number].key: label
+                                   for number, (label, _) in zip(numbers, found, strict=True)})
+        probability = math.prod(each for _, each in found)
         return Classified(label, probability, every, probability)
 
     def canonical(self, answer: str) -> str:
-        """The likeliest label of each question, in the order of the questions."""
+        """The likeliest label of each question, first of those that were learned, in their order."""
         if not (labels := decisions.labels_in(answer)):
             return answer
-        return decisions.written({question.key: decisions.likeliest(labels[question.key])
-                                  for question in self.questions if question.key in labels})
+        keys = [question.key for question in self.questions if question.key in labels]
+        keys += [key for key in labels if key not in keys]
+        return decisions.written({key: decisions.likeliest(labels[key]) for key in keys})
 
     def count(self, examples: Sequence[Example]) -> float:
         return sum(float(example.shares.sum(dtype=np.float64)) for example in examples)

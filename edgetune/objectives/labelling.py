@@ -132,6 +132,14 @@ class Labelling(Objective):
     def answer(self, read: Read, p: Floats) -> Classified:
         """The answer by the probabilities [S, k] of the labels that `asking` asks for; 0 of those of other heads."""
 
+    def knows(self, typed: str) -> bool:  # noqa: ARG002
+        """Whether a question can be asked. typed: the key of the typed one; "": it is none."""
+        return True
+
+    def graded(self, read: Read, p: Floats, right: str) -> tuple[Classified, Floats | None]:
+        """The answer to what a right answer answers, and the losses of this. p: as of `answer`."""
+        return self.answer(read, p), self.losses(read, p, right)
+
     def losses(self, read: Read, p: Floats, answer: str) -> Floats | None:
         """-log p of each label of a right answer, as in training; None for an answer with something that was never
         learned. p: as of `answer`.

@@ -140,9 +140,9 @@ class Answering(ABC, Generic[A]):
             self.served.check_adapter(adapter)
             if adapter in self._leaving:
                 raise UsageError(f"the adapter {adapter!r} is being removed", "choose another one")
-            if len(self._waiting) + len(self._working) >= self.queue + self.parallel:
-                raise TooMuchError(f"{self.queue} requests wait already", "ask again in a few seconds")
             gathered = getattr(self._gathering, "answers", None)
+            if len(self._waiting) + len(self._working) + len(gathered or ()) >= self.queue + self.parallel:
+                raise TooMuchError(f"{self.queue} requests wait already", "ask again in a few seconds")
             (self._waiting if gathered is None else gathered).append(answer)
             self._totals["requests"] += 1
             self._wake.notify()

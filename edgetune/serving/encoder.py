@@ -44,6 +44,7 @@ from .sureness import KINDS, Sureness, sureness_of
 MOST_TOKENS = 1024  # of questions that are computed together
 GROWTH = 4 << 20  # bytes of Python, of threads and of a short question's activations while it is answered
 UNLIMITED = 1 << 62
+UNANSWERED = Classified("", 0.0, np.empty(0, np.float32), 0.0)
 
 
 class Encoder:
@@ -202,9 +203,14 @@ class Reader:
         return [self.learned.answer(read, p) for read, p in self._probabilities(questions)]
 
     def graded(self, questions: Sequence[Read], answers: Sequence[str]) -> list[tuple[Classified, Floats | None]]:
-        """The answer to each question, and the loss of each label of the right one: see `Labelling.losses`."""
-        return [(self.learned.answer(read, p), self.learned.losses(read, p, right))
-                for (read, p), right in zip(self._probabilities(questions), answers, strict=True)]
+        """The answer to what each right answer answers, and the loss of each of its labels: see `Labelling.graded`. A
+        question that cannot be asked has the answer "".
+        """
+        found: list[tuple[Classified, Floats | None]] = [(UNANSWERED, None)] * len(questions)
+        numbers = [number for number, read in enumerate(questions) if self.learned.knows(read.typed)]
+        for number, (read, p) in zip(numbers, self._probabilities([questions[n] for n in numbers]), strict=True):
+            found[number] = self.learned.graded(read, p, answers[number])
+        return found
 
     def is_like(self, question: Read) -> bool:
         """Whether a question is like the learned ones, as far as that is known."""

@@ -15,13 +15,13 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.decisions import prompt_of
-from ..data.labelled import Read, typed_in
+from ..data.decisions import prompt_of, typed_in
+from ..data.labelled import Read
 from ..errors import UnsupportedError, UsageError
 from ..formats.gguf import Gguf
 from ..llamacpp.embedding import check_tokens
 from ..llamacpp.sampling import Sampling
-from ..objectives.labelling import Classified
+from ..objectives.labelling import Classified, Floats, Labelling
 from .answering import Answering
 from .classifier import asked
 from .completion import Completion, OnPiece, TokenLogprob
@@ -240,24 +240,29 @@ class Classifying(Answering[QuestionInProgress]):
         reader = self.served.reader(self._working[0].completion.adapter)
         found = reader.classify([question.request.read for question in self._working])
         for question, answer in zip(self._working.copy(), found, strict=True):
-            self._give(question, answer, reader.learned.labels)
+            self._give(question, answer, reader.learned)
 
-    def _give(self, question: QuestionInProgress, found: Classified, labels: Sequence[str]) -> None:
+    def _give(self, question: QuestionInProgress, found: Classified, learned: Labelling) -> None:
         completion = question.completion
-        p = np.asarray(found.probabilities if found.probabilities.size else [found.probability], np.float64)
+        typed = question.request.read.typed
+        is_told = found.probabilities.size and (typed or learned.labels)  # an object of labels has its own only
+        p = np.asarray(found.probabilities if is_told else [found.probability], np.float64)
         completion.among = np.log(np.maximum(p, np.finfo(np.float64).tiny))
         completion.completion_tokens = self.served.count(found.label)
         if question.request.logprobs is not None:
-            completion.logprobs.append(_logprob(found, labels, question.request.logprobs))
+            options = learned.options_of(typed)
+            first, labels = (options.first, options.labels) if options else (0, learned.labels)
+            own = found.probabilities[first:first + len(labels)]
+            completion.logprobs.append(_logprob(found, labels, own, question.request.logprobs))
         self._totals["prompt_tokens"] += completion.prompt_tokens
         self._totals["completion_tokens"] += completion.completion_tokens
         self._end(question, "stop", found.label)
 
 
-def _logprob(found: Classified, labels: Sequence[str], count: int) -> TokenLogprob:
-    """The whole answer as one token, whose number is that of the label, and the likeliest labels."""
-    best = np.argsort(-found.probabilities, kind="stable")[:count]
-    top = tuple((int(i), labels[i].encode(), _log(found.probabilities[i])) for i in best)
+def _logprob(found: Classified, labels: Sequence[str], p: Floats, count: int) -> TokenLogprob:
+    """The whole answer as one token, whose number is that of the label, and the likeliest labels by their p."""
+    best = np.argsort(-p, kind="stable")[:count]
+    top = tuple((int(i), labels[i].encode(), _log(p[i])) for i in best)
     number = labels.index(found.label) if found.label in labels else 0
     return TokenLogprob(number, found.label.encode(), _log(found.probability), top)
 

@@ -134,10 +134,14 @@ class Labelled(RowExamples):
         return {**facts, likeness.NAME: _likeness(vectors, targets, others).to_json()} if facts else {}
 
     def _of_folds(self, vectors: np.ndarray, targets: HeadTargets, number: int) -> Calibration:
-        """The calibration of a head by rows of folds that it did not learn."""
+        """The calibration of a head by rows of folds that it did not learn. A question that is there several times
+        counts once, unless its answers are shares.
+        """
         k = len(self.parts.decoder.label_heads()[number][1])
         p = logistic.out_of_fold(vectors, targets, k, penalty(vectors, targets, k))
-        return Calibration.of(p, targets.values, targets.shares)
+        is_whole = (targets.shares == 1).all()
+        counted = logistic.distinct(vectors[targets.rows]) if is_whole else np.arange(len(p))
+        return Calibration.of(p[counted], targets.values[counted], targets.shares[counted])
 
     def _of_held(self, held: Sequence[Example], number: int) -> Calibration:
         """The calibration of a head by held-out rows."""
@@ -165,7 +169,8 @@ class Labelled(RowExamples):
             for rows, p in logistic.folds(vectors, own, len(bias), penalty(vectors, own, len(bias))):
                 probability[rows] *= p.max(1)
                 right[rows] &= p.argmax(1) == own.values[rows]
-        return Sureness.of(probability, right)
+        counted = logistic.distinct(vectors)
+        return Sureness.of(probability[counted], right[counted])
 
     def _held_out(self, examples: Sequence[Example]) -> dict[str, Sureness | None]:
         """When answers are sure; and where they have values from the question, when their kind is. Of kinds no tenth is

@@ -139,7 +139,8 @@ def _parts(vectors: Floats, targets: HeadTargets) -> NDArray[np.int64]:
     stay together.
     """
     fold = np.empty(targets.rows.size, np.int64)
-    _, same = np.unique(vectors[targets.rows], axis=0, return_inverse=True)
+    numbers: dict[bytes, int] = {}
+    same = np.array([numbers.setdefault(vectors[row].tobytes(), len(numbers)) for row in targets.rows], np.int64)
     firsts = np.unique(same, return_index=True)[1]  # of each vector its first target
     for label in np.unique(targets.values[firsts]):
         own = np.sort(firsts[targets.values[firsts] == label])
@@ -154,6 +155,14 @@ def out_of_fold(vectors: Floats, targets: HeadTargets, k: int, c: float = C) -> 
     for chosen, p in folds(vectors, targets, k, c):
         found[chosen] = p
     return found
+
+
+def distinct(vectors: Floats) -> NDArray[np.intp]:
+    """The number of each vector that no earlier one equals, ascending."""
+    found: dict[bytes, int] = {}
+    for row, vector in enumerate(vectors):
+        found.setdefault(vector.tobytes(), row)
+    return np.array([*found.values()], np.intp)
 
 
 def minimum(function: Function, start: Doubles, most: int) -> Doubles:

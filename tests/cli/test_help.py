@@ -87,7 +87,7 @@ def test_methods_are_listed_by_use_and_experimental_ones_are_marked():
     listed = " ".join(shown("train", "--help", width=1000).split()).partition("--method NAME")[2].partition(". ")[0]
     listed, _, rest = listed.partition("experimental:")
     first, _, encoders = listed.partition("of encoders:")
-    assert re.findall(r"[\w-]+", encoders) == ["classify", "tag", "multilabel", "embed"]
+    assert re.findall(r"[\w-]+", encoders) == ["classify", "tag", "multilabel", "decide", "embed"]
     assert re.findall(r"[\w-]+(?=[,;])", first)[-7:] == ["sft", "dpo", "kto", "orpo", "grpo", "rloo", "rest"]
     assert {"nlft", "score"} <= set(re.findall(r"[\w-]+", rest))
     assert "dpo" not in rest

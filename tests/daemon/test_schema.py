@@ -136,11 +136,12 @@ def test_no_field_is_left_out(schema, endpoint):
         assert {field.name for field in endpoint.inner} == fields_of(inner)
 
 
-def test_the_schema_has_every_option_once_and_no_422(schema):
+def test_the_schema_has_every_option_once_and_no_errors_of_fastapi(schema):
     schema = schema.raw_schema
     for path, operations in schema["paths"].items():
         for operation in operations.values():
-            assert not {"422", "409", "500"} & set(operation["responses"]), path
+            assert not {"409", "500"} & set(operation["responses"]), path
+            assert "HTTPValidationError" not in str(operation["responses"].get("422")), path
             assert {"400", "401", "403", "404", "413", "429", "507"} <= set(operation["responses"]), path
     options = schema["components"]["schemas"]["Hyperparameters"]["properties"]
     local = {name for name, spec in train_options().items() if spec.metadata["local"]}

@@ -233,7 +233,7 @@ class PendingQuestions:
                 completion = self.completions[i]
                 if given.text is None:
                     running -= 1
-                    self._check(completion)
+                    check_ended(completion)
                 if unsaid[i]:
                     unsaid[i] = False
                     yield self._prompt(i)
@@ -300,21 +300,12 @@ class PendingQuestions:
         asked = question.echo and question.logprobs is not None
         return completion.prompt_tokens * (1 + (question.logprobs or 0)) if asked else 0
 
-    @staticmethod
-    def _check(completion: Completion) -> None:
-        if completion.error:
-            raise completion.error
-        if completion.finish == "cancelled":
-            raise HTTPException(503, "the answer was broken off because the daemon stops; ask again")
-
     def _keep(self) -> None:
         """The first answer, for feedback, which names it by its id."""
         content = self._readable(self.questions[0])
         self._recent.add(self.id, AnsweredRequest(content, self._raw[0], self.model))
-        if self.service.config.log_prompts:
-            for i, answer in enumerate(self._raw):
-                line = {**self._readable(self._question(i)), "answer": answer}
-                log.info("%s: %s", self.id, json.dumps(line, ensure_ascii=False))
+        for i, answer in enumerate(self._raw):
+            log_answer(self.service, self.id, self._readable(self._question(i)), answer)
 
     def _note(self, noting: Sequence[Callable[[Question], object]]) -> None:
         """Lets parts take note of the questions that the model answered. No other code does."""
@@ -337,6 +328,20 @@ class PendingQuestions:
         if content.get("prompt") is not None and not isinstance(content["prompt"], str):
             content["prompt"] = self.service.served.tokenizer.decode(content["prompt"])
         return content
+
+
+def check_ended(completion: Completion) -> None:
+    """Raises the error of a completion that has ended, and HTTPException for one that was broken off."""
+    if completion.error:
+        raise completion.error
+    if completion.finish == "cancelled":
+        raise HTTPException(503, "the answer was broken off because the daemon stops; ask again")
+
+
+def log_answer(service: Service, id: str, question: dict[str, Any], answer: str) -> None:
+    """Writes a question and its answer into the log, if --log-prompts asks for it."""
+    if service.config.log_prompts:
+        log.info("%s: %s", id, json.dumps({**question, "answer": answer}, ensure_ascii=False))
 
 
 def spelling(found: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:

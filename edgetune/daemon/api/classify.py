@@ -80,8 +80,9 @@ async def classify(body: ClassifyRequest, request: Request, service: TheService,
         found += some
     tokens = sum(one.prompt_tokens for one, _ in found)
     return {"id": f"classify-{secrets.token_hex(12)}", "created": int(time.time()), "model": found[0][0].adapter,
-            "labels": labels, "data": [{"index": i, "label": label, "probs": np.exp(one.among).tolist(),
-                                        "num_classes": one.among.size} for i, (one, label) in enumerate(found)],
+            "labels": labels, "data": [{"index": i, "label": label, "probs": probs, "num_classes": len(probs)}
+                                       for i, (one, label) in enumerate(found)
+                                       for probs in [np.exp(one.among)[:len(labels) or None].tolist()]],
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
 

@@ -65,7 +65,9 @@ class EncoderExaminer(Examiner):
                 found.append(None)
                 continue
             read = self.served.encoder.read(question)
-            found.append(self.served.reader(adapter).classify([read])[0].label if adapter else None)
+            reader = self.served.reader(adapter) if adapter else None
+            can_answer = reader and reader.learned.knows(read.typed)
+            found.append(reader.classify([read])[0].label if reader and can_answer else None)
         return found
 
     def _scores(self, adapter: str | None, pairs: list[tuple[str, str]]) -> list[RowScore]:

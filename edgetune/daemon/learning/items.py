@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ...data.around import unlearned
 from ...data.calls import check_calls
+from ...data.decisions import check_answer, typed_in
 from ...data.question import question_text
 from ...data.rows import check_row
 from ...errors import DataError, FormatError, TooLargeError, UsageError
@@ -147,8 +148,8 @@ def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, a
              tools: Sequence[Mapping[str, Any]] | None) -> Row:
     """Makes the row that teaches `answer`. Earlier answers of the conversation have weight 0: nobody confirmed them.
 
-    Raises UsageError unless there is either a conversation or a prompt, DataError where it is malformed, or where the
-    answer calls what the tools do not take.
+    Raises UsageError unless there is either a conversation or a prompt, DataError where it is malformed, where the
+    answer calls what the tools do not take, or where it is no option of a typed question.
     """
     if (messages is None) == (prompt is None):
         raise UsageError("neither messages nor a prompt are given, or both", "give one of them")
@@ -158,6 +159,8 @@ def make_row(messages: Sequence[Mapping[str, Any]] | None, prompt: str | None, a
         if tools:
             row["tools"] = [*tools]
             check_calls("the answer", row["messages"][-1], row["tools"])
+        if answer:
+            check_answer(typed_in(row["messages"]), answer)
     check_row(row)
     return row
 
@@ -177,8 +180,9 @@ def answer_of(row: Row) -> str:
 
 
 def with_answer(row: Row, answer: str) -> Row:
-    """Returns the row with another last answer."""
+    """Returns the row with another last answer. Raises DataError for one that is no option of a typed question."""
     if "messages" in row:
+        check_answer(typed_in(row["messages"]), answer)
         return {**row, "messages": [*row["messages"][:-1], {**row["messages"][-1], "content": answer}]}
     return {**row, "completion": answer}
 

@@ -27,6 +27,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...data.decisions import typed_in
 from ...data.question import digest, user_text
 from ...data.words import words_of
 from ...errors import UsageError
@@ -185,8 +186,10 @@ def _read(kept: bytes | None, encoder: bytes, width: int) -> Floats | None:
 
 
 def _asked(content: Mapping[str, Any]) -> _Asked | None:
-    """Returns what is compared of a question; None where it has more than one turn, or tools."""
-    if content.get("tools"):
+    """Returns what is compared of a question; None where it has more than one turn, or tools, or is a typed one: to a
+    like state a head answers, with a probability.
+    """
+    if content.get("tools") or typed_in(content.get("messages") or ()):
         return None
     if isinstance(prompt := content.get("prompt"), str):
         return _Asked("prompt", prompt) if prompt.strip() else None

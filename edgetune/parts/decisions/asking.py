@@ -16,11 +16,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from fastapi import Request
 
-from ...daemon.api.asking import AnsweredRequest, RecentAnswers, calling_when_gone, name_within
+from ...daemon.api.asking import (
+    AnsweredRequest,
+    RecentAnswers,
+    calling_when_gone,
+    check_ended,
+    log_answer,
+    name_within,
+)
 from ...daemon.api.pools import Pools
 from ...daemon.service import Service
-from ...data.decisions import TypedQuestion, read_key
-from ...errors import NotFoundError, UnsupportedError, UsageError
+from ...daemon.state.adapters import LATEST
+from ...data.decisions import TypedQuestion, read_key, words
+from ...errors import NotFoundError, TooMuchError, UnsupportedError, UsageError
 from ...serving.completion import MODEL, Completion
 from ...serving.encoder import Reader
 from ...serving.encoder_model import EncoderModel
@@ -33,7 +41,7 @@ NEAR = 0.5  # cosine from which a learned question is proposed in place of one t
 @dataclass
 class DecisionRequest:
     """A state and what is asked about it. answers: of each question; unanswered: why the others have none.
-    prompt_tokens: of the state. adapter: the one that answers; "": nothing is learned yet.
+    prompt_tokens: of the state. adapter: the one that answers; "": nothing is learned yet. reader: it, opened.
     """
 
     service: Service
@@ -45,10 +53,12 @@ class DecisionRequest:
     unanswered: dict[str, NotFoundError] = field(default_factory=dict)
     prompt_tokens: int = 0
     adapter: str = ""
+    reader: Reader | None = None
 
     async def answer(self, request: Request) -> None:
         """Fills the answers. Feedback can then name each by the id of the request and the name of the question. Raises
-        UnsupportedError for a model that writes text, NotFoundError for an unknown model, and errors of the batcher.
+        UnsupportedError for a model that writes text, NotFoundError for an unknown model, TooMuchError if another
+        adapter becomes active meanwhile, and errors of the batcher.
         """
         pools: Pools = request.app.state.pools
         loop = asyncio.get_running_loop()
@@ -82,86 +92,103 @@ class DecisionRequest:
             raise UnsupportedError(f"{self.service.name} writes text, and typed questions are answered by an encoder",
                                    "start the daemon with one, such as edgetune daemon minilm")
         self.adapter = self.service.adapter_for(self.model) or ""
-        reader = served.reader(self.adapter) if self.adapter else None
+        self.reader = served.reader(self.adapter) if self.adapter else None
+        unlearned: dict[str, TypedQuestion] = {}
         submitted: dict[str, Completion] = {}
         try:
             with self.service.batcher.together():
                 for name, question in self.questions.items():
-                    asked = Question(self._messages(question, reader), model=self.model)
+                    asked = Question(self._messages(question), model=self.model)
                     try:
                         submitted[name] = self.service.ask(asked, note)
                     except (NotFoundError, UsageError) as error:
-                        if isinstance(error, UsageError) and reader:
+                        if isinstance(error, UsageError) and self.reader:
                             raise
-                        self.unanswered[name] = self._unlearned(name, question, reader)
+                        unlearned[name] = question
         except Exception:
             _cancel(submitted.values())
             raise
+        self.unanswered |= self._unlearned(unlearned)
         return submitted
 
     def _take(self, submitted: Mapping[str, Completion], recent: RecentAnswers) -> None:
         """Reads the answers, which have ended, and keeps them for feedback."""
-        served = self.service.served
-        assert isinstance(served, EncoderModel)
-        reader = served.reader(self.adapter) if self.adapter else None
         for name, question in self.questions.items():
             if name in submitted:
-                self._read(name, question, submitted[name], reader)
+                self._read(name, question, submitted[name])
             said = self.answers[name].label if name in self.answers else ""
-            content = {"messages": [*self._messages(question, reader)]}
+            content = {"messages": [*self._messages(question)]}
             recent.add(name_within(self.id, name), AnsweredRequest(content, said, self.adapter))
+            log_answer(self.service, self.id, content, said)
 
-    def _read(self, name: str, question: TypedQuestion, completion: Completion, reader: Reader | None) -> None:
+    def _read(self, name: str, question: TypedQuestion, completion: Completion) -> None:
         """Notes the answer to a question."""
-        if completion.error:
-            raise completion.error
+        check_ended(completion)
         self.prompt_tokens = completion.prompt_tokens
         if completion.source == MODEL:
-            self._read_head(name, question, completion, reader)
-        elif (label := completion.text().strip()) in question.labels:
+            self._read_head(name, question, completion)
+        elif (label := words(completion.text())) in question.labels:
             recalled = str(completion.details.get("recalled", ""))
-            self.answers[name] = Decided(question, certain(question, label), is_sure=True, recalled=recalled)
+            is_same = "likeness" not in completion.details  # as the corrected state
+            self.answers[name] = Decided(question, certain(question, label), is_same, recalled)
         else:
             self.unanswered[name] = NotFoundError(
                 f"the question {name!r:.80} was corrected to {label!r:.80}, which is none of its options",
                 "offer it, or correct the answer again")
 
-    def _read_head(self, name: str, question: TypedQuestion, completion: Completion, reader: Reader | None) -> None:
-        assert reader
+    def _read_head(self, name: str, question: TypedQuestion, completion: Completion) -> None:
+        if self.reader is None or completion.adapter != self.adapter:
+            raise TooMuchError("another adapter became active while the question waited", "ask again")
+        learned = self.reader.learned
+        if learned.options_of(learned_as(question, learned)) is None:
+            self.unanswered |= self._unlearned({name: question})
+            return
         try:
-            self.answers[name] = decided(name, question, reader, np.exp(completion.among))
+            self.answers[name] = decided(name, question, self.reader, np.exp(completion.among))
         except NotFoundError as error:
             self.unanswered[name] = error
 
     # ---- which question it is ---------------------------------------------------------------------------------------
 
-    def _messages(self, question: TypedQuestion, reader: Reader | None) -> list[Message]:
+    def _messages(self, question: TypedQuestion) -> list[Message]:
         """The question and the state as a conversation, by which corrections are kept and learned."""
         asked: list[Message] = [{"role": "user", "content": self.state}]
-        typed = learned_as(question, reader.learned) if reader else question.key
+        typed = learned_as(question, self.reader.learned) if self.reader else question.key
         return [{"role": "system", "content": typed}, *asked] if typed else asked
 
-    def _unlearned(self, name: str, question: TypedQuestion, reader: Reader | None) -> NotFoundError:
-        """Why nobody answers a question, with the learned one that is nearest to it."""
+    def _unlearned(self, asked: Mapping[str, TypedQuestion]) -> dict[str, NotFoundError]:
+        """Why nobody answers questions, each with the learned one that is nearest to it."""
         teach = 'teach it: send rows, or corrections to /v1/feedback with the id of this answer and "question": NAME'
-        what = f"the question {name!r:.80} was not learned"
-        if reader is None:
-            return NotFoundError(what, teach)
-        known = [found for key in getattr(reader.learned, "questions", ())
-                 if (found := read_key(key[0])) and found.type == question.type]
-        if known and (near := self._nearest(question, known)):
-            return NotFoundError(f"{what}; near to it is {near.instructions!r:.200}",
-                                 f"ask in those words if that is meant, or {teach}")
-        return NotFoundError(what, teach)
+        if self.reader is None and self.model and self.service.adapters.serving:
+            teach = f"ask {self.service.name}{LATEST}, which has an adapter, or leave model out"
+        near = self._nearest(asked)
+        found = {}
+        for name in asked:
+            what = f"the question {name!r:.80} was not learned"
+            if name in near:
+                found[name] = NotFoundError(f"{what}; near to it is {near[name].instructions!r:.200}",
+                                            f"ask in those words if that is meant, or {teach}")
+            else:
+                found[name] = NotFoundError(what, teach)
+        return found
 
-    def _nearest(self, question: TypedQuestion, known: list[TypedQuestion]) -> TypedQuestion | None:
-        texts = [question.instructions, *(each.instructions for each in known)]
+    def _nearest(self, asked: Mapping[str, TypedQuestion]) -> dict[str, TypedQuestion]:
+        """The nearest learned question of each one's type, if one is near."""
+        keys = getattr(self.reader.learned, "questions", ()) if self.reader and asked else ()
+        known = [question for key in keys if (question := read_key(key[0]))]
+        if not known:
+            return {}
         try:
-            vectors = self.service.embed(texts).vectors
+            vectors = self.service.embed([each.instructions for each in (*known, *asked.values())]).vectors
         except (UsageError, UnsupportedError):  # of a text that is too long
-            return None
-        cosines = vectors[1:] @ vectors[0]
-        return known[int(cosines.argmax())] if cosines.max() >= NEAR else None
+            return {}
+        found = {}
+        for (name, question), vector in zip(asked.items(), vectors[len(known):], strict=True):
+            cosines = np.array([own @ vector if each.type == question.type else -1.0
+                                for each, own in zip(known, vectors, strict=False)])
+            if cosines.max() >= NEAR:
+                found[name] = known[int(cosines.argmax())]
+        return found
 
 
 def _cancel(completions: Iterable[Completion]) -> None:

@@ -63,7 +63,7 @@ def _learned(learned: Labelling) -> dict[str, TypedQuestion]:
     """The questions that an adapter learned, named by their words. Raises UsageError for one that learned none."""
     from ...data.decisions import CHOICE, TypedQuestion, read_key
     keys = [key for key, _ in getattr(learned, "questions", ())] or [""]
-    found = {}
+    found: dict[str, TypedQuestion] = {}
     for key in keys:
         if (options := learned.options_of(key)) is None:
             raise UsageError("the adapter has no typed questions, but answers of several fields",
@@ -71,7 +71,8 @@ def _learned(learned: Labelling) -> dict[str, TypedQuestion]:
         labels = tuple(options.labels)
         known = read_key(key) or TypedQuestion(CHOICE, "answer", labels, ("",) * len(labels))
         texts = known.texts if len(known.texts) == len(labels) else ("",) * len(labels)
-        found[known.instructions] = TypedQuestion(known.type, known.instructions, labels, texts)
+        name = known.instructions if known.instructions not in found else f"{known.instructions} ({len(found) + 1})"
+        found[name] = TypedQuestion(known.type, known.instructions, labels, texts)
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ...data.decisions import YES, TypedQuestion
+from ...data.decisions import CHOICE, YES, TypedQuestion
 from ...errors import NotFoundError
 from ...objectives.labelling import Labelling
 from ...serving.encoder import Reader
@@ -64,10 +64,11 @@ UNNAMED = ""  # the typed question of rows that name none
 
 
 def learned_as(question: TypedQuestion, learned: Labelling) -> str:
-    """The key by which an adapter answers a question: its own; UNNAMED if rows that name no question taught all of its
-    options, and no others taught it.
+    """The key by which an adapter answers a question: its own; UNNAMED for a choice if rows that name no question
+    taught all of its options, and no others taught it. The labels of a yes/no question, or of a score, say nothing of
+    what is asked.
     """
-    if learned.options_of(question.key):
+    if question.type != CHOICE or learned.options_of(question.key):
         return question.key
     found = learned.options_of(UNNAMED)
     return UNNAMED if found and {*question.labels} <= {*found.labels} else question.key
@@ -83,8 +84,9 @@ def decided(name: str, question: TypedQuestion, reader: Reader, p: Doubles) -> D
     if new := [label for label in question.labels if label not in found.labels]:
         raise NotFoundError(f"the option {new[0]!r:.80} of the question {name!r:.80} was not learned, only "
                             f"{', '.join(found.labels):.200}", "teach it by rows with it, or leave it out")
-    chosen = p[[found.first + found.labels.index(label) for label in question.labels]]
-    chosen = chosen / max(float(chosen.sum()), np.finfo(np.float64).tiny)
+    numbers = [found.first + found.labels.index(label) for label in question.labels]
+    chosen = np.maximum(p[numbers], np.finfo(np.float64).tiny)
+    chosen /= chosen.sum()
     known = reader.known.calibrations[found.head:found.head + 1]
     is_whole = len(question.labels) == len(found.labels)  # of fewer options nothing is known
     sureness = known[0].sureness if known and is_whole else None

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, RootModel
+from pydantic import Field
 
 from ...daemon.api.asking import note_ignored
 from ...daemon.api.completions import TheService
@@ -15,7 +15,17 @@ from ...daemon.api.security import needs
 from ...daemon.api.shapes import Answer, Body
 from ...daemon.keys import KeyScope
 from ...data import decisions
-from ...data.decisions import CHOICE, MOST_QUESTIONS, NO, NOUL, SCORE, YES, TypedQuestion
+from ...data.decisions import (
+    CHOICE,
+    LONGEST,
+    LONGEST_NAME,
+    MOST_QUESTIONS,
+    NO,
+    NOUL,
+    SCORE,
+    YES,
+    TypedQuestion,
+)
 from ...errors import DataError
 from .asking import DecisionRequest
 from .decided import Decided
@@ -43,7 +53,8 @@ class DecisionQuestion(Body):
 
     type: Literal["predicate", "choice", "score"] = Field(description="Yes or no, one of options, or a level.")
     instructions: str | list[Any] = Field(description="The question: text, or a list of text parts.")
-    name: str | None = Field(None, description="Its name in the answer, and for feedback [its number, from 0].")
+    name: str | None = Field(None, max_length=LONGEST_NAME,
+                             description="Its name in the answer, and for feedback [its number, from 0].")
     choices: list[DecisionOption] | None = Field(None, description="2 to 255 options of a choice.")
     levels: list[DecisionLevel] | None = Field(None, description="2 to 10 levels of a score, from the lowest.")
 
@@ -111,9 +122,8 @@ class RefusedDecision(Answer):
     name: str | None = Field(description="The question's name.")
 
 
-class DecisionAnswer(RootModel[Annotated[PredicateDecision | ChoiceDecision | ScoreDecision | RefusedDecision,
-                                         Field(discriminator="type")]]):
-    """The answer to a question, by its type."""
+DecisionAnswer = Annotated[PredicateDecision | ChoiceDecision | ScoreDecision | RefusedDecision,
+                           Field(discriminator="type")]
 
 
 class DecisionsUsage(Answer):
@@ -130,7 +140,9 @@ class DecisionsResponse(Answer):
     """The answers in the order of the questions."""
 
     model: str = Field(description="The adapter that answered.")
-    answers: list[DecisionAnswer] = Field(description="An answer for each question.")
+    answers: list[DecisionAnswer] = Field(
+        description="An answer for each question: {type, name, probability}; {type, name, choice, confidence, "
+                    "probabilities}; {type, name, score, confidence, probabilities}; or a refusal, {type, name}.")
     usage: DecisionsUsage = Field(description="What it took.")
 
 
@@ -150,7 +162,7 @@ async def decide(body: DecisionsRequest, request: Request, response: Response, s
     await asked.answer(request)
     response.headers.update(asked.headers)
     if asked.unanswered:
-        reasons = "; ".join(str(error) for error in asked.unanswered.values())
+        reasons = decisions.words("; ".join(str(error) for error in asked.unanswered.values()))
         response.headers["X-Edgetune-Refused"] = reasons.encode("ascii", "replace").decode()[:1000]
     tokens = asked.prompt_tokens
     return {"model": asked.adapter or service.name,
@@ -172,9 +184,16 @@ def _questions(given: Sequence[DecisionQuestion]) -> dict[str, TypedQuestion]:
 
 
 def _question(where: str, given: DecisionQuestion) -> TypedQuestion:
-    instructions = decisions.words(_input_text(f"{where}.instructions", given.instructions))
+    asked = decisions.text_of_parts(f"{where}.instructions", given.instructions)
+    instructions = decisions.words(decisions.asked_in(asked))
     if not instructions:
         raise DataError(f"{where}.instructions is empty", "write the question")
+    if len(instructions) > LONGEST:
+        raise DataError(f"{where}.instructions has {len(instructions)} characters, at most {LONGEST} are read",
+                        "shorten it")
+    for name, type in (("choices", CHOICE), ("levels", SCORE)):
+        if given.type != type and getattr(given, name) is not None:
+            raise DataError(f"{where}.{name} is given, and the question is a {given.type}", "leave it out")
     if given.type == "predicate":
         return TypedQuestion(NOUL, instructions, (NO, YES), ("", ""))
     if given.type == "score":
@@ -185,14 +204,6 @@ def _question(where: str, given: DecisionQuestion) -> TypedQuestion:
     return decisions.question_of(f"{where}.choices", CHOICE, instructions,
                                  [decisions.label_of(choice.value) for choice in choices],
                                  [choice.description or "" for choice in choices])
-
-
-def _input_text(where: str, given: str | list[Any]) -> str:
-    if isinstance(given, str):
-        return given
-    if not all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in given):
-        raise DataError(f"{where} is not text alone", "send text: nothing else is read")
-    return " ".join(part["text"] for part in given)
 
 
 def _input(given: str | list[Any]) -> Any:
@@ -207,9 +218,9 @@ def _message(where: str, item: Any) -> dict[str, Any]:
         raise DataError(f"{where} is no object", 'write {"role": "user", "content": "..."}')
     if "role" in item and "content" in item:
         return {"role": str(item["role"]), "content": item["content"]}
-    said = item.get("output", item.get("arguments", item.get("input")))
-    if "type" not in item or not isinstance(said, str):
-        raise DataError(f"{where} is no message, call or output of text", 'write {"role": "user", "content": "..."}')
+    said = next((item[name] for name in ("output", "arguments", "input") if name in item), None)
+    if "type" not in item or said is None:
+        raise DataError(f"{where} is no message, call or output", 'write {"role": "user", "content": "..."}')
     return {"role": f"{item['type']} {item.get('name') or ''}".strip(), "content": said}
 
 

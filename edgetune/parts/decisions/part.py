@@ -6,4 +6,5 @@ MANIFEST = Manifest(
     name="decisions",
     commands={"Try": {"decide": "commands"}},
     routes=("systemone", "openai"),
+    errors={"/v1/systemone": "systemone:with_detail"},
 )

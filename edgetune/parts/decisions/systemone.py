@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, RootModel
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from ...daemon.api.asking import note_ignored
@@ -72,8 +72,7 @@ class ScoreAnswer(Answer):
     probabilities: dict[str, float] = Field(description="The probability of each level.")
 
 
-class SystemOneAnswer(RootModel[Annotated[NoulAnswer | ChoiceAnswer | ScoreAnswer, Field(discriminator="type")]]):
-    """The answer to a question, by its type."""
+SystemOneAnswer = Annotated[NoulAnswer | ChoiceAnswer | ScoreAnswer, Field(discriminator="type")]
 
 
 class SystemOneUsage(Answer):
@@ -87,7 +86,9 @@ class SystemOneResponse(Answer):
     """The answers in the order of the questions."""
 
     model: str = Field(description="The adapter that answered.")
-    answers: dict[str, SystemOneAnswer] = Field(description="An answer for each question.")
+    answers: dict[str, SystemOneAnswer] = Field(
+        description="An answer for each question: {type, noul}; {type, choice, confidence, probabilities}; or "
+                    "{type, score, confidence, legend, probabilities}.")
     usage: SystemOneUsage = Field(description="What it took.")
 
 
@@ -96,8 +97,8 @@ class SystemOneResponse(Answer):
 @needs(KeyScope.ANSWER)
 async def system_one(body: SystemOneRequest, request: Request, response: Response, service: TheService) -> Any:
     """Answers typed questions about a state by an encoder that learned them, in one pass. A question that was not
-    learned is refused with the way to teach it. Headers tell the id for feedback (x-typesafe-request-id), and which
-    answers are sure (X-Edgetune-Sure).
+    learned is refused, 422, with the way to teach it. Headers tell the id for feedback (x-typesafe-request-id), and
+    which answers are sure (X-Edgetune-Sure).
     """
     for name in IMAGES:
         if getattr(body, name):
@@ -118,13 +119,21 @@ async def system_one(body: SystemOneRequest, request: Request, response: Respons
             "usage": {"input_tokens": asked.prompt_tokens, "output_tokens": 0}}
 
 
+def with_detail(body: dict[str, Any]) -> dict[str, Any]:
+    """Returns an error with its sentence once more as `detail`, where some of these clients read it."""
+    return {**body, "detail": body["error"]["message"]}
+
+
 def _answer(found: Decided, given: Mapping[str, Any]) -> dict[str, Any]:
     type = found.question.type
     if type == NOUL:
         return {"type": type, "noul": found.yes}
-    probabilities = dict(zip(found.question.labels, found.p.tolist(), strict=True))
+    p: list[float] = found.p.tolist()
     if type == CHOICE:
-        return {"type": type, "choice": found.label, "confidence": found.confidence, "probabilities": probabilities}
+        options = [*given["criteria"]]  # as the request writes them
+        return {"type": type, "choice": options[int(found.p.argmax())], "confidence": found.confidence,
+                "probabilities": dict(zip(options, p, strict=True))}
     levels = [text if isinstance(text, str | Mapping | list) else json.dumps(text) for text in given["criteria"]]
     return {"type": type, "score": found.score, "confidence": found.confidence_of_score,
-            "legend": dict(zip(found.question.labels, levels, strict=True)), "probabilities": probabilities}
+            "legend": dict(zip(found.question.labels, levels, strict=True)),
+            "probabilities": dict(zip(found.question.labels, p, strict=True))}
