@@ -32,7 +32,7 @@ from edgetune.daemon import threads
 from edgetune.daemon.jobs import queue
 from edgetune.daemon.learning import learner
 from edgetune.daemon.state import database
-from edgetune.errors import DiskError, TooMuchError
+from edgetune.errors import DiskError, TooMuchError, UsageError
 from edgetune.formats.bundle import open_bundle
 from edgetune.parts.documents import vector_stores
 from edgetune.parts.home.house import House
@@ -278,6 +278,9 @@ def compressing(source, folder):
     yield act
     if not (folder / "made.edge").exists():
         act()
+    if (folder / "made.edge.work").exists():  # it could not be opened to be removed
+        with pytest.raises(UsageError, match="exists"):
+            act()
     assert {path.name for path in folder.iterdir()} == {"made.edge"}
     assert open_bundle(folder / "made.edge").gguf.metadata["llama.vocab_size"] == 340
 

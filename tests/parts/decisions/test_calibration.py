@@ -161,7 +161,7 @@ def test_with_answers_by_chance_nothing_is_known(encoder, tmp_path, times):
         learned = np.mean([one.label == answers_of(row)[name]
                            for one, row in zip(reader.classify(reads), rows, strict=True)])
         assert known.rows == len(rows)
-        assert learned > known.accuracy + 0.2  # so that figures of learned rows would show
+        assert learned > known.accuracy + 0.05  # so that figures of learned rows would show
         assert known.accuracy < chance + 0.2
         assert known.temperature > 1.5  # what it says of new rows is too sure
         assert known.sureness.surest < 0.9
