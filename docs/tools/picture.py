@@ -130,6 +130,8 @@ def take(browser: Browser, url: str, path: Path, **options: Any) -> None:
     talk(page)
     page.locator("#text").blur()
     page.evaluate("() => { $('speed').parentElement.hidden = true; }")
+    page.evaluate("document.querySelectorAll('#log .soft').forEach((said) => {"
+                  " said.textContent = said.textContent.replace(/ · [\\d.]+ s$/, ''); })")
     page.evaluate("() => { $('tiles').style.gridTemplateColumns = 'repeat(3, 1fr)'; }")
     page.evaluate("document.documentElement.style.scrollbarGutter = 'auto'")
     page.screenshot(path=path)
