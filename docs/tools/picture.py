@@ -29,6 +29,7 @@ from services import same_holdout  # noqa: E402
 
 from edgetune.daemon import service  # noqa: E402
 from edgetune.daemon.client import Client  # noqa: E402
+from edgetune.daemon.options import DaemonConfig  # noqa: E402
 from edgetune.demo.run import DATA, SYSTEM  # noqa: E402
 from edgetune.machine.device import read_device  # noqa: E402
 from edgetune.machine.policy import Policy  # noqa: E402
@@ -81,7 +82,7 @@ def serve() -> None:
     same_holdout(FOLDER / "state")  # of the correction in the picture, too
     service.read_device = partial(read_device, board.root)
     with daemon(Path("smollm2"), FOLDER / "state", policy=Policy(govern=False), memory="700M", learn="idle",
-                canary_rise="5%", max_kl="0.1") as running:
+                **{name: getattr(DaemonConfig, name) for name in ("canary", "canary_rise", "max_kl")}) as running:
         running.service.sensors = Sensors(board.root, (board.zone,))
         print(running.url, flush=True)
         sys.stdin.read()
@@ -129,6 +130,8 @@ def take(browser: Browser, url: str, path: Path, **options: Any) -> None:
     talk(page)
     page.locator("#text").blur()
     page.evaluate("() => { $('speed').parentElement.hidden = true; }")
+    page.evaluate("document.querySelectorAll('#log .soft').forEach((said) => {"
+                  " said.textContent = said.textContent.replace(/ · [\\d.]+ s$/, ''); })")
     page.evaluate("() => { $('tiles').style.gridTemplateColumns = 'repeat(3, 1fr)'; }")
     page.evaluate("document.documentElement.style.scrollbarGutter = 'auto'")
     page.screenshot(path=path)

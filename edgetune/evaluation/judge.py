@@ -8,6 +8,7 @@ from typing import Any
 
 NOT_JSON = object()  # what `parse_json` makes of a text that is none
 _LONGEST = 40  # characters of a value that is shown
+NUMBER = "-0123456789"  # what a number of JSON may begin with
 
 
 def is_json(text: str) -> bool:
@@ -23,6 +24,18 @@ def same(expected: str, answer: str) -> bool:
     if value is NOT_JSON:
         return expected.strip() == answer.strip()
     return equal(value, parse_json(answer))
+
+
+def may_become(expected: str, begun: str) -> bool:
+    """Returns whether an answer with this beginning may still be right. Where the expected one is JSON, only the first
+    character says so.
+    """
+    begun = begun.strip()
+    value = parse_json(expected)
+    if value is NOT_JSON:
+        return expected.strip().startswith(begun)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return begun[:1] in (NUMBER if is_number else json.dumps(value)[0])
 
 
 def differences(expected: str, answer: str) -> list[str]:

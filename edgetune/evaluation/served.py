@@ -22,14 +22,17 @@ from ..data.rows import Row, answered_messages, prompt_of
 from ..errors import DataError
 from ..serving.llama import LlamaModel
 from .acceptance import wilson
-from .judge import differences, is_json, same
+from .judge import differences, is_json, may_become, same
+
+SHOWN_TOKENS = 16  # of an answer that is certainly wrong: a line for people
 
 
 @dataclass(frozen=True)
 class GradedAnswer:
     """The generated answer to one row, and the expected one. ended: whether the model ended it before the limit.
 
-    prompt: all that the model was given. question: what the row asks, as it is written there.
+    prompt: all that the model was given. question: what the row asks, as it is written there. tokens: of the answer,
+    where they are known.
     """
 
     prompt: str
@@ -38,6 +41,7 @@ class GradedAnswer:
     correct: bool
     ended: bool
     question: str
+    tokens: Sequence[int] = ()
 
     @property
     def parsed(self) -> bool | None:
@@ -119,7 +123,7 @@ def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system:
     loss, tokens = mean_loss(losses)
     given = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit) if answers else []
     grammar = served.grammar_of(served.active) if answers and structured else ""
-    held = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit, grammar=grammar
+    held = exact_match(served, dataset, system=system, max_tokens=max_tokens, limit=limit, grammar=grammar, free=given
                        ) if grammar else []
     scores = Scores(served.engine, len(dataset.examples), tokens, loss, exact_share(given), len(given),
                     parsed_share(given), exact_share(held), parsed_share(held))
@@ -159,24 +163,36 @@ def mean_loss(losses: Sequence[Loss]) -> tuple[float, int]:
 
 
 def exact_match(served: LlamaModel, dataset: Dataset, *, system: Instruction = None, max_tokens: int | None = None,
-                limit: int | None = None, grammar: str = "",
-                on_answer: Callable[[], None] | None = None) -> list[GradedAnswer]:
+                limit: int | None = None, grammar: str = "", free: Sequence[GradedAnswer] = (),
+                shortens: bool = False, on_answer: Callable[[], None] | None = None) -> list[GradedAnswer]:
     """Greedy answers to the first `limit` rows (None: all), in the order of the rows; none for plain text.
 
     max_tokens: None allows each answer twice the tokens of the expected one and 16 more, because a longer one is wrong.
-    grammar: GBNF that all obey. on_answer: called after each.
+    grammar: GBNF that all obey. free: the same answers without it; those that obey it are not computed again, because
+    they are the same with it. shortens: an answer that should be JSON, and cannot become it, ends after SHOWN_TOKENS.
+    on_answer: called after each.
     """
     rows = dataset.asking[:limit]
     pairs = [prompt_of(row, served.tokenizer, system) for row in rows]
     budgets = [max_tokens or 2 * len(served.tokenizer.encode(expected)) + 16 for _, expected in pairs]
-    answers: dict[int, GradedAnswer] = {}
-    for index, text in served.complete([prompt for prompt, _ in pairs], budgets, grammar):
-        prompt, expected = pairs[index]
-        ended = len(served.tokenizer.encode(text, continues=True)) < budgets[index]
-        answers[index] = GradedAnswer(prompt, expected, text, same(expected, text), ended, question_text(rows[index]))
+    found = {i: answer for i, answer in enumerate(free) if served.obeys(answer.tokens, grammar, budgets[i])}
+    asked = [i for i in range(len(pairs)) if i not in found]
+
+    def is_lost(number: int, begun: list[int]) -> bool:
+        expected = pairs[asked[number]][1]
+        return shortens and len(begun) == SHOWN_TOKENS and is_json(expected) and not may_become(
+            expected, served.printed_text(begun))
+
+    for number, tokens in served.complete_tokens([pairs[i][0] for i in asked], [budgets[i] for i in asked], grammar,
+                                                 is_lost):
+        i = asked[number]
+        prompt, expected = pairs[i]
+        text = served.printed_text(tokens)
+        ended = len(tokens) < budgets[i] and not is_lost(number, tokens)
+        found[i] = GradedAnswer(prompt, expected, text, same(expected, text), ended, question_text(rows[i]), tokens)
         if on_answer:
             on_answer()
-    return [answers[index] for index in range(len(pairs))]
+    return [found[i] for i in range(len(pairs))]
 
 
 def exact_share(answers: Sequence[GradedAnswer]) -> float | None:

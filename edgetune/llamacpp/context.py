@@ -40,6 +40,7 @@ TOGETHER = 56  # tokens that `greedy` computes at once: from 64 on llama.cpp's a
 ROWS = 8  # tokens that a kernel of llama.cpp computes alike; it rounds those left over in another way
 FEWEST = 2  # tokens with which llama.cpp divides attention between threads by tokens and heads, and not by cells
 Pick = Callable[[int, "NDArray[np.float32]"], int]
+IsEnough = Callable[[int, list[int]], bool]
 
 
 class LlamaBatch:
@@ -217,9 +218,10 @@ class Context:
                 yield positions, logits
 
     def greedy(self, prompts: list[list[int]], budgets: list[int],
-               is_end: Callable[[int], bool], pick: Pick) -> Iterator[tuple[int, list[int]]]:
+               is_end: Callable[[int], bool], pick: Pick,
+               is_enough: IsEnough | None = None) -> Iterator[tuple[int, list[int]]]:
         """Answers to many prompts, PARALLEL at a time; yields (index of the prompt, its answer) when done. pick: the
-        next token for the prompt of an index, by its logits.
+        next token for the prompt of an index, by its logits. is_enough: whether its answer so far is all of it.
 
         An answer ends before the token that `is_end` names, after its budget of tokens, or where the context ends.
         What all prompts begin with is computed once. An answer depends on its prompt alone, and not on the others. To
@@ -245,7 +247,8 @@ class Context:
                 used = self._used + sum(answer.position - begin for answer in active.values())
                 for sequence, logits in zip(ready, self._decode_filled(used), strict=True):
                     answer = active[sequence]
-                    if answer.take(pick(answer.index, logits), is_end):
+                    if answer.take(pick(answer.index, logits), is_end) or (
+                            is_enough and is_enough(answer.index, answer.tokens)):
                         self._llama.llama_memory_seq_cp(self._memory, sequence, self._ended, begin, -1)
                         self.drop(sequence)
                         self._used += answer.position - begin

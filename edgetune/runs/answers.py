@@ -82,9 +82,9 @@ def compare(exam: Exam, begin: Callable[[int], object], should_stop: Callable[[]
         for name in ("before" if exam.start else None, "after"):
             served.use(name)
             data = load_rows(rows, served.tokenizer, max_length=context, system=exam.config.instruction)
-            said.append(exact_match(served, data, system=exam.config.instruction))
+            said.append(exact_match(served, data, system=exam.config.instruction, shortens=True))
         if grammar := served.grammar_of("after"):
-            held = exact_match(served, data, system=exam.config.instruction, grammar=grammar)
+            held = exact_match(served, data, system=exam.config.instruction, grammar=grammar, free=said[-1])
             return summary(*said) | {"structured": exact_share(held), "structured_parsed": parsed_share(held)}
     return summary(*said)
 

@@ -29,7 +29,7 @@ from ..errors import FormatError, MismatchError, UnsupportedError, UsageError
 from ..formats.gguf import Gguf, check_model, open_gguf
 from ..formats.shape import read_shape
 from ..llamacpp import library as llamacpp
-from ..llamacpp.context import BATCH, PARALLEL, SMALL_BATCH, Context, check_tokens, context_size
+from ..llamacpp.context import BATCH, PARALLEL, SMALL_BATCH, Context, IsEnough, check_tokens, context_size
 from ..llamacpp.embedding import Embedder
 from ..llamacpp.json_schema import grammar_of
 from ..llamacpp.kv_state import KeyValues, KvPrefix, saved_keys
@@ -330,10 +330,15 @@ class LlamaModel(ServedModel):
             token = sampler.pick(logits[-1])
         return token
 
-    def complete(self, prompts: Sequence[str | Sequence[int]], max_tokens: int | Sequence[int] = 256,
-                 grammar: str = "") -> Iterator[tuple[int, str]]:
+    def complete(self, prompts: Sequence[str | Sequence[int]],
+                 max_tokens: int | Sequence[int] = 256) -> Iterator[tuple[int, str]]:
+        """Greedy answers to many prompts, as `complete_tokens` gives them, as text."""
+        return ((i, self.printed_text(answer)) for i, answer in self.complete_tokens(prompts, max_tokens))
+
+    def complete_tokens(self, prompts: Sequence[str | Sequence[int]], max_tokens: int | Sequence[int] = 256,
+                        grammar: str = "", is_enough: IsEnough | None = None) -> Iterator[tuple[int, list[int]]]:
         """Greedy answers to many prompts, computed together; yields (index of the prompt, its answer) when done.
-        grammar: GBNF that all obey.
+        grammar: GBNF that all obey. is_enough: whether the tokens of an answer so far are all of it, by its index.
 
         It is several times as fast as one by one. The same prompt gives the same answer with any others. It must be
         exhausted before any other call.
@@ -345,9 +350,21 @@ class LlamaModel(ServedModel):
         samplers = [Sampler(self._llama, Sampling(grammar=grammar), self.tokenizer,
                             budget=min(budget, self.context - len(tokens)))
                     for tokens, budget in zip(asked, budgets, strict=True)]
-        answers = self.cache.greedy(asked, budgets, self.tokenizer.is_end,
-                                    lambda index, logits: samplers[index].pick(logits))
-        return ((i, b"".join(map(self.printed, answer)).decode("utf-8", "replace")) for i, answer in answers)
+        return self.cache.greedy(asked, budgets, self.tokenizer.is_end,
+                                 lambda index, logits: samplers[index].pick(logits), is_enough)
+
+    def printed_text(self, answer: Sequence[int]) -> str:
+        """What a reader sees of an answer."""
+        return b"".join(map(self.printed, answer)).decode("utf-8", "replace")
+
+    def obeys(self, answer: Sequence[int], grammar: str, budget: int) -> bool:
+        """Whether a greedy answer that had no grammar follows this one, and ended within its budget of tokens. Then it
+        is the answer with the grammar, too.
+        """
+        from ..llamacpp.grammar import Grammar
+        form = Grammar(self.tokenizer, grammar, budget)
+        follows = all(form.allows(token) and form.accept(token) == token for token in answer)
+        return follows and form.whole and len(answer) < budget
 
     # measures
 

@@ -10,7 +10,7 @@ from edgetune.data.dataset import load_rows
 from edgetune.data.packing import Example
 from edgetune.data.rows import as_messages
 from edgetune.errors import DataError
-from edgetune.evaluation.served import Scores, asked_match, exact_match, grade, served_loss
+from edgetune.evaluation.served import SHOWN_TOKENS, Scores, asked_match, exact_match, grade, served_loss
 from edgetune.serving.llama import LlamaModel
 
 QUESTIONS = ["turn the light on", "set the light to 10", "turn off the light", "system off", "tool to set"]
@@ -76,6 +76,30 @@ def test_exact_match_asks_the_served_model(served):
     longer = exact_match(served, data, system="set the light", limit=1)[0].answer
     assert longer.startswith(answers[0].answer)
     assert len(longer) > len(answers[0].answer)  # a model that does not stop is wrong, and is cut off
+
+
+def test_an_answer_that_cannot_become_json_ends_early(served):
+    data = dataset(served, ['{"a": "a long value, so that the answer may be long"}', "off", *["on"] * 3])
+    whole = exact_match(served, data, system="set the light")
+    short = exact_match(served, data, system="set the light", shortens=True)
+    assert short[1:] == whole[1:]  # of other answers people see all
+    assert whole[0].answer.startswith(short[0].answer)
+    assert (len(short[0].tokens), short[0].ended) == (SHOWN_TOKENS, False)
+    assert len(whole[0].tokens) > SHOWN_TOKENS
+
+
+def test_answers_that_obey_a_grammar_are_not_computed_again(served, monkeypatch):
+    data = dataset(served, ["on", "off", "on", "off", "on"])
+    options = {"system": "set the light", "max_tokens": 6}
+    form = "root ::= [a-z ]{1,9}"
+    free = exact_match(served, data, **options)
+    held = exact_match(served, data, **options, grammar=form)
+    asked = []
+    complete = served.complete_tokens
+    monkeypatch.setattr(served, "complete_tokens", lambda *a: asked.append(len(a[0])) or complete(*a))
+    assert exact_match(served, data, **options, grammar=form, free=held) == held
+    assert exact_match(served, data, **options, grammar=form, free=free) == held
+    assert asked == [sum(not answer.ended for answer in held), 5]
 
 
 def test_evaluate_sums_up(served):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgetune.evaluation.judge import differences, same
+from edgetune.evaluation.judge import differences, may_become, same
 
 
 @pytest.mark.parametrize(("expected", "answer", "right"), [
@@ -27,6 +27,23 @@ from edgetune.evaluation.judge import differences, same
 ])
 def test_same(expected, answer, right):
     assert same(expected, answer) is right
+
+
+@pytest.mark.parametrize(("expected", "begun", "possible"), [
+    ('{"a": 1}', "", True),
+    ('{"a": 1}', '\n { "b', True),
+    ('{"a": 1}', "Here is", False),
+    ('{"a": 1}', "[", False),
+    ("[1]", "[", True),
+    ('"on"', '"off', True),
+    ("-1.5", "1", True),
+    ("true", "tr", True),
+    ("true", "1", False),
+    ("light on", " light o", True),
+    ("light on", "lamp", False),
+])
+def test_what_an_answer_may_become(expected, begun, possible):
+    assert may_become(expected, begun) is possible
 
 
 @pytest.mark.parametrize(("expected", "answer", "found"), [

@@ -41,8 +41,8 @@ function lessonsFigure() {
   figure.show = (found) => {
     const same = JSON.stringify(found) === JSON.stringify(points);
     points = found;
-    figure.hidden = !found.length;
-    if (same || !found.length) return;
+    figure.hidden = found.length < 2; // the only one is told by its job, below
+    if (same || figure.hidden) return;
     const { right, of, before, fate } = found[found.length - 1];
     put(words, `Latest: ${right} of ${of} held-out questions right, ${before} before; ${fate}.`);
     svg.setAttribute("aria-label", `Share of right answers by training: ${found.map(saidOf).join("; ")}`);
@@ -57,8 +57,8 @@ const saidOf = ({ title, right, of, before, fate }) => `${title}: ${right} of ${
 /** A mark for each training at what it reached, a tick at what was right before, and the line of what answers after. */
 function plotLessons(svg, points) {
   const wide = svg.clientWidth, high = 140, left = 44, right = wide - 16, top = 10, low = high - 22;
-  const last = Math.max(points.length - 1, 1), scale = points.length > MANY ? 0.5 : 1;
-  const x = (i) => left + 12 + (i / last) * (right - left - 12), y = (share) => low - share * (low - top);
+  const scale = points.length > MANY ? 0.5 : 1;
+  const x = (i) => left + 12 + (i / (points.length - 1)) * (right - left - 12), y = (share) => low - share * (low - top);
   const text = (x, y, anchor, text) => draw("text", { x, y, "text-anchor": anchor }, text);
   const after = points.map(({ right, before, of, fate }, i) => [x(i), y((fate === "activated" ? right : before) / of)]);
   const marks = points.map((point, i) => {
@@ -71,8 +71,7 @@ function plotLessons(svg, points) {
   svg.replaceChildren(
     ...[0, 0.5, 1].flatMap((share) => [draw("path", { class: "grid", d: `M${left} ${y(share)}H${right}` }),
       text(left - 6, y(share) + 4, "end", `${100 * share} %`)]),
-    text(left, high - 4, "start", "training 1"),
-    ...(points.length > 1 ? [text(right, high - 4, "end", `training ${points.length}`)] : []),
+    text(left, high - 4, "start", "training 1"), text(right, high - 4, "end", `training ${points.length}`),
     ...points.map(({ right, before, of }, i) => draw("path", { class: "stem",
       d: `M${x(i) - 5 * scale} ${y(before / of)}h${10 * scale}M${x(i)} ${y(before / of)}V${y(right / of)}` })),
     draw("path", { class: "train", d: after.map(([x, y], i) => `${i ? "L" : "M"}${x} ${y}`).join("") }), ...marks);

@@ -68,6 +68,8 @@ def test_the_line_of_right_answers_has_each_training_and_what_became_of_it(page,
     scale = [height + share * (max(heights) - min(heights)) / ((max(shares) - min(shares)) or 1)
              for height, share in zip(heights, shares, strict=True)]
     assert max(scale) - min(scale) < 1e-6
+    only = {"title": "first", "right": 1, "of": 2, "before": 0, "fate": "activated"}
+    assert page.evaluate("(found) => (lessons.show(found), lessons.hidden)", [only])  # its job says so
 
 
 def test_the_result_of_a_training_stays_when_its_adapter_is_gone(page, url):
