@@ -25,7 +25,8 @@ def test_a_kind_in_one_file(tmp_path, toy):
     with open_service(tmp_path, canary_rise="off", learn="idle") as service:
         learner = service.learner
         now = time.monotonic() + 10_000
-        assert learner.state(now)[toy] == {"loudness": "low", "needed": 2, "state": "begins to listen"}
+        assert learner.state(now)[toy] == {"loudness": "low", "needed": 2, "waits": "",
+                                              "state": "begins to listen"}
         learner.tick(now)
         job, = service.jobs.list()
         assert (job.origin, job.suffix) == (toy, "whispered")

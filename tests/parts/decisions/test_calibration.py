@@ -24,6 +24,7 @@ from edgetune.serving.calibration import (
     temperature,
 )
 from edgetune.serving.encoder import Encoder
+from edgetune.training import logistic
 
 OPTIONS = {"rank": 4, "precision": "exact", "threads": 1, "max_length": 48, "steps": 1, "answers": False}
 
@@ -148,10 +149,11 @@ def drawn_rows(count=40):
 
 
 @pytest.mark.parametrize("times", [1, 4])
-def test_with_answers_by_chance_nothing_is_known(encoder, tmp_path, times):
+def test_with_answers_by_chance_nothing_is_known(encoder, tmp_path, monkeypatch, times):
     """The head learns most rows, and answers rows that it did not learn by chance; so, too, where each row is there
     several times: all of them are in the fold that is asked, and count once.
     """
+    monkeypatch.setattr(logistic, "CHOICES", (1000.0,))  # it would learn nothing by the one that is chosen
     rows = drawn_rows()
     train(encoder, rows * times, tmp_path / "out", "none", **OPTIONS)
     reader = Encoder(open_gguf(encoder), threads=1, precision="exact").adapter(tmp_path / "out")
@@ -161,7 +163,7 @@ def test_with_answers_by_chance_nothing_is_known(encoder, tmp_path, times):
         learned = np.mean([one.label == answers_of(row)[name]
                            for one, row in zip(reader.classify(reads), rows, strict=True)])
         assert known.rows == len(rows)
-        assert learned > known.accuracy + 0.05  # so that figures of learned rows would show
+        assert learned > known.accuracy + 0.2  # so that figures of learned rows would show
         assert known.accuracy < chance + 0.2
         assert known.temperature > 1.5  # what it says of new rows is too sure
         assert known.sureness.surest < 0.9
