@@ -20,10 +20,10 @@ def question_lines(scores: Sequence[QuestionScores]) -> list[Any]:
     if not scores:
         return []
     heads = ["question", "rows", "right", "Brier", "calibration error (by chance)",
-             *(f"alone at <= {of_one.error:.0%} error" for of_one in reversed(scores[0].alone))]
+             *(f"alone at <= {of_one.error:.0%} error" for of_one in scores[0].alone)]
     lines = [[score.question.instructions, str(score.known.rows), f"{score.known.accuracy:.0%}",
               f"{score.known.brier:.3f}", f"{score.known.error:.3f} ({score.known.by_chance:.3f})",
-              *(_cell(of_one) for of_one in reversed(score.alone))] for score in scores]
+              *(_cell(of_one) for of_one in score.alone)] for score in scores]
     why = {f"none decided alone at <= {of_one.error:.0%} error: {of_one.missing}" for score in scores
            for of_one in score.alone if of_one.missing}
     return ["", table("", heads, lines, (1, 2, 3, 4, 5, 6)), *sorted(why, reverse=True)]

@@ -25,7 +25,7 @@ HALVINGS = 40  # of the range in which the temperature is
 BINS = 10  # of equally many answers, by their probability
 DRAWS = 100  # by which the error that chance gives is known
 TINY = 1e-30
-ERRORS = (0.01, 0.05)  # shares of wrong answers for which it is told how many are decided alone
+ERRORS = (0.05, 0.01)  # shares of wrong answers for which it is told how many are decided alone
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 

@@ -64,7 +64,7 @@ def test_facts_and_rows_give_the_same_kind_of_figures(encoder, adapter, tmp_path
         known, alone = ({each["error"]: each for each in of_one["decided_alone"]} for of_one in (facts[name], score))
         assert known[0.01]["missing"] == alone[0.01]["missing"] == "120 held-out rows, at least 321 needed for 0.99"
         assert bool(known[0.05]["missing"]) == bool(alone[0.05]["missing"])
-    known, alone = facts[LAST]["decided_alone"][1], found[LAST]["decided_alone"][1]
+    known, alone = facts[LAST]["decided_alone"][0], found[LAST]["decided_alone"][0]
     assert known["wrong"] is None
     assert 0 < known["at_least"] < known["share"] < 1
     assert 0 < alone["at_least"] < alone["share"] < 1
@@ -99,7 +99,7 @@ def test_scores_are_sums_over_probabilities(encoder, adapter, tmp_path):
     assert score["accuracy"] == pytest.approx(is_right.mean())
     assert score["brier"] == pytest.approx(np.mean(brier), abs=1e-6)
     sure = p.max(1) >= limit
-    alone = score["decided_alone"][1]
+    alone = score["decided_alone"][0]
     assert (alone["error"], alone["share"]) == (0.05, pytest.approx(sure.mean()))
     assert alone["wrong"] == np.sum(sure & ~is_right) > 0
     assert found[LAST]["rows"] == 28

@@ -5,5 +5,6 @@ from ...manifest import Manifest
 MANIFEST = Manifest(
     name="decisions",
     commands={"Try": {"decide": "commands"}},
-    routes=("systemone", "openai"),
+    routes=("systemone", "openai", "questions"),
+    panel=True,
 )
