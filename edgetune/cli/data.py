@@ -168,7 +168,8 @@ def described(found: list[Inspection], tokens: TokenizeOptions | None) -> list[s
     lines: list[str | Table] = []
     for each in found:
         shape = shape_of(each)
-        lines.append(f"{each.name}: {each.count} rows" + (f" of {SHAPES.get(shape, shape)}" if shape else ""))
+        what = "states and answers to typed questions" if each.decisions else SHAPES.get(shape, shape)
+        lines.append(f"{each.name}: {each.count} rows" + (f" of {what}" if what else ""))
     if len(found) == 1 and (count := found[0].held_out()):
         lines.append(f"held out by default: {count} of them")
     lengths = [(each.name, spread(each.lengths)) for each in found]

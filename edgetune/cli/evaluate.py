@@ -28,6 +28,7 @@ from .choosing import OF_EVAL, choosing_of_rows, sampled_options
 from .compare import answer_json, exact_text, save_answers, wrong_table
 from .objective import DEFAULT, FLAG, ObjectiveCommand, take_objective
 from .output import new_file
+from .question_table import question_lines, scores_json
 from .serving import (
     NO_PROMPT,
     ServingOptions,
@@ -311,10 +312,11 @@ def show_grades(title: str, graded: Grades, show_wrong: int | None, as_json: boo
         lines.append(["exact answers, held to the schema", f"{scores.structured:.1%} of {scores.exact_rows}"])
     if scores.structured_parsed is not None:
         lines.append(["of them JSON", f"{scores.structured_parsed:.1%}"])
-    result = scores.to_json()
+    result = {**scores.to_json(), **scores_json(graded.questions)}
     if not scores.tokens:
         result |= {"tokens": None, "loss": None, "perplexity": None}
-    shown = [headline(grades_headline(scores), "green"), f"\n{title}", table("", ["", ""], lines)]
+    shown = [headline(grades_headline(scores), "green"), f"\n{title}", table("", ["", ""], lines),
+             *question_lines(graded.questions)]
     if show_wrong:
         wrong = [answer for answer in graded.answers if not answer.correct]
         result["wrong"] = [answer_json(answer) for answer in wrong[:show_wrong]]

@@ -118,9 +118,13 @@ def info_command(file: Path, as_json: bool) -> None:
     For a model it says the formats and the size, and whether it can be trained here.
     """
     from ..console import Copyable
+    from ..evaluation.question_scores import scores_in
     from .info import describe
+    from .question_table import question_lines, scores_json
     facts = describe(file)
-    show(as_json, facts, Copyable(facts["file"]), _facts_table({k: v for k, v in facts.items() if k != "file"}))
+    scores = scores_in(file) if facts["kind"] == "adapter" else []
+    show(as_json, {**facts, **scores_json(scores)}, Copyable(facts["file"]),
+         _facts_table({k: v for k, v in facts.items() if k != "file"}), *question_lines(scores))
 
 
 @command("doctor")

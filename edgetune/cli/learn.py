@@ -36,6 +36,7 @@ from .app import (
 )
 from .configured import config_option
 from .grouped import GroupedOption
+from .names import GROUPS
 from .objective import ObjectiveCommand, take_objective
 
 if TYPE_CHECKING:
@@ -221,9 +222,20 @@ def typed() -> list[str]:
 
 def finish(as_json: bool, result: Result, model: Path) -> None:
     """Shows the result of a run. The exit code is WORSE if it is worse than no training."""
-    show(as_json, {"out": str(result.folder), **result.record}, *result_lines(result),
+    found, lines = question_report(result)
+    show(as_json, {"out": str(result.folder), **result.record, **found}, *result_lines(result), *lines,
          *try_lines(result, model, result.folder))
     exit_if_worse(result)
+
+
+def question_report(result: Result) -> tuple[dict[str, Any], list[Any]]:
+    """Returns what --json and the terminal show of the questions whose labels a run learned; nothing of another run."""
+    if result.is_worse or not {"labels", "questions"} & {*(result.record.get("objective") or {})}:
+        return {}, []
+    from ..evaluation.question_scores import scores_in
+    from .question_table import question_lines, scores_json
+    scores = scores_in(result.folder)
+    return scores_json(scores), question_lines(scores)
 
 
 def result_lines(result: Result) -> list[Any]:
@@ -253,7 +265,9 @@ def try_lines(result: Result, model: Path, folder: Path) -> list[str]:
     if result.record.get("objective", {}).get("name") == "embed":
         merge = f"edgetune adapters merge {shell_word(name_of(model))} {shell_word(folder)} -o NEW.gguf"
         return [Copyable(f"adapter in {folder}; write a model with it: {merge}")]
-    ask = f"edgetune chat {shell_word(name_of(model))} --adapter {shell_word(folder)}"
+    has_questions = (result.record.get("objective") or {}).get("questions")
+    verb, text = ("decide", " TEXT") if has_questions and "decide" in GROUPS["Try"] else ("chat", "")
+    ask = f"edgetune {verb} {shell_word(name_of(model))}{text} --adapter {shell_word(folder)}"
     return [Copyable(f"adapter in {folder}; try: {ask}")]
 
 

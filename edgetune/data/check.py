@@ -67,8 +67,18 @@ def findings(data: Inspection, held_out: Inspection | None = None, tokens: Token
         found += [*_unusable(held_out), *_overlap(data, held_out)]
     found += [*_few(data, held_out), *_repeated(data), *_alike(data), *_contradictory(data), *_other_than_json(data),
               *_far(data), *_labels(data, tokens), *(_nearly_contradictory(data, vectors) if vectors else ())]
-    found += _thoughts(data, thinking)
+    found += [*_thoughts(data, thinking), *_of_questions(data, tokens, vectors)]
     return sorted(found, key=lambda finding: not finding.fatal)
+
+
+def _of_questions(data: Inspection, tokens: TokenizeOptions | None, vectors: VectorsOf | None) -> Iterable[Finding]:
+    """Flaws of typed questions."""
+    def of_texts(texts: Sequence[str]) -> NDArray[np.float32]:
+        assert tokens
+        assert vectors
+        return vectors([tokens.tokenizer.encode(text) for text in texts])
+
+    return (Finding(*flaw) for flaw in data.decisions.flaws(of_texts if tokens and vectors else None))
 
 
 def _thoughts(data: Inspection, thinking: str) -> Iterable[Finding]:

@@ -262,6 +262,21 @@ def likeliest(label: str | Mapping[str, float]) -> str:
     return label if isinstance(label, str) else max(label, key=lambda name: label[name])
 
 
+def readable(answer: str) -> str:
+    """An answer for people: of one to several questions their instructions with labels, of a score the level's text."""
+    labels = labels_in(answer)
+    if not labels:
+        return answer
+    found = {}
+    for key, label in labels.items():
+        question = read_key(key)
+        assert question
+        texts = dict(zip(question.labels, question.texts, strict=True)) if question.type == SCORE else {}
+        name = question.instructions if question.instructions not in found else key
+        found[name] = texts.get(likeliest(label), likeliest(label))
+    return _json(found)
+
+
 def written(labels: Mapping[str, Any]) -> str:
     """The answer to several questions, as conversations have it."""
     return _json(labels)

@@ -19,6 +19,7 @@ from .answer_schema import parsed
 from .around import Instruction
 from .calls import CallError
 from .dataset import Dataset, Tokenized, TokenizedRow, fitting, indices_by_name, tokenized
+from .decision_check import DecisionCheck
 from .formats import BY_KEYS, Columns, recognised
 from .packing import Example, is_supervised
 from .preferences import chosen_text, is_pair
@@ -47,7 +48,7 @@ class RowFacts:
     shape: str
     digest: str
     question: str
-    answer: str | None  # digest; None where a row has no answer of text
+    answer: str | None  # digest; None where a row has no answer of text, or answers typed questions
     letters: int = 0
     is_json: bool = False
     tokens: tuple[int, ...] = ()  # of its examples, at full length
@@ -69,7 +70,7 @@ class RowPart:
 class Inspection:
     """A file's rows. `refused`: (line, error) of those that cannot be used; `empty`: (line, error) of those that say
     nothing; `sample`: the first usable row as the model sees it; `tokenized`: the usable rows of an encoder, whose
-    labels only all of them together show.
+    labels only all of them together show; `decisions`: the typed questions of the rows.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Inspection:
     empty: list[tuple[int, DataError]] = field(default_factory=list)
     sample: list[RowPart] = field(default_factory=list)
     sample_line: int = 0
+    decisions: DecisionCheck = field(default_factory=DecisionCheck)
     tokenized: list[TokenizedRow] = field(default_factory=list)
 
     @property
@@ -126,15 +128,16 @@ def inspect(name: str, rows: Iterable[tuple[int, Any]], tokens: TokenizeOptions 
             (found.refused if isinstance(error, CallError) else found.empty).append((line, error))
             continue
         try:
-            found.rows.append(_facts(line, row, shape, tokens, parser, found))
+            is_typed = found.decisions.add(line, given, row)
+            found.rows.append(_facts(line, row, shape, tokens, parser, found, is_typed))
         except DataError as error:
             found.refused.append((line, error))
     return found
 
 
-def _facts(line: int, row: Row, shape: str, tokens: TokenizeOptions | None, parser: RowParser,
-           found: Inspection) -> RowFacts:
-    answer = answer_of(row)
+def _facts(line: int, row: Row, shape: str, tokens: TokenizeOptions | None, parser: RowParser, found: Inspection,
+           is_typed: bool) -> RowFacts:
+    answer = None if is_typed else answer_of(row)
     said: dict[str, Any] = {"answer": None}
     if answer is not None:
         hashed = hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.decisions import readable
 from ..data.labelled import question_and_answer
 from ..data.paired import texts_of
 from ..data.rows import Row
@@ -17,24 +18,29 @@ from ..objectives.labelling import Floats
 from ..serving.classifier import Classifier
 from ..serving.encoder import Encoder
 from .judge import same
+from .question_scores import scores_of_rows
 from .served import GradedAnswer, Grades, Loss, Scores, exact_share, mean_loss, parsed_share
 
 LEAST = 1e-12  # probability of an answer that was never learned
 
 
 def grade_labels(served: Classifier, rows: Sequence[Row], limit: int | None = None) -> Grades:
-    """Exact answers of the first `limit` rows, and the loss of all. Raises DataError for rows without an answer."""
+    """Exact answers of the first `limit` rows; the loss of all, and their scores by typed question. Raises DataError
+    for rows without an answer.
+    """
     if not rows:
         raise DataError("there are no rows to evaluate", "hold some out")
     pairs = [question_and_answer(row) for row in rows]
     graded = served.graded(pairs)
     losses = [Loss(-math.log(LEAST), 1.0, 1) if nats is None else Loss(float(nats.sum()), float(nats.size), nats.size)
               for _, nats in graded]
-    answers = [GradedAnswer(question, right, found.label, same(served.canonical(right), found.label), True, question)
-               for (question, right), (found, _) in zip(pairs, graded, strict=True)][:limit]
+    canonical = served.learned.canonical
+    answers = [GradedAnswer(question, readable(right), readable(found.label), same(canonical(right), found.label), True,
+                            question) for (question, right), (found, _) in zip(pairs, graded, strict=True)][:limit]
     loss, tokens = mean_loss(losses)
     scores = Scores("native", len(rows), tokens, loss, exact_share(answers), len(answers), parsed_share(answers))
-    return Grades(scores, losses, answers)
+    questions = scores_of_rows(served.learned, served.known.calibrations, pairs, [found for found, _ in graded])
+    return Grades(scores, losses, answers, questions)
 
 
 def grade_vectors(encoder: Encoder, adapter: Path | None, rows: Sequence[Row], limit: int | None = None) -> Grades:

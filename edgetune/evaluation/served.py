@@ -23,6 +23,7 @@ from ..errors import DataError
 from ..serving.llama import LlamaModel
 from .acceptance import wilson
 from .judge import differences, is_json, may_become, same
+from .question_scores import QuestionScores
 
 SHOWN_TOKENS = 16  # of an answer that is certainly wrong: a line for people
 
@@ -106,11 +107,14 @@ class Loss:
 
 @dataclass(frozen=True)
 class Grades:
-    """A model's scores, and what they were computed from: the loss of each example, and the answers to the rows."""
+    """A model's scores, and what they were computed from: the loss of each example, and the answers to the rows.
+    questions: the scores of each typed question, of an encoder that learned some.
+    """
 
     scores: Scores
     losses: list[Loss]
     answers: list[GradedAnswer]
+    questions: Sequence[QuestionScores] = ()
 
 
 def grade(served: LlamaModel, dataset: Dataset, *, answers: bool = True, system: Instruction = None,

@@ -11,7 +11,7 @@ Letters: n answers, k labels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ HALVINGS = 40  # of the range in which the temperature is
 BINS = 10  # of equally many answers, by their probability
 DRAWS = 100  # by which the error that chance gives is known
 TINY = 1e-30
-ERRORS = (0.01, 0.05)  # shares of wrong answers for which it is told how many are decided alone
+ERRORS = (0.05, 0.01)  # shares of wrong answers for which it is told how many are decided alone
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 
@@ -52,24 +52,22 @@ class Calibration:
         """Fits the temperature. p: probabilities [n, k] of answers; classes: the right label [n] of each; shares: how
         much each counts [n].
         """
-        if not len(classes):
-            return cls(0)
         logp = np.log(np.maximum(p.astype(np.float64), TINY))
         told = np.bincount(classes)[classes] > 1  # no part of the rows could teach a label of one row to the others
         t = temperature(logp[told], classes[told], shares[told]) if told.sum() >= LEAST_ROWS else 1.0
-        found = cooled(logp, t)
-        best = found.max(1)
-        right = found.argmax(1) == classes
-        hits = np.zeros_like(found)
-        hits[np.arange(len(classes)), classes] = 1
-        brier = float(np.average(((found - hits) ** 2).sum(1), weights=shares))
-        known = Sureness.of(best, right) if (shares == 1).all() else None
-        return cls(len(classes), t, float(np.average(right, weights=shares)), brier, _error(best, right),
-                   _by_chance(best), known)
+        return replace(cls.measured(cooled(logp, t), classes, shares), temperature=t)
 
-    def decided(self, error: float) -> float:
-        """The share of questions that are decided alone so that at most this share is wrong; a bound (sureness.py)."""
-        return self.sureness.answered(1 - error) if self.sureness else 0.0
+    @classmethod
+    def measured(cls, p: Doubles, classes: NDArray[np.int32], shares: Floats) -> Calibration:
+        """The figures of probabilities as they are: parameters as of `of`; class -1: a label that was never learned."""
+        if not len(classes):
+            return cls(0)
+        best = p.max(1)
+        right = p.argmax(1) == classes
+        brier = (p ** 2).sum(1) + 1 - 2 * np.where(classes < 0, 0, p[np.arange(len(classes)), classes])
+        known = Sureness.of(best, right) if (shares == 1).all() else None
+        return cls(len(classes), 1.0, float(np.average(right, weights=shares)),
+                   float(np.average(brier, weights=shares)), _error(best, right), _by_chance(best), known)
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "sureness": self.sureness and self.sureness.to_json()}

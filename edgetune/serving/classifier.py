@@ -36,8 +36,9 @@ class Classifier:
         encoder = Encoder(model if isinstance(model, Gguf) else open_bundle(model).gguf, threads, precision)
         self._opened: Reader | None = encoder.adapter(adapter)
         self.labels = self._opened.learned.labels
-        self.canonical = self._opened.learned.canonical
-        self.sureness = self._opened.known.sureness
+        self.learned = self._opened.learned
+        self.known = self._opened.known
+        self.sureness = self.known.sureness
 
     def close(self) -> None:
         """Frees weights, adapter and memory; the Classifier cannot be used afterwards."""

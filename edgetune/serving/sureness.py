@@ -39,6 +39,7 @@ SHARES = (*(n / 100 for n in range(50, 100)), *(n / 1000 for n in range(991, 100
 CERTAINTY = 0.95
 ALL = 0.01  # part of the remaining 0.05: the level of the test of all answers at once,
 IN_TURN = 0.04  # and of those of the most probable ones
+HALVINGS = 40  # of the range in which a bound is
 GROWTH = 1.25  # of the number of wrong answers from one of these to the next
 
 
@@ -120,6 +121,17 @@ def at_most(wrong: int, n: int, share: float) -> float:
     ways = np.concatenate([[0.0], np.cumsum(np.log(n - k + 1) - np.log(k))])
     k = np.arange(wrong + 1)
     return float(np.exp(ways + k * math.log1p(-share) + (n - k) * math.log(share)).sum())
+
+
+def at_least(found: int, n: int) -> float:
+    """The share of which `found` of n is a sample, at least: the lower bound of Clopper and Pearson (1934), which holds
+    with CERTAINTY.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(HALVINGS if found else 0):
+        middle = (low + high) / 2
+        low, high = (low, middle) if at_most(n - found, n, middle) > 1 - CERTAINTY else (middle, high)
+    return low
 
 
 @dataclass(frozen=True)

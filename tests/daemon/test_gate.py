@@ -89,9 +89,9 @@ def test_it_asks_only_what_is_new(served, monkeypatch):
     known = ask(served, GateExam(ROWS[:8]), "wrong", "right").scores
     asked = []
     counted = []
-    complete = served.complete
-    monkeypatch.setattr(served, "complete", lambda prompts, budgets, _grammar: (
-        asked.append((served.active, len(prompts))), complete(prompts, budgets))[1])
+    complete = served.complete_tokens
+    monkeypatch.setattr(served, "complete_tokens", lambda prompts, budgets, *more: (
+        asked.append((served.active, len(prompts))), complete(prompts, budgets, *more))[1])
     old = AskedAdapter("right", read_scores(json.loads(json.dumps(known))))
     new = AskedAdapter("wrong")
     exam = GateExam(ROWS, corrected=[*ROWS[:2], {"prompt": "turn the light 40", "completion": '{"set":"10"}'}])

@@ -5,6 +5,7 @@ from ...manifest import Manifest
 MANIFEST = Manifest(
     name="decisions",
     commands={"Try": {"decide": "commands"}},
-    routes=("systemone", "openai"),
+    routes=("systemone", "openai", "questions"),
     errors={"/v1/systemone": "systemone:with_detail"},
+    panel=True,
 )

@@ -19,6 +19,7 @@ def tell(story: Story) -> None:
         added = story.ask("POST /v1/adapters", form={"file": "@typed/adapter.gguf", "run": "@typed/run.json"},
                           client=encoder)
         story.ask(f"POST /v1/adapters/{added.json()['id']}/promote", client=encoder)
+        story("GET /v1/decisions/questions", client=encoder)
         story("POST /v1/systemone", body={"state": "start the heater", "questions": questions}, client=encoder)
         story("POST /v1/decisions", body={"input": "start the heater",
                                           "questions": [{"type": "predicate", "name": "on", "instructions": ASKED}]},

@@ -117,7 +117,6 @@ def test_of_few_rows_nothing_is_said():
     logp, labels, _ = drawn(19)
     found = Calibration.of(np.exp(logp).astype(np.float32), labels, np.ones(19, np.float32))
     assert (found.rows, found.temperature, found.sureness) == (19, 1.0, None)
-    assert found.decided(0.05) == 0
     assert Calibration.of(np.empty((0, 4), np.float32), labels[:0], np.empty(0, np.float32)) == Calibration(0)
 
 
@@ -167,7 +166,7 @@ def test_with_answers_by_chance_nothing_is_known(encoder, tmp_path, monkeypatch,
         assert known.accuracy < chance + 0.2
         assert known.temperature > 1.5  # what it says of new rows is too sure
         assert known.sureness.surest < 0.9
-        assert known.decided(0.05) == 0
+        assert known.sureness.answered(0.95) == 0
 
 
 def test_with_right_answers_much_is_known(encoder, tmp_path):
