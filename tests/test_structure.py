@@ -20,7 +20,7 @@ OPTIONAL = {"onnxruntime", "cryptography", "huggingface_hub", "rapidfuzz", "roug
             "jsonschema", "referencing", "cuda", "pyarrow", "yaml", "apsw", "sqlite_vec",
             "pypdf"}  # a device's extras, imported where they are used
 DAEMON = {"fastapi", "starlette", "pydantic", "pydantic_core", "uvicorn", "h11", "prometheus_client", "sdnotify",
-          "httpx"}  # extra: daemon
+          "httpx", "backports", "compression"}  # extra: daemon; the last is of Python 3.14 itself
 
 
 @pytest.fixture(scope="module")

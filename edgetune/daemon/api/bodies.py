@@ -57,6 +57,7 @@ class LimitedBody:
         self._memory = bodies.largest if spooled else limit
         self._held = 0
         self._seen = 0
+        self._unpacked = 0
         self._waited = 0.0
         self._whole = False
         if length > limit:
@@ -81,6 +82,13 @@ class LimitedBody:
         self._hold(self._seen)
         return message
 
+    def count_unpacked(self, nbytes: int) -> None:
+        """Counts bytes that a packed body came to. Raises HTTPException where they are too many."""
+        self._unpacked += nbytes
+        if self._unpacked > self.limit:
+            raise too_large(self.limit)
+        self._hold(self._unpacked)
+
     def _hold(self, nbytes: int) -> None:
         """Count `nbytes` in all for this body."""
         more = min(nbytes, self._memory) - self._held
@@ -91,7 +99,7 @@ class LimitedBody:
     def end(self) -> None:
         """Call it when the request is answered and its objects are gone."""
         self.bodies.free(self._held)
-        self.bodies.read += self._seen
+        self.bodies.read += self._seen + self._unpacked
         self._held = 0
 
 

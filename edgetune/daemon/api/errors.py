@@ -65,6 +65,7 @@ STATUSES = {
     403: "A page of another origin asks, the Host is not this daemon's, or the key's scope does not allow it.",
     404: "Nothing has this name or id.",
     408: "The body came too slowly.", 413: "A body, a file or a text is too large.",
+    415: "The body is packed in another way than gzip and zstd.",
     429: "Too many requests wait; ask again later.",
     503: "Too many bytes are in progress, another program holds the database, or the daemon stops.",
     507: "The disk is full, or refuses.",

@@ -28,6 +28,7 @@ from ...manifest import manifests
 from ..keys import KeyScope, hash_of, read_keys
 from ..options import LOOPBACK
 from .bodies import Bodies, Digested, LimitedBody
+from .encodings import UnpackedBody, unpacker
 
 if TYPE_CHECKING:
     from ..service import Service
@@ -45,7 +46,7 @@ _HEADERS = {
 }
 _FRAMES = "frame-ancestors 'none'"
 _OWN_FRAMES = "frame-ancestors 'self'"  # pages of the address that the browser shows: the proxy's
-CODES = {408: "too_slow", 413: "too_large", 503: "too_much"}  # of limits that hold for every request
+CODES = {408: "too_slow", 413: "too_large", 415: "unknown_encoding", 503: "too_much"}  # of every request
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -175,12 +176,14 @@ class Guard:
 
         try:
             digest = self.check(scope)
+            new = unpacker(Headers(scope=scope).get("content-encoding", ""))
             body = self.body(scope, receive)
         except HTTPException as refused:
             await _answer(refused, scope["path"], with_headers)
             return
+        sent = Digested(body, digest) if digest else body
         try:
-            await self.app(scope, Digested(body, digest) if digest else body, with_headers)
+            await self.app(scope, UnpackedBody(sent, new, body) if new else sent, with_headers)
         finally:
             body.end()
 

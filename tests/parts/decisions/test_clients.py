@@ -72,7 +72,7 @@ def same_as(found, answers):
 
 
 def test_typesafe_sdk_asks_and_lists_models(url, typesafe, answers):
-    with typesafe.sdk.TypeSafeClient(api_key="none", base_url=url, model=NAME, compression=False) as client:
+    with typesafe.sdk.TypeSafeClient(api_key="none", base_url=url, model=NAME) as client:
         found = client.system_one(state=STATE, questions=typesafe.questions)
         same_as(found, answers)
         assert found.model.startswith("ft:enc")
