@@ -9,6 +9,7 @@ import pytest
 from edgetune.daemon.jobs.decide import NO_ROWS, Findings, GateRules, decide, without_scores
 from edgetune.daemon.jobs.exam import NOT_WORSE, RowScore
 from edgetune.daemon.options import Limits
+from edgetune.data.decisions import NOUL, TypedQuestion
 from edgetune.evaluation.acceptance import ALPHA, Decision, Paired, Split, alpha_of_test
 from edgetune.evaluation.canary import Drift
 
@@ -187,6 +188,25 @@ def test_wrong_answers_are_refused_and_rows_wait_unless_something_speaks_against
                               ([*answers(9, 1), *answers(0, 8)], {}, False), ([*answers(3, 7), *better], {}, False)):
         found = verdict(old, new, 10, **facts)
         assert (found.passed, found.waits) == (False, waits), found.reason
+
+
+def test_wrong_answers_to_one_question_are_not_outvoted_by_right_ones_to_another():
+    """Of 20 earlier rows to one question 8 became wrong, of 20 to another 12 right, and all 9 new ones are better."""
+    def asking(key, scores):
+        return [replace(score, question=key) for score in scores]
+
+    first, second = (TypedQuestion(NOUL, name, ("false", "true"), ("", "")).key for name in ("Is it on?", "Is it hot?"))
+    old = [*asking(first, answers(20, 0)), *asking(second, answers(4, 16)), *answers(0, 9)]
+    new = [*asking(first, answers(12, 8)), *asking(second, answers(16, 4)), *answers(9, 0)]
+    found = verdict(old, new, 40)
+    assert (found.passed, found.waits) == (False, False)
+    assert found.reason.startswith("worse on the question 'Is it on?': 8 worse, 0 better (p 0.0039, more than 0.0625 ")
+    plain = verdict([replace(one, question="") for one in old], [replace(one, question="") for one in new], 40)
+    assert plain.passed
+    drawn = decide(Findings([], [], drawn_old=old[:40], drawn_new=new[:40]))
+    assert "worse on the question 'Is it on?'" in drawn.reason
+    same = verdict(old, [*asking(first, answers(19, 1)), *new[20:]], 40)
+    assert same.passed
 
 
 @pytest.mark.parametrize(("canary", "reason"), [

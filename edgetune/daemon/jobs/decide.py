@@ -4,7 +4,8 @@ Both adapters answer the same questions, none of which was learned. Those that w
 decide, if there are LEAST_DRAWN; otherwise the held-out rows that people gave do (evaluation/acceptance.py says what
 either promises). An answer that nobody rated counts as right. The new adapter becomes active if
 
-1. it is not worse on the questions of earlier jobs: p of its losses there is above ALPHA;
+1. it is not worse on the questions of earlier jobs: p of its losses there is above ALPHA; nor on any one typed question
+   of these and of those that were drawn, above ALPHA divided by their number: else right answers to others outvoted it;
 2. it answers more questions right: p is at most what this test may spend of ALPHA, so that an adapter that is no better
    is ever published before a better one with a probability below ALPHA;
 3. unrelated text stays within the limits: its perplexity, and the predictions for it, stay near the base's.
@@ -24,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ...data.decisions import read_key
 from ...evaluation.acceptance import ALPHA, Decision, Given, Paired, Population, Traffic, Value, at_most, worth
 from ...evaluation.acceptance import decide as compare
 from ..options import Limits
@@ -137,7 +139,8 @@ def decide(found: Findings, limits: Limits = NO_LIMITS) -> GateVerdict:
 @dataclass(frozen=True)
 class GateRules:
     """The first two rules. earlier: on rows of earlier jobs; new: on those of the job that is evaluated; all: on both,
-    and on drawn ones if the adapter need not be better; drawn: on questions drawn from all that were asked.
+    and on drawn ones if the adapter need not be better; drawn: on questions drawn from all that were asked. typed: of
+    several typed questions on the earlier and the drawn rows of each, by its key.
     """
 
     earlier: Decision
@@ -147,6 +150,7 @@ class GateRules:
     tests_before: int = 0
     required: str = BETTER
     given: type[Population] = Given
+    typed: Mapping[str, Decision] = field(default_factory=dict)
 
     @classmethod
     def of(cls, found: Findings) -> GateRules:
@@ -160,8 +164,13 @@ class GateRules:
         def decided(pairs: list[tuple[Value, Value]], population: Population = of) -> Decision:
             return compare([before for before, _ in pairs], [after for _, after in pairs], population)
 
+        rows = [*zip(found.old[:count], found.new[:count], strict=True),
+                *zip(found.drawn_old, found.drawn_new, strict=True)]
+        keys = sorted({new.question for _, new in rows} - {""})
+        typed = {key: decided(values(*zip(*((old, new) for old, new in rows if new.question == key), strict=True)))
+                 for key in keys} if len(keys) > 1 else {}
         return cls(decided(earlier), decided(new), decided(every), decided(drawn, Traffic(found.tests_before)),
-                   found.tests_before, found.required, found.population)
+                   found.tests_before, found.required, found.population, typed)
 
     @property
     def by_traffic(self) -> bool:
@@ -229,11 +238,14 @@ class GateRules:
     def worse(self) -> str:
         if self.required == NOT_WORSE:
             return f"worse on held-out questions: {self.numbers}" if self.all.is_worse else ""
-        if not self.earlier.is_worse:
-            return ""
-        counts = self.earlier.worse
-        return (f"worse on questions of earlier jobs: {counts.losses} worse, {counts.wins} better "
-                f"(p {counts.p_worse:.2g}, more than {ALPHA:g} required)")
+        if self.earlier.is_worse:
+            return _worse_on("worse on questions of earlier jobs", self.earlier.worse, ALPHA)
+        for key, decision in self.typed.items():
+            if decision.worse.p_worse <= ALPHA / len(self.typed):
+                question = read_key(key)
+                name = question.instructions if question else key
+                return _worse_on(f"worse on the question {name!r:.100}", decision.worse, ALPHA / len(self.typed))
+        return ""
 
     @property
     def not_better(self) -> str:
@@ -243,6 +255,11 @@ class GateRules:
         tests = {"earlier": self.earlier, "new": self.new, "all": self.all, "drawn": self.drawn}
         return {name: {**asdict(of.right), "p_better": of.right.p_better, "p_worse": of.right.p_worse,
                        "likelier": asdict(of.all)} for name, of in tests.items()}
+
+
+def _worse_on(what: str, counts: Paired, level: float) -> str:
+    return (f"{what}: {counts.losses} worse, {counts.wins} better (p {counts.p_worse:.2g}, more than "
+            f"{level:.3g} required)")
 
 
 def values(old: Sequence[RowScore], new: Sequence[RowScore]) -> list[tuple[Value, Value]]:

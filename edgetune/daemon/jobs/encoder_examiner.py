@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...adapters.heads import MULTILABEL
+from ...data.decisions import split
 from ...data.labelled import Read, question_and_answer
 from ...data.rows import Row, as_messages
 from ...errors import DataError
@@ -53,6 +54,9 @@ class EncoderExaminer(Examiner):
             found |= zip(some, self._scores(adapter, [pairs[key] for key in some]), strict=True)
         return found
 
+    def typed(self, row: Row) -> str:
+        return split(question_and_answer(_with_any(row))[0])[0]
+
     def replies(self, adapter: str | None, rows: Sequence[Row]) -> list[str | None]:
         """Returns labels; the encoder alone answers nothing."""
         found: list[str | None] = []
@@ -81,9 +85,9 @@ class EncoderExaminer(Examiner):
                     for one, right in zip(read, answers, strict=True)]
         reader = self.served.reader(adapter)
         scores = []
-        for (found, losses), right in zip(reader.graded(read, answers), answers, strict=True):
+        for one, (found, losses), right in zip(read, reader.graded(read, answers), answers, strict=True):
             is_right = same(reader.learned.canonical(right), reader.learned.canonical(found.label))
-            scores.append(RowScore(0.0 if is_right else _mean(losses), is_right))
+            scores.append(RowScore(0.0 if is_right else _mean(losses), is_right, question=one.typed))
         return scores
 
 

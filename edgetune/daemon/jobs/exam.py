@@ -28,7 +28,8 @@ class RowScore:
     says before its first mistake, 0 to 1. prose: the right answer is a longer text, which is compared by its loss.
     None: not measured for this row.
 
-    unrated: nobody rated the active adapter's answer, which counts as right.
+    unrated: nobody rated the active adapter's answer, which counts as right. question: the key of the typed question
+    that the row answers; "": it answers none, or several.
 
     pair: the row is a pair of answers. It is right where the chosen one is likelier than the rejected one, and its loss
     is -log s of the difference of their log p: how sure it is of that. reward: of answers without one to compare.
@@ -43,6 +44,7 @@ class RowScore:
     pair: bool = False
     reward: float | None = None
     unrated: bool = False
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,14 @@ class Examiner(ABC):
         rows = self.exam.unrated
         before = self.replies(old, rows) if rows else []
         after = self.replies(new, rows) if rows else []
-        pairs = [(a, b) for a, b in zip(before, after, strict=True) if a is not None]
-        return ([RowScore(None, right=True, unrated=True) for _ in pairs],
-                [RowScore(None, right=b is not None and same(a, b), unrated=True) for a, b in pairs])
+        asked = [(row, a, b) for row, a, b in zip(rows, before, after, strict=True) if a is not None]
+        return ([RowScore(None, right=True, unrated=True) for _ in asked],
+                [RowScore(None, right=b is not None and same(a, b), unrated=True, question=self.typed(row))
+                 for row, a, b in asked])
+
+    def typed(self, row: Row) -> str:  # noqa: ARG002 - not every model is asked typed questions
+        """Returns the key of the typed question that a row asks; "": it asks none."""
+        return ""
 
     @abstractmethod
     def replies(self, adapter: str | None, rows: Sequence[Row]) -> list[str | None]:
