@@ -97,6 +97,8 @@ class TrainProgress:
             say(self.console, Text(f"\nround {e['round']} of {e['rounds']}", style="bold"))
         elif e["event"] == "answers":
             say(self.console, f"{e['rows']} held-out questions are answered, as before training and with the adapter")
+        elif e["event"] == "folds":
+            say(self.console, f"part {e['part']} of {e['parts']} of the rows tests a training on the others")
         elif e["event"] == "answers_missing":
             say(self.console, note(e["reason"]))
 

@@ -109,13 +109,13 @@ def planned_rows(bundle: Bundle, data: Path | None, held_out: str | None, config
     has them.
     """
     from ..data import loader
-    from ..training.sizing import load_run
+    from ..training.sizing import least_held_out, load_run
     if data is None:
         if held_out:
             raise UsageError("--eval is given without rows to train on", "name them after the model")
         return config, objective, None, None
     config.check_held_out(held_out != loader.NONE)
-    return load_run(bundle, data, held_out, config, objective, board, reserved)
+    return load_run(bundle, data, held_out, config, objective, board, reserved, least_held_out(objective, config))
 
 
 def reserved_for_grader(objective: Objective, config: TrainConfig, board: Profile | None) -> int:

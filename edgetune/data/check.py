@@ -153,7 +153,7 @@ def _few(data: Inspection, held_out: Inspection | None) -> Iterable[Finding]:
     if len(data.rows) < FEW:
         yield Finding("few", f"{_rows(len(data.rows))} {_are(data.rows)} few to learn from",
                       "expect that they are memorised, and add rows", [])
-    if held_out is None and not data.held_out():
+    if held_out is None and not data.held_out() and not data.is_of_labels:
         yield Finding("none-held-out", "no row can be held out, so nothing will tell whether training helps",
                       "name held-out rows with --eval, or add rows with other questions", [])
 

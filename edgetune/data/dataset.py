@@ -35,6 +35,7 @@ SHARE = 10  # one in ten rows is held out
 LEAST = 4  # rows, where there are enough
 MOST = 256  # rows: measuring more takes long
 FEW = 16  # of fewer rows than this one in four is held out; of fewer than LEAST none
+TENTH_OF_LABELS = 100  # rows: of labels no smaller tenth is held out, and parts of all rows test a training instead
 
 
 def held_out_count(rows: int) -> int:
@@ -136,12 +137,13 @@ def load(path: str | os.PathLike[str], tokenizer: AnyTokenizer, **options: Unpac
     return _RowReader(tokenizer, **options).read_file(Path(path)).dataset()
 
 
-def load_divided(path: str | os.PathLike[str], tokenizer: AnyTokenizer,
+def load_divided(path: str | os.PathLike[str], tokenizer: AnyTokenizer, least: int = 1,
                  **options: Unpack[Reading]) -> tuple[Dataset, Dataset | None]:
     """(rows to learn, rows held out): the file as `load` reads it, divided as `divide` says, among the rows of which
-    something can be learned. Either side's digest is of its rows. (All of the file, None) where none can be held out.
+    something can be learned. Either side's digest is of its rows. (All of the file, None) where fewer than `least`
+    would be held out.
     """
-    return _RowReader(tokenizer, **options).read_file(Path(path)).divided()
+    return _RowReader(tokenizer, **options).read_file(Path(path)).divided(least)
 
 
 def load_rows(rows: Sequence[Row], tokenizer: AnyTokenizer, **options: Unpack[Reading]) -> Dataset:
@@ -182,11 +184,11 @@ class Tokenized:
         return Dataset(examples, rows, self.kind, sum(made.truncated for made in self.rows),
                        sum(made.skipped for made in self.rows), self.digest, derive(rows), common_system(rows))
 
-    def divided(self) -> tuple[Dataset, Dataset | None]:
+    def divided(self, least: int) -> tuple[Dataset, Dataset | None]:
         """(rows to learn, rows held out), as of `load_divided`."""
         learnable = [i for i, made in enumerate(self.rows) if made.examples]
         chosen = {learnable[i] for i in held_out_indices([self.rows[i].row for i in learnable])}
-        if not chosen:
+        if len(chosen) < least:
             return self.dataset(), None
         learned, held = (Tokenized([made for i, made in enumerate(self.rows) if (i in chosen) == side], self.kind)
                          .dataset() for side in (False, True))

@@ -18,7 +18,7 @@ from . import rows as supervised_rows
 from .answer_schema import parsed
 from .around import Instruction
 from .calls import CallError
-from .dataset import Dataset, Tokenized, TokenizedRow, fitting, indices_by_name, tokenized
+from .dataset import TENTH_OF_LABELS, Dataset, Tokenized, TokenizedRow, fitting, indices_by_name, tokenized
 from .decision_check import DecisionCheck
 from .formats import BY_KEYS, Columns, recognised
 from .packing import Example, is_supervised
@@ -70,10 +70,12 @@ class RowPart:
 class Inspection:
     """A file's rows. `refused`: (line, error) of those that cannot be used; `empty`: (line, error) of those that say
     nothing; `sample`: the first usable row as the model sees it; `tokenized`: the usable rows of an encoder, whose
-    labels only all of them together show; `decisions`: the typed questions of the rows.
+    labels only all of them together show; `decisions`: the typed questions of the rows; `is_of_labels`: whether an
+    encoder reads them.
     """
 
     name: str
+    is_of_labels: bool = False
     rows: list[RowFacts] = field(default_factory=list)
     refused: list[tuple[int, DataError]] = field(default_factory=list)
     empty: list[tuple[int, DataError]] = field(default_factory=list)
@@ -93,14 +95,15 @@ class Inspection:
 
     def held_out(self) -> int:
         """The number of rows that are held out where no file is named."""
-        return len(indices_by_name([row.question for row in self.rows if not row.is_lost]))
+        found = len(indices_by_name([row.question for row in self.rows if not row.is_lost]))
+        return 0 if self.is_of_labels and found < TENTH_OF_LABELS else found
 
 
 def learned_sets(data: Inspection, held_out: Inspection | None) -> list[Dataset | None]:
     """The rows that an encoder would learn and those held out, as `load` and `load_divided` make them of the files."""
     learned, held = (Tokenized(found.tokenized, shape_of(found)) if found else None for found in (data, held_out))
     assert learned
-    return [learned.dataset(), held.dataset()] if held else [*learned.divided()]
+    return [learned.dataset(), held.dataset()] if held else [*learned.divided(TENTH_OF_LABELS)]
 
 
 def shape_of(found: Inspection) -> str:
@@ -112,7 +115,7 @@ def shape_of(found: Inspection) -> str:
 def inspect(name: str, rows: Iterable[tuple[int, Any]], tokens: TokenizeOptions | None = None,
             parser: RowParser = supervised_rows, columns: Columns = BY_KEYS) -> Inspection:
     """rows: (line, row), as `files.read_rows` gives them. Raises nothing that it does not raise."""
-    found = Inspection(name)
+    found = Inspection(name, parser is labelled)
     for line, given in rows:
         try:
             row = recognised(given, [parser], columns)

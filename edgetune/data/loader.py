@@ -76,28 +76,29 @@ class LoadOptions(Protocol):
 
 
 def load_run(model: Path, data: Path, held_out: str | Path | None, config: LoadOptions,
-             parser: RowParser) -> tuple[Dataset, Dataset | None]:
-    """The rows that a run learns and those that it holds out: a file of them, NONE, or by default a tenth of `data`.
+             parser: RowParser, least: int = 1) -> tuple[Dataset, Dataset | None]:
+    """The rows that a run learns and those that it holds out: a file of them, NONE, or by default a tenth of `data`, if
+    that is at least `least` rows.
 
     Raises what `load` raises.
     """
     is_none = str(held_out) == NONE
     paths = (data, None if held_out is None or is_none else Path(held_out))
-    rows, held = load(model, paths, config, parser, hold_out=not is_none)
+    rows, held = load(model, paths, config, parser, hold_out=0 if is_none else least)
     assert rows
     return rows, held
 
 
 def load(model: Path, paths: Sequence[Path | None], config: LoadOptions,
-         parser: RowParser = supervised_rows, hold_out: bool = False, learnable: bool = True) -> list[Dataset | None]:
+         parser: RowParser = supervised_rows, hold_out: int = 0, learnable: bool = True) -> list[Dataset | None]:
     """`dataset.load` of each path with the options of config, None for None, by the tokenizer of the GGUF `model`.
 
     parser: a module, which the process imports. The process may use the memory that config gives to training, less what
     this one has, and ends with the calling thread. Check the GGUF first: llama.cpp does not validate it.
 
-    The result has the examples of the rows, not the rows. hold_out: paths are (data, held-out); where the second is
-    None, rows of the first are held out (`dataset.load_divided`), None if there are too few. The second set then has
-    its rows too, for whoever grades answers: all of them, or the first that fit into ROWS_LIMIT.
+    The result has the examples of the rows, not the rows. hold_out: if not 0, paths are (data, held-out); where the
+    second is None, rows of the first are held out (`dataset.load_divided`), None if they are fewer than this. The
+    second set then has its rows too, for whoever grades answers: all of them, or the first that fit into ROWS_LIMIT.
 
     learnable: an empty answer is refused, where nobody has looked at the rows before.
 
@@ -298,7 +299,8 @@ def _sets(asked: dict[str, Any], tokenizer: AnyTokenizer) -> list[Dataset | None
         return [replace(load(path, **options), rows=[]) if path else None for path in asked["paths"]]
     data, held_out = asked["paths"]
     assert data
-    learned, held = (load(data, **options), load(held_out, **options)) if held_out else load_divided(data, **options)
+    learned, held = (load(data, **options), load(held_out, **options)) if held_out else (
+        load_divided(data, least=asked["hold_out"], **options))
     return [replace(learned, rows=[]), held and replace(held, rows=_first(held.rows))]
 
 

@@ -18,7 +18,7 @@ class Result:
     """A finished run; print it, or show it in a notebook. folder: of the adapter. record: run.json's content.
 
     Losses are mean -log p a token; None without held-out rows. Exact answers are shares, 0 to 1, of the held-out
-    questions; None if they were not compared.
+    questions; None if they were not compared. Rows that were held out in turn, as those of few labels, count too.
     """
 
     folder: Path
@@ -112,7 +112,7 @@ class Result:
         return self.record.get("answers") or {}
 
     def _held_out(self, name: str) -> float | None:
-        value = (self.record["held_out"] or {}).get(name)
+        value = (self.record["held_out"] or self.record.get("folds") or {}).get(name)
         return None if value is None else float(value)
 
     def facts(self) -> Iterator[tuple[str, str, str]]:

@@ -20,7 +20,7 @@ from ..data import rows as supervised_rows
 from ..data.dataset import Dataset
 from ..data.loader import NONE
 from ..data.parts import absolute
-from ..errors import DataError, EdgetuneError, UsageError, shell_word
+from ..errors import DataError, EdgetuneError, Interrupted, UsageError, shell_word
 from ..formats.bundle import Bundle, open_bundle
 from ..machine import device
 from ..objectives.base import Objective, read_objective
@@ -30,13 +30,14 @@ from ..training.callbacks import Event, RunCallbacks
 from ..training.config import TrainConfig, TrainOptions
 from ..training.origin import TENTH, RunOrigin, read_origin
 from ..training.run import run
-from ..training.sizing import as_begun, load_run, objective_for
+from ..training.sizing import LABELLED, as_begun, least_held_out, load_run, objective_for
 from .reported import is_reported, reported
 from .result import Result, was_given
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ..data.packing import Example
     from ..evaluation.graders.rewards import GraderRewards
     from ..formats.gguf import Gguf
     from .answers import Exam
@@ -58,7 +59,8 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
     model: a GGUF, a bundle, a model's name, or an open Bundle. data: a file of rows (.jsonl, .csv, .parquet, .txt), a
     folder, a list of files, or a list of rows: {"prompt": ..., "completion": ...}, {"messages": [...]}, {"text": ...};
     a method may want others. out: the new folder. eval: held-out rows, by which the best adapter is chosen: as `data`,
-    or "none" to learn all rows; default: a tenth of `data`, or those of a resumed run. config, options: those of
+    or "none" to learn all rows; default: a tenth of `data`, or those of a resumed run; an encoder learns all of few
+    rows, and parts of them test it (runs/folds.py). config, options: those of
     `edgetune train`, with underscores, as an object, by name, or both. start: an adapter to begin from; the new one has
     its size. answers: whether held-out questions are answered before and after. resume, more, allow_changed: continue
     the run in `out`, as `edgetune.run` does. progress: print it. callbacks, objective: as in `edgetune.run`. reward: a
@@ -86,8 +88,10 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
             assert rows_file
             if resume:
                 config = as_begun(config, out)
-            config, objective, rows, held = load_run(bundle, rows_file, held_file, config, objective,
-                                          reserved=rewards.reserved if rewards else 0)
+            begun_with = start or store.read_run(out).get("start")
+            config, objective, rows, held = load_run(
+                bundle, rows_file, held_file, config, objective, reserved=rewards.reserved if rewards else 0,
+                least=least_held_out(objective, config, begun_with))
             for path, found in ((rows_file, rows), (held_file or rows_file, held)):
                 if found:
                     show({"event": "rows", "path": str(path), "rows": len(found.examples),
@@ -95,25 +99,23 @@ def train(model: str | Path | Bundle, data: Rows, out: str | Path, eval: Rows | 
             if rewards:
                 _check_rewards(rewards, rows, held)
         with reported(out):
-            record = _unreported(out) if resume and not more else {}
+            is_folded = objective.source == LABELLED and eval is None and held is None and not begun_with
+            record = _unreported(out, is_folded) if resume and not more else {}
             is_answering = objective.rows is supervised_rows
-            is_asked = answers and (is_answering or _is_labelling(objective)) and (
+            is_asked = answers and (is_answering or objective.source == LABELLED) and (
                 config.family.served_by == LLAMA_CPP)
             begun = _foretold(show, bundle.gguf, held) if is_asked and is_answering and held else show
             calls = replace(calls, on_event=begun, resume_by=resume_by(out, calls.command))
-            if more and _is_labelling(objective):
-                from .held_out import forget
-                forget(bundle.gguf, out)
             record = record or run(bundle, rows, out, config, held_out=held, start=start, resume=resume, more=more,
                                    allow_changed=allow_changed, origin=origin, callbacks=calls, objective=objective,
                                    rewards=rewards)
             exam = _exam(bundle, record, out, held, config) if is_asked and "answers" not in record else None
-            all_rows = (rows, held) if eval is None and held and _is_labelling(objective) else None
+            examples = rows.examples if is_folded else []
             del rows, held
             if exam:
                 record = _judge(exam, record, show, calls.should_stop)
-            if all_rows:
-                record = _with_held_out(bundle, out, record, *all_rows, objective, config)
+            if examples:
+                record = _folded(bundle, out, examples, objective, config, record, calls)
     return Result(out, record)
 
 
@@ -166,13 +168,6 @@ def _rewarded(objective: Objective, reward: Callable[..., Any] | None,
     return objective, None
 
 
-def _is_labelling(objective: Objective) -> bool:
-    if objective.rows is supervised_rows:
-        return False
-    from ..data import labelled  # here: few trainings read labels
-    return objective.rows is labelled
-
-
 def _check_rewards(rewards: GraderRewards, rows: Dataset, held: Dataset | None) -> None:
     """Raises UsageError where the rewards cannot judge the rows."""
     if held:
@@ -205,13 +200,20 @@ def _path_of(rows: Rows) -> Path | None:
     return Path(",".join(names)) if names else None
 
 
-def _unreported(out: Path) -> dict[str, Any]:
-    """run.json's content of a run that ended and was killed before its report, which is written last; else {}."""
+def _unreported(out: Path, is_folded: bool) -> dict[str, Any]:
+    """run.json's content of a run that ended and was killed before its report, which is written last, or stopped while
+    parts of its rows tested it; else {}. is_folded: whether they do.
+    """
     record = store.read_run(out)
-    if record.get("status") != "done" or is_reported(out):
+    if record.get("status") != "done" or (is_reported(out) and not (is_folded and _is_untested(record))):
         return {}
     checkpoint.remove_all(out)
     return record
+
+
+def _is_untested(record: Mapping[str, Any]) -> bool:
+    from . import folds  # here: few trainings learn labels
+    return folds.is_due(record)
 
 
 def _exam(bundle: Bundle, record: Mapping[str, Any], out: Path, held: Dataset | None,
@@ -253,25 +255,34 @@ def _judge(exam: Exam, record: dict[str, Any], show: OnEvent, should_stop: Calla
     try:
         found = compare(exam, lambda rows: show({"event": "answers", "rows": rows}), should_stop)
     except EdgetuneError as error:
-        reason = f"answers were not compared: {error.what}"
-        show({"event": "answers_missing", "reason": reason})
-        record = {**record, "answers": None, "answers_missing": reason}
-    else:
-        verdict = complete(record["verdict"], found, was_given(record), exam.is_of_labels)
-        record = {**record, "answers": found, "verdict": verdict}
-    record["peak_rss_mib"] = device.peak_rss() / 2**20
+        return _untested(exam.adapter, record, f"answers were not compared: {error.what}", show)
+    verdict = complete(record["verdict"], found, was_given(record), exam.is_of_labels)
+    record = {**record, "answers": found, "verdict": verdict, "peak_rss_mib": device.peak_rss() / 2**20}
     store.save_record(exam.adapter, record)
     return record
 
 
-def _with_held_out(bundle: Bundle, out: Path, record: dict[str, Any], rows: Dataset, held: Dataset,
-                   objective: Objective, config: TrainConfig) -> dict[str, Any]:
-    """run.json's content after the heads of an encoder learned few held-out rows too."""
+def _folded(bundle: Bundle, out: Path, examples: Sequence[Example], objective: Objective, config: TrainConfig,
+            record: dict[str, Any], calls: RunCallbacks) -> dict[str, Any]:
+    """run.json's content after parts of all rows tested a run; where they could not, with the reason."""
     from ..objectives.labelling import Labelling  # here: few trainings learn labels
-    from . import held_out
-    if not isinstance(objective, Labelling) or not held_out.is_due(record, objective, held):
+    from . import folds
+    if not isinstance(objective, Labelling) or not _is_untested(record):
         return record
-    return held_out.learn(bundle.gguf, out, record, rows, held, objective, config.threads)
+    try:
+        return folds.test(folds.FoldedRun(bundle, out, examples, objective, config, record, calls))
+    except Interrupted:
+        raise Interrupted("the tests of the adapter were stopped", f"it is in {out}: {calls.resume_by}") from None
+    except EdgetuneError as error:
+        return _untested(out, record, f"the adapter was not tested: {error.what}", calls.on_event)
+
+
+def _untested(out: Path, record: Mapping[str, Any], reason: str, show: OnEvent) -> dict[str, Any]:
+    """run.json's content, with the reason for which no answers were compared."""
+    show({"event": "answers_missing", "reason": reason})
+    found = {**record, "answers": None, "answers_missing": reason, "peak_rss_mib": device.peak_rss() / 2**20}
+    store.save_record(out, found)
+    return found
 
 
 @contextmanager

@@ -2,14 +2,15 @@
 
 A temperature T divides the head's outputs, so that log p of the right labels is greatest (Guo et al. 2017, On
 Calibration of Modern Neural Networks). It changes no answer, only how sure it is. A regression on vectors is far too
-unsure, so that T is often below 1. A right label counts as 1 - 1 / (n + 2), as by Platt (1999): n answers that are all
-right do not show that each one will be. Of fewer than LEAST_ROWS answers T is 1. The error of calibration that chance
-alone gives is that of labels drawn by the probabilities themselves.
+unsure, so that T is often below 1. Before any answer log T is taken to be near 0, normal with the deviation SPREAD: few
+answers that are all right do not show that each one will be. The error of calibration that chance alone gives is that
+of labels drawn by the probabilities themselves.
 Letters: n answers, k labels.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 
 from ..adapters.base import Artifact
 from ..errors import FormatError
-from .sureness import LEAST_ROWS, Sureness
+from .sureness import Sureness
 
 NAME = "calibration"  # among an adapter's facts
 COOLEST, WARMEST = 0.2, 5.0  # temperatures
+SPREAD = 0.5  # of log T
 HALVINGS = 40  # of the range in which the temperature is
 BINS = 10  # of equally many answers, by their probability
 DRAWS = 100  # by which the error that chance gives is known
@@ -54,7 +56,7 @@ class Calibration:
         """
         logp = np.log(np.maximum(p.astype(np.float64), TINY))
         told = np.bincount(classes)[classes] > 1  # no part of the rows could teach a label of one row to the others
-        t = temperature(logp[told], classes[told], shares[told]) if told.sum() >= LEAST_ROWS else 1.0
+        t = temperature(logp[told], classes[told], shares[told]) if told.any() else 1.0
         return replace(cls.measured(cooled(logp, t), classes, shares), temperature=t)
 
     @classmethod
@@ -84,18 +86,17 @@ class Calibration:
 
 
 def temperature(logp: Doubles, classes: NDArray[np.int32], shares: Floats) -> float:
-    """The T from COOLEST to WARMEST that makes the mean of s log p of the right labels greatest. By 1/T the loss is
-    convex, so its derivative is halved.
+    """The likeliest T from COOLEST to WARMEST: the sum of -s log p of the right labels and log^2 T / (2 SPREAD^2) has
+    no slope there.
     """
-    low, high = 1 / WARMEST, 1 / COOLEST
-    n, k = logp.shape
-    doubt = 1 / (n + 2)
-    right = (1 - doubt) * logp[np.arange(n), classes] + doubt * (logp.sum(1) - logp[np.arange(n), classes]) / (k - 1)
+    low, high = math.log(COOLEST), math.log(WARMEST)
+    right = logp[np.arange(len(logp)), classes]
     for _ in range(HALVINGS):
-        b = (low + high) / 2
-        slope = float((shares * ((cooled(logp, 1 / b) * logp).sum(1) - right)).sum())
-        low, high = (low, b) if slope > 0 else (b, high)
-    return 2 / (low + high)
+        log_t = (low + high) / 2
+        t = math.exp(log_t)
+        slope = float((shares * (right - (cooled(logp, t) * logp).sum(1))).sum()) / t + log_t / SPREAD ** 2
+        low, high = (low, log_t) if slope > 0 else (log_t, high)
+    return math.exp((low + high) / 2)
 
 
 def cooled(logp: NDArray[np.floating], t: float) -> Doubles:

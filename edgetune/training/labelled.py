@@ -7,7 +7,7 @@ changes the encoder less than training from a random head (Kumar et al. 2022, li
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,15 +19,14 @@ from ..errors import DataError, UsageError
 from ..models.base import Structure
 from ..objectives.base import Objective
 from ..objectives.labelling import HeadTargets, Labelling
-from ..serving import calibration, likeness, sureness
-from ..serving.calibration import Calibration
+from ..serving import likeness, sureness
 from ..serving.likeness import Likeness
-from ..serving.sureness import Sureness
 from . import logistic
 from .batches import Batches
 from .config import TrainConfig
 from .passes import LossMeasurement
 from .source import Learned, RowExamples, SourceParts, SourceRoom
+from .untaught import HeadAnswers, Told, Untaught
 
 HEAD = 1  # the step that fits the heads
 MEASURED = 256  # examples by which its loss is known
@@ -108,9 +107,9 @@ class Labelled(RowExamples):
     # ---- when an answer is sure -----------------------------------------------------------------------------------
 
     def facts(self, learned: Sequence[Example], held: Sequence[Example]) -> dict[str, Any]:
-        """Says by probabilities of answers to examples that were not learned when an answer is sure: by heads that are
-        fitted to the others if the heads alone were trained, else by held-out examples. It says by their vectors which
-        questions are like the learned ones.
+        """Says by answers to examples that were not learned when an answer is sure: by heads that are fitted to the
+        others if the heads alone were trained, else by held-out examples. It says by their vectors which questions are
+        like the learned ones.
         """
         if not self.objective.says_sure:
             return {}
@@ -120,34 +119,34 @@ class Labelled(RowExamples):
         targets = self.objective.targets(learned)
         found = self.parts.decoder.adapter.artifact()
         is_base = not found.tensors and not any(pair.a.any() and pair.b.any() for pair in found.pairs.values())
-        facts: dict[str, Any] = {}
-        if self.objective.calibrates:
-            heads = [self._of_folds(vectors, own, number) if is_base else self._of_held(held, number)
-                     for number, own in enumerate(targets)]
-            facts = {calibration.NAME: [head.to_json() for head in heads]}
-            known = {sureness.ANSWERS: heads[0].sureness if len(heads) == 1 else None}
-        elif self.objective.has_tags or not is_base:
-            known = self._held_out(held)
-        else:
-            known = {sureness.ANSWERS: self._out_of_fold(vectors, targets)}
-        facts |= {name: found.to_json() for name, found in known.items() if found}
-        return {**facts, likeness.NAME: _likeness(vectors, targets, others).to_json()} if facts else {}
+        untaught = self._of_folds(vectors, targets) if is_base and not self.objective.has_tags else self.untaught(held)
+        return {**untaught.facts(), likeness.NAME: _likeness(vectors, targets, others).to_json()}
 
-    def _of_folds(self, vectors: np.ndarray, targets: HeadTargets, number: int) -> Calibration:
-        """The calibration of a head by rows of folds that it did not learn. A question that is there several times
+    def untaught(self, held: Sequence[Example]) -> Untaught:
+        """The answers of the adapter in the arena to examples that it did not learn."""
+        if not self.objective.says_sure:
+            return Untaught()
+        if not self.objective.calibrates:
+            return Untaught(told=self._told(held))
+        targets = self.objective.targets(held) if held else [HeadTargets.of_all(np.empty(0, np.int32))] * len(
+            self.objective.heads)
+        return Untaught(tuple(HeadAnswers(self._probabilities([held[row] for row in own.rows], number), own.values,
+                                          own.shares) for number, own in enumerate(targets)))
+
+    def _of_folds(self, vectors: np.ndarray, targets: Sequence[HeadTargets]) -> Untaught:
+        """The answers of heads to examples of folds that they did not learn. A question that is there several times
         counts once, unless its answers are shares.
         """
-        k = len(self.parts.decoder.label_heads()[number][1])
-        p = logistic.out_of_fold(vectors, targets, k, penalty(vectors, targets, k))
-        is_whole = (targets.shares == 1).all()
-        counted = logistic.distinct(vectors[targets.rows]) if is_whole else np.arange(len(p))
-        return Calibration.of(p[counted], targets.values[counted], targets.shares[counted])
-
-    def _of_held(self, held: Sequence[Example], number: int) -> Calibration:
-        """The calibration of a head by held-out rows."""
-        targets = self.objective.targets(held)[number] if held else HeadTargets.of_all(np.empty(0, np.int32))
-        p = self._probabilities([held[row] for row in targets.rows], number)
-        return Calibration.of(p, targets.values, targets.shares)
+        sizes = [len(bias) for _, bias in self.parts.decoder.label_heads()]
+        if not self.objective.calibrates:
+            return Untaught(told={sureness.ANSWERS: self._told_of_folds(vectors, targets, sizes)})
+        heads = []
+        for own, k in zip(targets, sizes, strict=True):
+            p = logistic.out_of_fold(vectors, own, k, penalty(vectors, own, k))
+            is_whole = (own.shares == 1).all()
+            counted = logistic.distinct(vectors[own.rows]) if is_whole else np.arange(len(p))
+            heads.append(HeadAnswers(p[counted], own.values[counted], own.shares[counted]))
+        return Untaught(tuple(heads))
 
     def _probabilities(self, examples: Sequence[Example], number: int) -> np.ndarray:
         """The probabilities [n, k] of the labels of a head."""
@@ -162,23 +161,24 @@ class Labelled(RowExamples):
             parts.append(np.exp(self.parts.decoder.labels(batch)[:, first:first + sizes[number]]))
         return np.concatenate(parts)
 
-    def _out_of_fold(self, vectors: np.ndarray, targets: Sequence[HeadTargets]) -> Sureness | None:
+    @staticmethod
+    def _told_of_folds(vectors: np.ndarray, targets: Sequence[HeadTargets], sizes: Sequence[int]) -> Told:
         probability = np.ones(len(vectors))
         right = np.ones(len(vectors), bool)
-        for own, (_, bias) in zip(targets, self.parts.decoder.label_heads(), strict=False):
-            for rows, p in logistic.folds(vectors, own, len(bias), penalty(vectors, own, len(bias))):
+        for own, k in zip(targets, sizes, strict=False):
+            for rows, p in logistic.folds(vectors, own, k, penalty(vectors, own, k)):
                 probability[rows] *= p.max(1)
                 right[rows] &= p.argmax(1) == own.values[rows]
         counted = logistic.distinct(vectors)
-        return Sureness.of(probability[counted], right[counted])
+        return Told(sureness.UNLIKE, probability[counted].tolist(), right[counted].tolist())
 
-    def _held_out(self, examples: Sequence[Example]) -> dict[str, Sureness | None]:
-        """When answers are sure; and where they have values from the question, when their kind is. Of kinds no tenth is
-        unlike the learned ones: by their vectors it is known which are.
+    def _told(self, examples: Sequence[Example]) -> dict[str, Told]:
+        """Answers; and where they have values from the question, their kinds. Of kinds no tenth is unlike the learned
+        ones: by their vectors it is known which are.
         """
         micros = self.parts.micros
-        answers = _Told()
-        kinds = _Told()
+        answers = Told(sureness.UNLIKE)
+        kinds = Told(0.0)
         for batch in micros.one_by_one(micros.cut(examples)):
             assert isinstance(batch, Batch)
             logp = self.parts.decoder.labels(batch)
@@ -186,9 +186,9 @@ class Labelled(RowExamples):
             for example, part in batch.parts():
                 answers.add(logp[part].max(1), is_right[part])
                 kinds.add(logp[part].max(1)[:example.document.size], is_right[part][:example.document.size])
-        found = {sureness.ANSWERS: Sureness.of(answers.probabilities, answers.right)}
+        found = {sureness.ANSWERS: answers}
         if self.objective.has_tags and self.objective.targets(examples):
-            found[sureness.KINDS] = Sureness.of(kinds.probabilities, kinds.right, unlike=0.0)
+            found[sureness.KINDS] = kinds
         return found
 
 
@@ -204,15 +204,3 @@ def _likeness(vectors: np.ndarray, targets: Sequence[HeadTargets], others: np.nd
     firsts = np.cumsum([0, *(int(own.values.max(initial=0)) + 1 for own in targets)], dtype=np.int32)
     labels = np.concatenate([own.values + first for own, first in zip(targets, firsts, strict=False)])
     return Likeness.of(vectors[np.concatenate([own.rows for own in targets])], [labels], others)
-
-
-@dataclass
-class _Told:
-    """Answers, or parts of them: the probability of each, and whether all its labels are right."""
-
-    probabilities: list[float] = field(default_factory=list)
-    right: list[bool] = field(default_factory=list)
-
-    def add(self, logp: np.ndarray, is_right: np.ndarray) -> None:
-        self.probabilities.append(float(np.exp(logp.sum())))
-        self.right.append(bool(is_right.all()))

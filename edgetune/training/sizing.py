@@ -17,7 +17,7 @@ from ..backends.base import Backend
 from ..backends.cpu import Cpu
 from ..backends.opening import open_backend
 from ..data import loader
-from ..data.dataset import Dataset
+from ..data.dataset import TENTH_OF_LABELS, Dataset
 from ..data.lengths import Given, read_lengths
 from ..data.parts import STDIN
 from ..errors import BudgetError, EdgetuneError, UsageError
@@ -29,6 +29,7 @@ from ..models.networks import network_of, open_network
 from ..models.stream import sizes
 from ..objectives.base import Objective, make_objective
 from ..objectives.sft import Sft
+from ..options import AUTO
 from . import plan
 from .anchored import lengths_with_anchors
 from .config import AUTO_LENGTH, TrainConfig
@@ -36,6 +37,7 @@ from .length import LONGEST_AUTO, fitted, reading_limit, sized
 from .source import ExampleSource, source_of
 from .tradeoffs import Tradeoffs
 
+LABELLED = "labelled"  # the source of examples of encoders that learn labels
 Load = Callable[[TrainConfig], list[Dataset | None]]
 
 
@@ -117,17 +119,27 @@ def load_sized(bundle: Bundle, config: TrainConfig, objective: Objective, load: 
 
 
 def load_run(bundle: Bundle, data: Path, held_out: str | Path | None, config: TrainConfig, objective: Objective,
-             board: device.Profile | None = None,
-             reserved: int = 0) -> tuple[TrainConfig, Objective, Dataset, Dataset | None]:
+             board: device.Profile | None = None, reserved: int = 0,
+             least: int = 1) -> tuple[TrainConfig, Objective, Dataset, Dataset | None]:
     """(the options with max_length as a number, the objective for these rows, the rows that a run learns, those that it
     holds out), read by `loader.load_run`. board: the device that the run is planned for. reserved: as of load_sized.
+    least: as of `loader.load_run`.
     """
     config, objective, (rows, held) = load_sized(
         bundle, config, objective,
-        lambda asked: [*loader.load_run(bundle.gguf.path, data, held_out, asked, objective.rows)], board,
+        lambda asked: [*loader.load_run(bundle.gguf.path, data, held_out, asked, objective.rows, least)], board,
         STDIN not in (str(data), str(held_out)), reserved)
     assert rows
     return config, objective, rows, held
+
+
+def least_held_out(objective: Objective, config: TrainConfig, start: object = None) -> int:
+    """The least number of rows that a run holds out by itself: a tenth that is less, of labels, is learned, and parts
+    of all rows test it (runs/folds.py). Not where an adapter, start, may have learned them, and where the options ask
+    for measurements while it trains.
+    """
+    is_measured = config.eval_every or config.patience not in (0, AUTO)
+    return 1 if start or is_measured or objective.source != LABELLED else TENTH_OF_LABELS
 
 
 def prepared(objective: Objective, sets: list[Dataset | None]) -> tuple[Objective, list[Dataset | None]]:

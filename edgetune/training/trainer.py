@@ -231,7 +231,7 @@ class Trainer:
         began = time.monotonic()
         step = self.steps_done + 1
         grad = self.arena.flat("dlora")
-        with self._stoppable(should_stop):
+        with self.stoppable(should_stop):
             found = self.source.of_step(step, self._batches)
             examples, n, metrics = found.examples, found.n, found.metrics
             anchors = found.anchors if examples else []
@@ -311,12 +311,12 @@ class Trainer:
 
     def measure(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> LossMeasurement:
         """The objective's loss and metrics, without a gradient. Raises DataError where nothing is supervised."""
-        with self._stoppable(should_stop):
+        with self.stoppable(should_stop):
             return self.source.measure(examples)
 
     def refer(self, examples: Sequence[Example], should_stop: Callable[[], bool] | None = None) -> None:
         """Computes unknown log p by the reference model: the base, unless `reference` is the adapter in the arena."""
-        with self._stoppable(should_stop):
+        with self.stoppable(should_stop):
             for example in self.reference.missing(examples):
                 self.decoder.before_block()
                 self.micros.computing = True
@@ -325,7 +325,7 @@ class Trainer:
 
     def expect(self, should_stop: Callable[[], bool] | None = None) -> Expectation | None:
         """The expectation before training, if there is one. Raises UsageError if nothing can be learned."""
-        with self._stoppable(should_stop):
+        with self.stoppable(should_stop):
             return self.source.expect(self.examples)
 
     def source_state(self) -> dict[str, Any] | None:
@@ -333,7 +333,7 @@ class Trainer:
         return self.source.state(self.steps_done, self._batches)
 
     @contextmanager
-    def _stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+    def stoppable(self, should_stop: Callable[[], bool] | None) -> Iterator[None]:
         """Makes passes within the context raise Interrupted before the next block once should_stop returns True."""
         def ask() -> None:
             if should_stop is not None and should_stop():
@@ -369,7 +369,7 @@ class Trainer:
 
     def conclude(self, held: Sequence[Example], should_stop: Callable[[], bool]) -> None:
         """Finds the facts that are kept with the adapter in the arena, also by held-out examples."""
-        with self._stoppable(should_stop):
+        with self.stoppable(should_stop):
             self.facts = self.source.facts(self.examples, held)
 
     @cached_property

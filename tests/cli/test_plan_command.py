@@ -126,7 +126,7 @@ def divided(place):
     model = place / "model.gguf"
     config = TrainConfig(max_length=64)
     paths = {kind: (place / "rows.jsonl", place / "held-out.jsonl" if kind == "file" else None) for kind in HELD_OUT}
-    return {kind: loader.load(model, paths[kind], config, hold_out=kind != "none") for kind in HELD_OUT}
+    return {kind: loader.load(model, paths[kind], config, hold_out=int(kind != "none")) for kind in HELD_OUT}
 
 
 @pytest.mark.dev

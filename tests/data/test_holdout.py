@@ -88,7 +88,7 @@ def assert_same(there, here):
 def test_both_sides_come_from_the_other_process(tiny_llama, tmp_path, rows, parser):
     """As if each side had been given by itself; examples of a pair stay together."""
     tokenizer = Tokenizer(tiny_llama)
-    got = loader.load(tiny_llama, (write_lines(tmp_path / "rows.jsonl", rows), None), CONFIG, parser, hold_out=True)
+    got = loader.load(tiny_llama, (write_lines(tmp_path / "rows.jsonl", rows), None), CONFIG, parser, hold_out=1)
     for there, side in zip(got, divide(rows), strict=True):
         assert_same(there, dataset.load_rows(side, tokenizer, max_length=64, parser=parser))
     assert got[0].rows == [], "training keeps no rows in memory"
@@ -99,7 +99,7 @@ def test_only_rows_that_teach_something_are_held_out(tiny_llama, tmp_path):
     long = [{"prompt": f"lamp {i} " * 40, "completion": "on"} for i in range(200)]
     config = dataclasses.replace(CONFIG, overflow="skip")
     learned, held = loader.load(tiny_llama, (write_lines(tmp_path / "rows.jsonl", long + ROWS), None), config,
-                                hold_out=True)
+                                hold_out=1)
     assert (len(learned.examples), len(held.examples)) == (54, 6)
     assert (learned.skipped, held.skipped) == (200, 0)
 
@@ -107,7 +107,7 @@ def test_only_rows_that_teach_something_are_held_out(tiny_llama, tmp_path):
 def test_with_too_few_rows_the_file_is_learned_whole(tiny_llama, tmp_path):
     path = write_lines(tmp_path / "rows.jsonl", ROWS[:3])
     whole = loader.load(tiny_llama, (path, None), CONFIG)
-    again = loader.load(tiny_llama, (path, None), CONFIG, hold_out=True)
+    again = loader.load(tiny_llama, (path, None), CONFIG, hold_out=1)
     assert whole[1] is None
     assert again[1] is None
     assert_same(again[0], whole[0])
@@ -117,7 +117,7 @@ def test_a_file_of_held_out_rows_is_taken_as_it_is(tiny_llama, tmp_path):
     """With its rows, for whoever grades answers."""
     paths = (write_lines(tmp_path / "rows.jsonl", ROWS[:40]), write_lines(tmp_path / "held.jsonl", ROWS[40:]))
     plain = loader.load(tiny_llama, paths, CONFIG)
-    asked = loader.load(tiny_llama, paths, CONFIG, hold_out=True)
+    asked = loader.load(tiny_llama, paths, CONFIG, hold_out=1)
     for a, b in zip(plain, asked, strict=True):
         assert_same(a, b)
     assert [len(side.rows) for side in plain] == [0, 0]
@@ -128,7 +128,7 @@ def test_a_file_of_held_out_rows_is_taken_as_it_is(tiny_llama, tmp_path):
 def test_a_changed_row_changes_the_digest_of_its_side_alone(tiny_llama, tmp_path):
     def digests(rows):
         path = write_lines(tmp_path / "rows.jsonl", rows)
-        return [side.digest for side in loader.load(tiny_llama, (path, None), CONFIG, hold_out=True)]
+        return [side.digest for side in loader.load(tiny_llama, (path, None), CONFIG, hold_out=1)]
 
     before = digests(ROWS)
     held = divide(ROWS)[1]
@@ -140,7 +140,7 @@ def test_a_changed_row_changes_the_digest_of_its_side_alone(tiny_llama, tmp_path
 
 def test_huge_rows_do_not_come_along(tiny_llama, tmp_path):
     rows = [{"prompt": f"lamp {i}", "completion": "on", "note": "on " * 110_000} for i in range(16)]
-    held = loader.load(tiny_llama, (write_lines(tmp_path / "rows.jsonl", rows), None), CONFIG, hold_out=True)[1]
+    held = loader.load(tiny_llama, (write_lines(tmp_path / "rows.jsonl", rows), None), CONFIG, hold_out=1)[1]
     assert len(held.examples) == 4
     assert len(held.rows) == 3
     assert sum(len(json.dumps(row)) for row in held.rows) <= loader.ROWS_LIMIT

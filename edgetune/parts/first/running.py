@@ -32,7 +32,7 @@ from ...objectives.base import read_objective
 from ...persisted import from_json
 from ...training.config import TrainConfig
 from ...training.origin import TENTH, read_origin
-from ...training.sizing import load_run
+from ...training.sizing import least_held_out, load_run
 from .encoder import First, FirstEncoder
 from .options import FirstOptions
 
@@ -143,7 +143,9 @@ def held_out(adapter: Path, bundle: Bundle) -> Sequence[Any]:
             return []
         config = from_json(TrainConfig, run["options"], f"the options in {folder}")
         given = None if origin.held_out == TENTH else origin.held_out
-        held = load_run(bundle, Path(origin.data), given, config, read_objective(origin.objective))[-1]
+        objective = read_objective(origin.objective)
+        held = load_run(bundle, Path(origin.data), given, config, objective,
+                        least=least_held_out(objective, config, run["start"]))[-1]
     except EdgetuneError as error:
         log.info("the encoder and the model are not compared: %s", error.what)
         return []
