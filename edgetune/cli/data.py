@@ -170,6 +170,8 @@ def described(found: list[Inspection], tokens: TokenizeOptions | None) -> list[s
         shape = shape_of(each)
         what = "states and answers to typed questions" if each.decisions else SHAPES.get(shape, shape)
         lines.append(f"{each.name}: {each.count} rows" + (f" of {what}" if what else ""))
+        lines += [f"{count} of them were labelled by {teacher}, no person"
+                  for teacher, count in each.decisions.teachers.items()]
     if len(found) == 1 and (count := found[0].held_out()):
         lines.append(f"held out by default: {count} of them")
     lengths = [(each.name, spread(each.lengths)) for each in found]

@@ -50,8 +50,8 @@ class Endpoint:
         """One answer. options: further fields of the request. Raises Refused for a question that this server does not
         answer, and EdgetuneError where it answers none.
         """
-        body = {"model": self.model, "messages": [*messages], **({"tools": [*tools]} if tools else {}), **options}
-        found = self._ask("POST", "/chat/completions", body)
+        body = {"messages": [*messages], **({"tools": [*tools]} if tools else {}), **options}
+        found = self.post("/chat/completions", body)
         try:
             choice = found["choices"][0]
             message = choice["message"]
@@ -59,6 +59,10 @@ class Endpoint:
             return Sample(str(message.get("content") or ""), [*calls], str(choice.get("finish_reason") or "stop"))
         except (AttributeError, IndexError, KeyError, TypeError):
             raise self._no_endpoint() from None
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model answers to a request of another route. Raises as `answer` does."""
+        return self._ask("POST", path, {"model": self.model, **body})
 
     def models(self) -> list[str]:
         """The names of the server's models."""

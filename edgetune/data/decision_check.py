@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import decisions
-from .decisions import CHOICE, NOUL, QUESTIONS, SCORE, TypedQuestion
+from .decisions import CHOICE, NOUL, QUESTIONS, SCORE, TEACHER, TypedQuestion
 from .question import question_digest
 from .rows import Row
 
@@ -53,6 +53,7 @@ class DecisionCheck:
 
     def __init__(self) -> None:
         self._asked: dict[str, _AskedDecision] = {}
+        self.teachers: Counter[str] = Counter()  # rows by the model that labelled them
 
     def __bool__(self) -> bool:
         return bool(self._asked)
@@ -66,6 +67,7 @@ class DecisionCheck:
         offered = {}
         if isinstance(given, Mapping) and decisions.is_decision(given):
             offered = {question.key: question for question in decisions.read_questions(given[QUESTIONS]).values()}
+            self.teachers.update([str(given[TEACHER])] if given.get(TEACHER) else [])
         state = question_digest(row)
         keys = dict.fromkeys([*offered, *labels])
         for key in keys:

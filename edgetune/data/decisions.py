@@ -32,6 +32,7 @@ OPTIONS = {CHOICE: (2, 255), SCORE: (2, 10), NOUL: (2, 2)}  # the least and the 
 LONGEST = 2000  # characters of instructions, or of an option
 LONGEST_NAME = 100  # characters of a question's name: headers of an answer have 64 of them
 STATE, QUESTIONS, EXPECTED, GOLD = "state", "questions", "expected", "gold"
+TEACHER = "teacher"  # in a row: the model that labelled it, where no person did
 Labels = dict[str, "str | dict[str, float]"]
 """{key of a question: the right label, or the probability of each label}"""
 
@@ -103,7 +104,7 @@ def with_shared(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
     for line, row in rows:
         if only_asks(row):
             shared = row[QUESTIONS]
-        elif shared is not None and is_decision(row) and QUESTIONS not in row:
+        elif shared is not None and isinstance(row, Mapping) and STATE in row and QUESTIONS not in row:
             yield line, {**row, QUESTIONS: shared}
         else:
             yield line, row

@@ -24,6 +24,7 @@ from .graders.sample import Sample
 
 Row = Mapping[str, Any]
 Ask = Callable[[Row, int], Sample]  # a row and the number of its answer; may raise Refused
+Entry = tuple[int, dict[str, Any]]  # a prompt's number, and what became of it: {"row": None or a row, "counts": {...}}
 AHEAD = 2  # prompts that are asked before they are graded, for each thread
 
 
@@ -69,22 +70,40 @@ def collect(rows: Sequence[Row], ask: Ask, judge: AnswerJudge, out: Path, *, sam
     options: what else decides the answers, as JSON. Raises Interrupted once should_stop returns True, UsageError for a
     journal of another command, DiskError, and the errors of `ask` and of the grader; then the same call continues.
     """
-    journal = journal_of(out)
-    found = _journal(journal, digest([[*rows], samples, options]))
-    left = [number for number in range(len(rows)) if number not in found]
+    def answered(left: Sequence[int], pool: ThreadPoolExecutor, look: Callable[[], None]) -> Iterator[Entry]:
+        def asking(row: Row, turn: int) -> Sample:
+            look()
+            return ask(row, turn)
 
-    def asking(row: Row, turn: int) -> Sample:
+        return _answered(rows, left, asking, judge, samples, threads, pool)
+
+    return journalled(out, digest([[*rows], samples, options]), len(rows), answered, threads, on_progress, should_stop)
+
+
+def journalled(out: Path, of_command: str, count: int,
+               answered: Callable[[Sequence[int], ThreadPoolExecutor, Callable[[], None]], Iterator[Entry]],
+               threads: int = 4, on_progress: Callable[[str, int, int], None] = lambda *_: None,
+               should_stop: Callable[[], bool] = lambda: False) -> PromptCounts:
+    """Writes the rows that prompts came to into the new file `out`, with a journal next to it. of_command: the digest of
+    prompts and options. count: of the prompts. answered: from the numbers that are left, a pool, and what is to be
+    called before each is asked, to what became of each.
+
+    Raises what `answered` raises, Interrupted once should_stop returns True, UsageError for a journal of another
+    command, and DiskError; the same call continues.
+    """
+    def look() -> None:
         if should_stop():
-            raise Interrupted(f"stopped after {len(found)} of {len(rows)} prompts", "the same command continues")
-        return ask(row, turn)
+            raise Interrupted(f"stopped after {len(found)} of {count} prompts", "the same command continues")
 
-    on_progress("answers", len(found), len(rows))
+    journal = journal_of(out)
+    found = _journal(journal, of_command)
+    on_progress("answers", len(found), count)
     with journal.open("ab", buffering=0) as file, ThreadPoolExecutor(threads) as pool:
         try:
-            for number, entry in _answered(rows, left, asking, judge, samples, threads, pool):
+            for number, entry in answered([number for number in range(count) if number not in found], pool, look):
                 found[number] = entry
                 _append(file, json_text({"number": number, **entry}) + "\n")
-                on_progress("answers", len(found), len(rows))
+                on_progress("answers", len(found), count)
         finally:
             pool.shutdown(cancel_futures=True)
     with replaced(out) as beside:

@@ -82,6 +82,8 @@ PROGRAMS = {
     "labels": Program("labels from few rows by MiniLM, beside TF-IDF", "minutes", f"{DATA}, {MINILM}"),
     "decisions": Program("typed questions answered with probabilities, by edgetune and by plain ways", "hours",
                          f"{DATA}, {MINILM}"),
+    "unseen-options": Program("options that no row taught, told by their texts in four ways", "minutes",
+                              f"{DATA}, {MINILM}"),
     "corrections": Program("40 corrections and one training in three domains, 40 and 20 unseen asked after", "minutes"),
     "samples": Program("sums by one of k answers: accuracy against tokens", "minutes"),
     "tutor": Program("one round of the tutor, compared with its labelled rows alone", "minutes a seed", DATA),

@@ -4,7 +4,7 @@ from ...manifest import Manifest
 
 MANIFEST = Manifest(
     name="decisions",
-    commands={"Try": {"decide": "commands"}},
+    commands={"Try": {"decide": "commands"}, "Data": {"data": "label"}},
     routes=("systemone", "openai", "questions"),
     errors={"/v1/systemone": "systemone:with_detail"},
     panel=True,
