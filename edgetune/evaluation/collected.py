@@ -84,7 +84,7 @@ def journalled(out: Path, of_command: str, count: int,
                answered: Callable[[Sequence[int], ThreadPoolExecutor, Callable[[], None]], Iterator[Entry]],
                threads: int = 4, on_progress: Callable[[str, int, int], None] = lambda *_: None,
                should_stop: Callable[[], bool] = lambda: False) -> PromptCounts:
-    """Writes the rows that prompts came to into the new file `out`, with a journal next to it. of_command: the digest of
+    """Writes the rows that prompts came to into the new file `out`, next to a journal. of_command: the digest of
     prompts and options. count: of the prompts. answered: from the numbers that are left, a pool, and what is to be
     called before each is asked, to what became of each.
 
