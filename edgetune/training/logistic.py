@@ -106,19 +106,21 @@ def probabilities(vectors: Floats, weights: Floats, bias: Floats) -> Floats:
 
 
 def best_c(vectors: Floats, targets: HeadTargets, k: int) -> float:
-    """The one of CHOICES with the greatest log p of the targets by heads that were fitted without them."""
+    """The one of CHOICES with the greatest log p of the targets by heads that were fitted without them. Targets whose
+    label no other part has say nothing; C where all are so.
+    """
     lost = np.zeros(len(CHOICES))
     fold = _parts(vectors, targets)
     numbers = np.unique(fold)
     for number in numbers[:1] if len(fold) > MOST_CHOOSING else numbers:
         learned = targets.some(fold != number)
-        rest = targets.some(fold == number)
+        rest = targets.some((fold == number) & np.isin(targets.values, learned.values))
         head = None
         for place, c in enumerate(CHOICES):
             head = fit(vectors, learned, k, c, head)
             p = probabilities(vectors[rest.rows], *head)[np.arange(len(rest.rows)), rest.values]
             lost[place] -= float((rest.shares * np.log(np.maximum(p, TINY))).sum())
-    return CHOICES[int(lost.argmin())]
+    return CHOICES[int(lost.argmin())] if lost.any() else C
 
 
 def folds(vectors: Floats, targets: HeadTargets, k: int,

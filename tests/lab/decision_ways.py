@@ -231,9 +231,11 @@ def by_heads(out: Path, vectors: Floats, k: int) -> Floats:
     """Probabilities [n, k] by the head of an adapter that changes no vector, which are then those that are kept."""
     from edgetune.adapters.store import read_artifact
     from edgetune.formats.bundle import open_bundle
-    from edgetune.training.logistic import probabilities
-    [head] = read_artifact(out, open_bundle("minilm").gguf).tensors.values()
-    return probabilities(vectors, head[:-k].reshape(k, -1), head[-k:])
+    from edgetune.serving.calibration import calibrations_of, cooled
+    found = read_artifact(out, open_bundle("minilm").gguf)
+    [head] = found.tensors.values()
+    [known] = calibrations_of(found, str(out))
+    return cooled(vectors @ head[:-k].reshape(k, -1).T + head[-k:], known.temperature)
 
 
 def by_edgetune(draw: Draw, has_folds: bool = False, **how: Any) -> Learned:

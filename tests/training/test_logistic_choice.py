@@ -41,6 +41,16 @@ def test_noisy_labels_choose_a_stronger_penalty():
     assert chosen[0] > chosen[1]
 
 
+def test_labels_of_one_row_do_not_choose():
+    """No other row could teach them: alone they leave the usual penalty, and beside others they change none."""
+    x, y = drawn(0.0)
+    alone = HeadTargets.of_all(np.arange(20, dtype=np.int32))
+    assert logistic.best_c(x[:20], alone, 20) == logistic.C
+    more = np.concatenate([x, np.eye(16, dtype=np.float32)[:5]])
+    mixed = HeadTargets.of_all(np.concatenate([y, np.arange(3, 8, dtype=np.int32)]))
+    assert logistic.best_c(more, mixed, 8) == logistic.best_c(x, HeadTargets.of_all(y), 3)
+
+
 def test_targets_of_one_vector_are_in_one_part():
     x, y = drawn(0.0, 40)
     twice = HeadTargets(np.repeat(np.arange(40), 2), np.repeat(y, 2), np.ones(80, np.float32))
