@@ -71,7 +71,7 @@ class TrainProgress:
         self.last = 0.0
         self.disk: dict[str, Any] | None = None  # what it writes, until that is said
         self.live: Live | None = None
-        self.drawing: StepProgress | None = None  # of anchors
+        self.drawing: StepProgress | None = None  # of anchors, or of the tests by parts
 
     def __enter__(self: P) -> P:
         return self
@@ -84,7 +84,7 @@ class TrainProgress:
     def event(self, e: dict[str, Any]) -> None:
         handlers = {"sweep": self._sweep, "rows": self._rows, "start": self._start, "resume": self._resume,
                     "anchors": self._anchors, "anchors_missing": self._no_anchors, "expect": self._expect,
-                    "eval": self._eval, "governor": self._governor, "step": self._step}
+                    "folds": self._folds, "eval": self._eval, "governor": self._governor, "step": self._step}
         if e["event"] in handlers:
             handlers[e["event"]](e)
         elif e["event"] == "done":
@@ -97,9 +97,8 @@ class TrainProgress:
             say(self.console, Text(f"\nround {e['round']} of {e['rounds']}", style="bold"))
         elif e["event"] == "answers":
             say(self.console, f"{e['rows']} held-out questions are answered, as before training and with the adapter")
-        elif e["event"] == "folds":
-            say(self.console, f"part {e['part']} of {e['parts']} of the rows tests a training on the others")
         elif e["event"] == "answers_missing":
+            self._end_drawing(is_done=False)
             say(self.console, note(e["reason"]))
 
     # ---- the last lines of a terminal ---------------------------------------------------------------------------
@@ -140,6 +139,14 @@ class TrainProgress:
             self.drawing = StepProgress(self.console)
             self.drawing.start()
         self.drawing.step("answering", e["done"], e["of"])
+
+    def _folds(self, e: dict[str, Any]) -> None:
+        if self.drawing is None:
+            say(self.console, f"all rows are learned; now {e['parts']} parts of them are answered by trainings on the "
+                              "others, which tests it (Ctrl-C leaves it untested, --eval none: no tests)")
+            self.drawing = StepProgress(self.console)
+            self.drawing.start()
+        self.drawing.step("testing", e["part"] - 1, e["parts"])
 
     def _end_drawing(self, is_done: bool) -> None:
         if self.drawing is not None:

@@ -80,6 +80,16 @@ def test_what_the_base_answers_first_is_told():
     assert (" 0 %" in stopped, said) == (True, told)
 
 
+def test_parts_of_the_rows_that_test_it_are_told():
+    events = [{"event": "folds", "part": part, "parts": 4} for part in (1, 2, 3)]
+    *said, last = screen([*events], 80)
+    assert " ".join(said).startswith("all rows are learned; now 4 parts of them are answered by trainings on the others")
+    assert last.startswith("testing ")
+    assert " 50 %" in last
+    *_, stopped, why = screen([events[0], {"event": "answers_missing", "reason": "the adapter was not tested"}], 100)
+    assert (" 0 %" in stopped, why.endswith("the adapter was not tested")) == (True, True)
+
+
 def test_without_a_terminal_it_is_told_in_lines():
     file = io.StringIO()
     with TrainProgress(Console(file=file, width=200)) as progress:
