@@ -83,7 +83,8 @@ def test_what_the_base_answers_first_is_told():
 def test_parts_of_the_rows_that_test_it_are_told():
     events = [{"event": "folds", "part": part, "parts": 4} for part in (1, 2, 3)]
     *said, last = screen([*events], 80)
-    assert " ".join(said).startswith("all rows are learned; now 4 parts of them are answered by trainings on the others")
+    told = "all rows are learned; now 4 parts of them are answered by trainings on the others"
+    assert " ".join(said).startswith(told)
     assert last.startswith("testing ")
     assert " 50 %" in last
     *_, stopped, why = screen([events[0], {"event": "answers_missing", "reason": "the adapter was not tested"}], 100)
