@@ -65,7 +65,7 @@ NAMED = re.compile(rf"\b(?:[A-Z][\w.+]*|arXiv|et al\.|step|status) \d[\d.]*"
 CONSTANT = re.compile(r"\b(edgetune[\w.]*):([A-Z][\w.]*)")
 
 FACTS = {
-    "machine": re.compile(r"Zen [345]\b|AMX|qemu|[Ss]imulat\w+|emulation"),
+    "machine": re.compile(r"Zen [345]\b|AMX|Xeon|qemu|[Ss]imulat\w+|emulation"),
     "date": re.compile(r"20\d\d-\d\d-\d\d"),
     "command": re.compile(r"`(?:make|edgetune|pytest|ARGS|tests/)[^`]*`|script of its day"
                           r"|\]\(\.\./(?:tutorial|how-to)[^)]*\)"),
