@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Generic, TypeVar
 
-from .errors import DiskError, DiskFullError, FormatError, TooMuchError, UsageError, size_text
+from .errors import DiskError, DiskFullError, FormatError, TooMuchError, UsageError, lacking, size_text
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -232,6 +232,8 @@ def refusal(error: BaseException | None) -> TooMuchError | None:
     """The error to raise where the system has no room for a thread, a process, a mapping or an open file now, so that
     no file is to blame, whatever `error`, made of the system's, says; None for any other error.
     """
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE) and (limit := lacking(error)):
+        return TooMuchError(limit.what, limit.hint)
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         what = f"the system has no room for {error.filename or 'more'}: {error.strerror}"
     elif isinstance(error, RuntimeError) and "can't start new thread" in str(error):
