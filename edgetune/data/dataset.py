@@ -20,7 +20,7 @@ from ..llamacpp.tokenizers import AnyTokenizer
 from . import rows as supervised_rows
 from .around import Instruction
 from .files import Digest, place, read_rows
-from .formats import BY_KEYS, Columns, recognised
+from .formats import BY_KEYS, Columns, read_as, recognised
 from .packing import Example, is_supervised
 from .parts import title_of
 from .question import canonical, question_digest
@@ -230,7 +230,7 @@ class _RowReader:
         made = []
         for where, row in rows:
             try:
-                made.append(self._read(where, row))
+                made += [self._read(where, each) for each in self._rows_of(row)]
             except DataError as error:
                 raise DataError(f"{where}: {error.what}", error.hint) from None
         if not made:
@@ -240,9 +240,11 @@ class _RowReader:
             raise DataError(what, "raise max-length" + (", or truncate long rows" if self.overflow == "skip" else ""))
         return Tokenized(made, self.kind)
 
-    def _read(self, where: str, given: Row) -> TokenizedRow:
+    def _rows_of(self, given: Row) -> list[Row]:
+        return read_as(recognised(given, [self.parser], self.columns), self.parser)
+
+    def _read(self, where: str, row: Row) -> TokenizedRow:
         """Raises DataError for a row that cannot be used."""
-        row = recognised(given, [self.parser], self.columns)
         shape = self.parser.shape_of(row)
         if self.kind not in ("", "text", shape) and shape != "text":
             what = f"a row of {shape} among rows of {self.kind} ({self.first})"

@@ -13,7 +13,8 @@
 A question is known by its key: its type, its instructions and the levels of a score, as JSON. The options of a choice
 do not count, since a later request may offer some of them. In a conversation the key is the system message, the state
 is the user's, and the label is the answer. So what learns from conversations learns decisions as well. A row of several
-questions is a conversation without a system message, whose answer is an object of labels by their keys.
+questions is a conversation without a system message, whose answer is an object of labels by their keys; it keeps its
+questions, as a model that writes text reads the options too (letters.py).
 """
 
 from __future__ import annotations
@@ -206,7 +207,8 @@ def conversation(row: Mapping[str, Any]) -> dict[str, Any]:
     if not labels:
         raise DataError("the row answers no question", "give an answer, or remove the row")
     return {"messages": [{"role": "user", "content": state_text(row[STATE])},
-                         {"role": "assistant", "content": _json(labels)}]}
+                         {"role": "assistant", "content": _json(labels)}],
+            QUESTIONS: row[QUESTIONS]}
 
 
 def read_questions(given: Any) -> dict[str, TypedQuestion]:

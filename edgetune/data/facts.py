@@ -20,7 +20,7 @@ from .around import Instruction
 from .calls import CallError
 from .dataset import TENTH_OF_LABELS, Dataset, Tokenized, TokenizedRow, fitting, indices_by_name, tokenized
 from .decision_check import DecisionCheck
-from .formats import BY_KEYS, Columns, recognised
+from .formats import BY_KEYS, Columns, read_as, recognised
 from .packing import Example, is_supervised
 from .preferences import chosen_text, is_pair
 from .question import digest, question_digest
@@ -146,7 +146,9 @@ def _facts(line: int, row: Row, shape: str, tokens: TokenizeOptions | None, pars
         hashed = hashlib.sha256(answer.encode("utf-8", "surrogatepass")).hexdigest()
         said = {"answer": hashed, "letters": len(answer), "is_json": parsed(answer) is not None}
     if tokens is not None:
-        made = list(parser.examples_of(row, shape, cast(Tokenizer, tokens.tokenizer), tokens.system, tokens.max_length))
+        tokenizer = cast(Tokenizer, tokens.tokenizer)
+        made = [example for each in read_as(row, parser)
+                for example in parser.examples_of(each, shape, tokenizer, tokens.system, tokens.max_length)]
         kept = fitting(made, tokens.max_length, tokens.overflow)
         if not isinstance(tokens.tokenizer, Tokenizer):
             found.tokenized.append(tokenized(row, made, tokens.max_length, tokens.overflow))

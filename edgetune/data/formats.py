@@ -17,6 +17,7 @@ from typing import Any
 from ..errors import DataError, shell_word
 from . import rows as supervised_rows
 from .decisions import conversation, is_decision, only_asks
+from .letters import spelled
 from .preferences import is_pair
 from .rows import ROLES, Row, RowParser, as_messages, json_type, keys_of, row_text
 
@@ -78,6 +79,13 @@ def recognised(row: Any, parsers: Sequence[RowParser], columns: Columns | None =
             raise DataError(f"the row has several keys that could be its {what} ({', '.join(keys)})",
                             NAME_THEM if columns else "leave all but one out")
     return _pair(row, questions[0], answers[0])
+
+
+def read_as(row: Row, parser: RowParser) -> list[Row]:
+    """The rows that a parser reads in place of a recognised one: itself, but for a model that writes text one for each
+    of its typed questions. Raises DataError for a question with too many options for that.
+    """
+    return spelled(row) if parser is supervised_rows else [row]
 
 
 def _named_keys(row: Mapping[str, Any]) -> str:

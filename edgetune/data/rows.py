@@ -30,6 +30,7 @@ from ..errors import DataError
 from ..llamacpp.tokenizer import Tokenizer
 from .around import Instruction, flat_prompt, instructed
 from .calls import check_calls
+from .letters import measurable
 from .packing import Example, is_supervised
 from .thoughts import DROP, MASK, answer_alone, thought_tokens, without_thoughts
 
@@ -117,7 +118,8 @@ def examples_of(row: Row, shape: str, tokenizer: Tokenizer, system: Instruction,
     if shape == "text":
         return [_document(tokenizer, row_text(row, "text"), bool(row.get("open")))]
     if tokenizer.chat_template is not None:
-        return _turns(tokenizer, *_read(tokenizer, row, shape, system))
+        messages, tools = _read(tokenizer, row, shape, system)
+        return (measurable(found, messages, tokenizer) for found in _turns(tokenizer, messages, tools))
     if shape == "messages":
         what = "the model has no chat template, which rows of messages need"
         raise DataError(what, "use rows of prompt and completion or text, or a chat model")

@@ -23,6 +23,7 @@ from ..models.base import Passes, Structure
 from ..objectives.base import Objective
 from .batches import Batches, Micros
 from .config import TrainConfig
+from .letters import facts_of_letters
 from .passes import LossMeasurement, References, measure
 from .reference import Reference
 
@@ -153,6 +154,9 @@ class RowExamples(ExampleSource):
         micros = self.parts.micros
         return measure(self.parts.decoder, self.parts.objective, micros.one_by_one(micros.cut(examples)),
                        self.references)
+
+    def facts(self, learned: Sequence[Example], held: Sequence[Example]) -> dict[str, Any]:
+        return facts_of_letters(self.parts.decoder, self.parts.micros, learned, held)
 
 
 def source_of(objective: Objective) -> type[ExampleSource]:

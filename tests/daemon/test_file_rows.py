@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from learners import give, opened
 from services import until, upload
+from typed_rows import typed_rows
 
-from edgetune.daemon.jobs.recipe import MEASURED, held_rows
+from edgetune.daemon.jobs.recipe import MEASURED, SELECTING, held_rows
 from edgetune.daemon.jobs.recipe import TRAIN as TRAIN_ROWS
 from edgetune.daemon.kinds.feedback import ALL
 from edgetune.daemon.learning import file_rows
@@ -256,3 +257,20 @@ def test_rows_of_the_calling_program_are_a_file(service, workers):
     _, rows, held, _ = begun(service)
     assert rows[:20] == as_chat(FILE[:20])
     assert len(lamps(held)) == 20
+
+
+def test_a_file_of_typed_questions_is_learned_again_by_their_letters(service, workers):
+    file = upload(service, typed_rows(20))
+    job = service.jobs.create("tiny", file)
+    folder = service.jobs.folder / job.id
+    learned = list(Rows(folder / TRAIN_ROWS))
+    held = [*held_rows(folder)[0], *Rows(folder / SELECTING)]
+    assert len(learned) + len(held) == 60
+    assert {row["messages"][1]["content"] for row in [*learned, *held]} == {"A", "B", "C"}
+    activated(service, workers, job)
+    give(service, range(20))
+    _, rows, again, rounds = begun(service)
+    assert rows[:len(learned)] == learned
+    typed = [row for row in again if "one letter" in json.dumps(row)]
+    assert (len(typed), rounds.count(file)) == (len(held), len(held))
+    assert all(row in held for row in typed)

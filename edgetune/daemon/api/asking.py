@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from ...data.decisions import words
 from ...errors import EdgetuneError, NotFoundError, UsageError
 from ...llamacpp.tokenizer import Tokenizer
 from ...serving.completion import MODEL, Completion, TokenLogprob
@@ -357,11 +358,23 @@ def spelling(found: Sequence[TokenLogprob], text: str) -> list[TokenLogprob]:
 
 
 class AnsweredRequest(NamedTuple):
-    """A request with its answer. question: messages and tools, or prompt."""
+    """A request with its answer. question: messages and tools, or prompt. written: how the model writes each of the
+    answers that a person may name, if it writes them otherwise.
+    """
 
     question: dict[str, Any]
     answer: str
     model: str
+    written: dict[str, str] = {}  # noqa: RUF012 - a NamedTuple copies it to no class
+
+    def as_written(self, correction: str | None) -> str | None:
+        """Returns a correction as the model would write it. Raises UsageError for one that is no option."""
+        if correction is None or not self.written:
+            return correction
+        if (found := self.written.get(words(correction))) is None:
+            raise UsageError(f"the correction is {correction!r:.80}, which is no option",
+                             f"choose from {', '.join(self.written):.200}")
+        return found
 
 
 def name_within(id: str, question: str) -> str:

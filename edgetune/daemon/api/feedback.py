@@ -201,7 +201,8 @@ def given(body: FeedbackRequest, request: Request) -> dict[str, Any]:
             raise UsageError("completion_id is given, and messages, prompt or answer too", "leave one of them out")
         named = body.completion_id if body.question is None else name_within(body.completion_id, body.question)
         answered = request.app.state.recent.get(named)
-        found |= {**answered.question, "answer": answered.answer, "model": answered.model}
+        found |= {**answered.question, "answer": answered.answer, "model": answered.model,
+                  "correction": answered.as_written(body.correction), "rejected": answered.as_written(body.rejected)}
     elif body.question is not None:
         raise UsageError(f"question is {body.question!r:.80} without completion_id", "give the id of the answer")
     elif (body.messages is None) == (body.prompt is None):

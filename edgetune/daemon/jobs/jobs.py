@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +320,9 @@ def _checked(rows: Iterable[Row], held: Iterable[Row] | None, method: Mapping[st
              python: AllowedPython) -> JobData:
     """Returns rows that are checked while they are read: method and gate must be able to use them."""
     objective, rewards = with_rewards(recipe.objective_of(method)[0], python)
-    learned = recipe.CheckedRows(rows, objective.rows, judges=held is None, rewards=rewards)
-    return JobData(learned, None if held is None else recipe.CheckedRows(held, None, judges=True, rewards=rewards))
+    checked = partial(recipe.CheckedRows, parser=objective.rows, rewards=rewards)
+    return JobData(checked(rows, learns=True, judges=held is None),
+                   None if held is None else checked(held, learns=False, judges=True))
 
 
 def check_suffix(suffix: str) -> None:

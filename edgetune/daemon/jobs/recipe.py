@@ -13,6 +13,7 @@ from typing import Any
 from ... import disk
 from ...data import preferences, prompts
 from ...data import rows as supervised_rows
+from ...data.formats import read_as
 from ...data.preferences import is_pair
 from ...data.question import digest
 from ...data.rows import Row, RowParser
@@ -147,31 +148,37 @@ def _typed(name: str, value: Any, spec: Field[Any]) -> Any:
 
 
 class CheckedRows:
-    """Rows of a client, to iterate over as often as needed. Raises DataError, with its number, for a row that `parser`
-    (None: no check) cannot learn from, or that the gate cannot use, if it evaluates by them.
+    """Rows of a client as `parser` reads them, to iterate over as often as needed. Raises DataError, with its number,
+    for a row that it cannot learn from, if it learns, or that the gate cannot use, if it evaluates by them.
 
     rewards: of a job that learns from rewards, whose grader must find in a row all fields that it names.
     """
 
-    def __init__(self, rows: Iterable[Row], parser: RowParser | None, judges: bool,
+    def __init__(self, rows: Iterable[Row], parser: RowParser, learns: bool, judges: bool,
                  rewards: GraderRewards | None = None) -> None:
         self.rows = rows
         self.parser = parser
+        self.learns = learns
         self.judges = judges
         self.rewards = rewards
 
     def __iter__(self) -> Iterator[Row]:
-        for number, row in enumerate(self.rows, start=1):
+        for number, given in enumerate(self.rows, start=1):
             try:
-                if self.parser:
-                    self.parser.check_learnable(row)
-                if self.rewards and asks(row):
-                    self.rewards.judge.check_item(row)
-                elif self.judges:
-                    check_judgeable(row)
+                rows = read_as(given, self.parser)
+                for row in rows:
+                    self._check(row)
             except DataError as error:
                 raise DataError(f"row {number}: {error.what}", error.hint) from None
-            yield row
+            yield from rows
+
+    def _check(self, row: Row) -> None:
+        if self.learns:
+            self.parser.check_learnable(row)
+        if self.rewards and asks(row):
+            self.rewards.judge.check_item(row)
+        elif self.judges:
+            check_judgeable(row)
 
 
 def check_judgeable(row: Row) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from ...data import prompts
 from ...data import rows as supervised_rows
 from ...data.around import instructed, unlearned
+from ...data.formats import read_as
 from ...data.question import digest, question_of
 from ...data.rows import Row, RowParser
 from ...errors import NotFoundError
@@ -33,16 +34,20 @@ MOST_HELD = MOST // 4  # held-out rows of a file among the gate's earlier questi
 @dataclass(frozen=True, slots=True)
 class FileRow:
     """A row of an upload without its content, since all rows of a job together may not fit in memory. place: in the
-    file. name: its digest. is_chat: whether it is a row of messages.
+    file; number: of the rows that are read in its place. name: its digest. is_chat: whether it is a row of messages.
     """
 
     rows: Rows
+    parser: RowParser
     place: int
+    number: int
     name: str
     is_chat: bool
 
     def read(self) -> dict[str, Any]:
-        return self.rows.at(self.place)
+        row = read_as(self.rows.at(self.place), self.parser)[self.number]
+        assert isinstance(row, dict)
+        return row
 
 
 @dataclass(frozen=True)
@@ -80,14 +85,14 @@ def rows_of_active(jobs: Jobs, parser: RowParser, answered: Set[str], system: st
     if method.rows.shape_of is prompts.shape_of:
         return FileRows(note=f"{forgets} {method.name} learned it from rewards")
     try:
-        rows = list(_rows(jobs.files, file))
+        rows = list(_rows(jobs.files, file, method.rows))
     except NotFoundError as error:
         return FileRows(note=f"{forgets} {error.what}")
-    held = _held_out(jobs, rows, made_by.validation_file)
+    held = _held_out(jobs, rows, made_by.validation_file, method.rows)
     names = {row.name for row in held}
     candidates = [row for row in rows if row.name not in names] if method.rows is parser else []
     shuffled = Random(jobs.train.seed).sample(candidates, len(candidates))
-    learned = sorted(islice(_unanswered(shuffled, answered, system), MOST_LEARNED), key=lambda row: row.place)
+    learned = sorted(islice(_unanswered(shuffled, answered, system), MOST_LEARNED), key=lambda row: (row.place, row.number))
     by_rank = sorted({row.name: row for row in held}.values(), key=lambda row: jobs.holdout.rank(row.name))
     asked = list(islice(_unanswered(by_rank, answered, system), MOST_HELD))
     what = f"learns {len(learned)} of {len(rows)} rows of {file} again"
@@ -97,22 +102,23 @@ def rows_of_active(jobs: Jobs, parser: RowParser, answered: Set[str], system: st
     return FileRows(learned, asked, (file, made_by.validation_file) if learned else (None, None), file, note)
 
 
-def _held_out(jobs: Jobs, rows: Sequence[FileRow], validation_file: str | None) -> list[FileRow]:
+def _held_out(jobs: Jobs, rows: Sequence[FileRow], validation_file: str | None, parser: RowParser) -> list[FileRow]:
     """Returns the rows that the file's job held out; none where they were in a file that was deleted."""
     if validation_file is None:
         apart = jobs.holdout.divide(row.name for row in rows)
         return [row for row in rows if row.name in apart]
     try:
-        return list(_rows(jobs.files, validation_file))
+        return list(_rows(jobs.files, validation_file, parser))
     except NotFoundError:
         return []
 
 
-def _rows(files: Files, id: str) -> Iterator[FileRow]:
-    """Yields all rows. Raises NotFoundError where the file was deleted, or changed."""
+def _rows(files: Files, id: str, parser: RowParser) -> Iterator[FileRow]:
+    """Yields all rows as a parser reads them. Raises NotFoundError where the file was deleted, or changed."""
     rows = files.rows(id)
-    for place, row in rows.placed():
-        yield FileRow(rows, place, digest(row), "messages" in row)
+    for place, given in rows.placed():
+        for number, row in enumerate(read_as(given, parser)):
+            yield FileRow(rows, parser, place, number, digest(row), "messages" in row)
 
 
 def _unanswered(rows: Iterable[FileRow], answered: Set[str], system: str) -> Iterator[FileRow]:

@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...data.decisions import typed_in
+from ...data.letters import read_asked
 from ...data.question import digest, user_text
 from ...data.words import words_of
 from ...errors import UsageError
@@ -186,8 +187,8 @@ def _read(kept: bytes | None, encoder: bytes, width: int) -> Floats | None:
 
 
 def _asked(content: Mapping[str, Any]) -> _Asked | None:
-    """Returns what is compared of a question; None where it has more than one turn, or tools, or is a typed one: to a
-    like state a head answers, with a probability.
+    """Returns what is compared of a question; None where it has more than one turn, or tools, or is a typed one: about
+    a like state the model decides, with a probability.
     """
     if content.get("tools") or typed_in(content.get("messages") or ()):
         return None
@@ -195,6 +196,8 @@ def _asked(content: Mapping[str, Any]) -> _Asked | None:
         return _Asked("prompt", prompt) if prompt.strip() else None
     *before, last = content.get("messages") or [{}]
     if len(before) > 1 or last.get("role") != "user" or not (text := user_text({"messages": [last]})):
+        return None
+    if read_asked(text):
         return None
     if not before:
         return _Asked("chat", text)

@@ -1,4 +1,5 @@
 """The questions of one request: they are submitted together, and one pass of the encoder answers those that it learned.
+A model that writes text answers by letters, and what it did not learn is told apart.
 
 A correction of exactly this question about this state is recalled before that. A question that nobody here can answer
 is unanswered, with the reason and the way to teach it: no probability is invented.
@@ -9,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from fastapi import Request
@@ -28,20 +30,25 @@ from ...daemon.api.pools import Pools
 from ...daemon.service import Service
 from ...daemon.state.adapters import LATEST
 from ...data.decisions import TypedQuestion, read_key, words
+from ...data.letters import LETTERS, lettered
 from ...errors import NotFoundError, TooMuchError, UnsupportedError, UsageError
 from ...serving.completion import MODEL, Completion
 from ...serving.encoder import Reader
 from ...serving.encoder_model import EncoderModel
 from ...serving.question import Message, Question
 from .decided import Decided, certain, decided, learned_as
+from .letters import LetterAsker
 
+Submitted = dict[str, list[Completion]]
+"""The completions of each question, by its name; of one that was not learned none."""
 NEAR = 0.5  # cosine from which a learned question is proposed in place of one that was not
 
 
 @dataclass
 class DecisionRequest:
     """A state and what is asked about it. answers: of each question; unanswered: why the others have none.
-    prompt_tokens: of the state. adapter: the one that answers; "": nothing is learned yet. reader: it, opened.
+    prompt_tokens: of the state, or of all that a model that writes text reads. adapter: the one that answers; "":
+    nothing is learned yet. reader: it, opened, of an encoder; letters: what asks a model that writes text.
     """
 
     service: Service
@@ -54,11 +61,12 @@ class DecisionRequest:
     prompt_tokens: int = 0
     adapter: str = ""
     reader: Reader | None = None
+    letters: LetterAsker | None = None
 
     async def answer(self, request: Request) -> None:
         """Fills the answers. Feedback can then name each by the id of the request and the name of the question. Raises
-        UnsupportedError for a model that writes text, NotFoundError for an unknown model, TooMuchError if another
-        adapter becomes active meanwhile, and errors of the batcher.
+        NotFoundError for an unknown model, TooMuchError if another adapter becomes active meanwhile, and errors of the
+        batcher.
         """
         pools: Pools = request.app.state.pools
         loop = asyncio.get_running_loop()
@@ -70,8 +78,8 @@ class DecisionRequest:
                     loop.call_soon_threadsafe(ended.put_nowait, None)
 
         submitted = await pools.take(lambda: self._submit(note))
-        async with calling_when_gone(lambda: _cancel(submitted.values()), request):
-            for _ in submitted:
+        async with calling_when_gone(lambda: _cancel(submitted), request):
+            for _ in chain.from_iterable(submitted.values()):
                 await ended.get()
         await pools.take(lambda: self._take(submitted, request.app.state.recent))
 
@@ -80,54 +88,72 @@ class DecisionRequest:
         """What strict clients refuse in an answer: the id for feedback, and what is known of the answers."""
         sure = [name for name, found in self.answers.items() if found.is_sure]
         recalled = {name: found.recalled for name, found in self.answers.items() if found.recalled}
+        untuned = [name for name, found in self.answers.items() if found.is_untuned]
         return {"x-request-id": self.id, "x-typesafe-request-id": self.id, "X-Edgetune-Adapter": self.adapter,
-                "X-Edgetune-Sure": json.dumps(sure), "X-Edgetune-Recalled": json.dumps(recalled)}
+                "X-Edgetune-Sure": json.dumps(sure), "X-Edgetune-Recalled": json.dumps(recalled),
+                **({"X-Edgetune-Untuned": json.dumps(untuned)} if self.letters else {})}
 
     # ---- on the threads of the pools --------------------------------------------------------------------------------
 
-    def _submit(self, note: Callable[[Completion, str | None], None]) -> dict[str, Completion]:
+    def _submit(self, note: Callable[[Completion, str | None], None]) -> Submitted:
         """Puts the questions into the batcher's queue."""
         served = self.service.served
-        if not isinstance(served, EncoderModel):
-            raise UnsupportedError(f"{self.service.name} writes text, and typed questions are answered by an encoder",
-                                   "start the daemon with one, such as edgetune daemon minilm")
         self.adapter = self.service.adapter_for(self.model) or ""
-        self.reader = served.reader(self.adapter) if self.adapter else None
+        if isinstance(served, EncoderModel):
+            self.reader = served.reader(self.adapter) if self.adapter else None
+        else:
+            self.letters = LetterAsker.of(self.service, self.adapter)
         unlearned: dict[str, TypedQuestion] = {}
-        submitted: dict[str, Completion] = {}
+        submitted: Submitted = {}
         try:
             with self.service.batcher.together():
                 for name, question in self.questions.items():
-                    asked = Question(self._messages(question), model=self.model)
+                    submitted[name] = []
                     try:
-                        submitted[name] = self.service.ask(asked, note)
+                        for asked in self._asked(question):
+                            submitted[name].append(self.service.ask(asked, note))
                     except (NotFoundError, UsageError) as error:
-                        if isinstance(error, UsageError) and self.reader:
+                        if isinstance(error, UsageError) and (self.reader or self.letters):
                             raise
                         unlearned[name] = question
         except Exception:
-            _cancel(submitted.values())
+            _cancel(submitted)
             raise
         self.unanswered |= self._unlearned(unlearned)
         return submitted
 
-    def _take(self, submitted: Mapping[str, Completion], recent: RecentAnswers) -> None:
+    def _asked(self, question: TypedQuestion) -> Sequence[Question]:
+        if self.letters:
+            return self.letters.questions(self.state, question, self.model)
+        return [Question(self._messages(question), model=self.model)]
+
+    def _take(self, submitted: Submitted, recent: RecentAnswers) -> None:
         """Reads the answers, which have ended, and keeps them for feedback."""
         for name, question in self.questions.items():
-            if name in submitted:
+            if submitted[name]:
                 self._read(name, question, submitted[name])
+            written = lettered(question) if self.letters else {}
             said = self.answers[name].label if name in self.answers else ""
+            said = written.get(said, said)
             content = {"messages": [*self._messages(question)]}
-            recent.add(name_within(self.id, name), AnsweredRequest(content, said, self.adapter))
+            recent.add(name_within(self.id, name), AnsweredRequest(content, said, self.adapter, written))
             log_answer(self.service, self.id, content, said)
 
-    def _read(self, name: str, question: TypedQuestion, completion: Completion) -> None:
-        """Notes the answer to a question."""
-        check_ended(completion)
-        self.prompt_tokens = completion.prompt_tokens
-        if completion.source == MODEL:
-            self._read_head(name, question, completion)
-        elif (label := words(completion.text())) in question.labels:
+    def _read(self, name: str, question: TypedQuestion, completions: Sequence[Completion]) -> None:
+        """Notes the answer to a question, by the first that a person corrected, or else by the model."""
+        for completion in completions:
+            check_ended(completion)
+        count = sum(completion.prompt_tokens for completion in completions)
+        self.prompt_tokens = self.prompt_tokens + count if self.letters else count
+        for completion, labels in zip(completions, (question.labels, question.labels[::-1]), strict=False):
+            if completion.source != MODEL:
+                label = words(completion.text())
+                letters = dict(zip(LETTERS, labels, strict=False)) if self.letters else {}
+                return self._read_recalled(name, question, letters.get(label, label), completion)
+        return self._read_model(name, question, completions)
+
+    def _read_recalled(self, name: str, question: TypedQuestion, label: str, completion: Completion) -> None:
+        if label in question.labels:
             recalled = str(completion.details.get("recalled", ""))
             is_same = "likeness" not in completion.details  # as the corrected state
             self.answers[name] = Decided(question, certain(question, label), is_same, recalled)
@@ -136,9 +162,16 @@ class DecisionRequest:
                 f"the question {name!r:.80} was corrected to {label!r:.80}, which is none of its options",
                 "offer it, or correct the answer again")
 
-    def _read_head(self, name: str, question: TypedQuestion, completion: Completion) -> None:
-        if self.reader is None or completion.adapter != self.adapter:
+    def _read_model(self, name: str, question: TypedQuestion, completions: Sequence[Completion]) -> None:
+        if any((completion.adapter or "") != self.adapter for completion in completions):
             raise TooMuchError("another adapter became active while the question waited", "ask again")
+        if self.letters:
+            self.answers[name] = self.letters.decided(question, completions)
+        else:
+            self._read_head(name, question, completions[0])
+
+    def _read_head(self, name: str, question: TypedQuestion, completion: Completion) -> None:
+        assert self.reader
         learned = self.reader.learned
         if learned.options_of(learned_as(question, learned)) is None:
             self.unanswered |= self._unlearned({name: question})
@@ -152,6 +185,8 @@ class DecisionRequest:
 
     def _messages(self, question: TypedQuestion) -> list[Message]:
         """The question and the state as a conversation, by which corrections are kept and learned."""
+        if self.letters:
+            return self.letters.messages(self.state, question)
         asked: list[Message] = [{"role": "user", "content": self.state}]
         typed = learned_as(question, self.reader.learned) if self.reader else question.key
         return [{"role": "system", "content": typed}, *asked] if typed else asked
@@ -191,6 +226,6 @@ class DecisionRequest:
         return found
 
 
-def _cancel(completions: Iterable[Completion]) -> None:
-    for each in completions:
+def _cancel(submitted: Submitted) -> None:
+    for each in chain.from_iterable(submitted.values()):
         each.cancel()

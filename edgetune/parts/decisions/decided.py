@@ -23,13 +23,15 @@ SURE = 0.95  # share of sure answers that is right
 @dataclass(frozen=True)
 class Decided:
     """The answer to a question. p: the probability of each of its labels, float64 [n], whose sum is 1. is_sure: whether
-    it is one of the answers of which SURE are right. recalled: the feedback whose correction answers; "": a head does.
+    it is one of the answers of which SURE are right. recalled: the feedback whose correction answers; "": a model does.
+    is_untuned: whether a model that did not learn the question answers it.
     """
 
     question: TypedQuestion
     p: Doubles
     is_sure: bool = False
     recalled: str = ""
+    is_untuned: bool = False
 
     @property
     def label(self) -> str:

@@ -150,7 +150,8 @@ class DecisionsResponse(Answer):
 @needs(KeyScope.ANSWER)
 async def decide(body: DecisionsRequest, request: Request, response: Response, service: TheService) -> Any:
     """Answers typed questions about an input by an encoder that learned them, in one pass. One that was not learned is
-    answered by a refusal. Headers tell the id for feedback (x-request-id), which answers are sure (X-Edgetune-Sure) and
+    answered by a refusal; a model that writes text answers any, by letters, and X-Edgetune-Untuned names what it did
+    not learn. Headers tell the id for feedback (x-request-id), which answers are sure (X-Edgetune-Sure) and
     why there are refusals (X-Edgetune-Refused).
     """
     note_ignored(request, [name for name in NOT_USED if getattr(body, name) is not None])

@@ -1,4 +1,4 @@
-"""Typed questions about a state, answered with probabilities by an encoder that learned them."""
+"""Typed questions about a state, answered with probabilities by an encoder that learned them, or by letters."""
 
 from ...manifest import Manifest
 

@@ -51,7 +51,8 @@ class QuestionList(Answer):
 
     object: Literal["list"] = "list"
     model: str = Field(description="The adapter; the base if none is active.")
-    learns: bool = Field(description="Whether the daemon's model can learn typed questions: an encoder can.")
+    learns: bool = Field(description="Whether the model is an encoder, which has a head for each question that it "
+                                     "learned; another model answers any, and an answer says if it is not tuned.")
     data: list[QuestionObject] = Field(description="The questions.")
 
 

@@ -35,7 +35,7 @@ class SystemOneRequest(Body):
         description="{name: {type, instructions, criteria}}, 1 to 64. type: choice, with criteria {option: its meaning "
                     "or null}; score, with criteria a list of levels; noul, yes or no.")
     model: str | None = Field(None, description="An adapter, or NAME:latest: the active adapter, as without.")
-    assets: Any = Field(None, description="Not supported: an encoder reads text.")
+    assets: Any = Field(None, description="Not supported: text is read.")
     images: Any = Field(None, description="Not supported.")
     files: Any = Field(None, description="Not supported.")
     keep_alive: Any = Field(None, description="Not used.")
@@ -97,12 +97,13 @@ class SystemOneResponse(Answer):
 @needs(KeyScope.ANSWER)
 async def system_one(body: SystemOneRequest, request: Request, response: Response, service: TheService) -> Any:
     """Answers typed questions about a state by an encoder that learned them, in one pass. A question that was not
-    learned is refused, 422, with the way to teach it. Headers tell the id for feedback (x-typesafe-request-id), and
-    which answers are sure (X-Edgetune-Sure).
+    learned is refused, 422, with the way to teach it. A model that writes text answers any, by letters, and
+    X-Edgetune-Untuned names what it did not learn. Headers tell the id for feedback (x-typesafe-request-id), and which
+    answers are sure (X-Edgetune-Sure).
     """
     for name in IMAGES:
         if getattr(body, name):
-            raise UnsupportedError(f"{name} are given, and an encoder reads text alone", "describe them in the state")
+            raise UnsupportedError(f"{name} are given, and text alone is read", "describe them in the state")
     note_ignored(request, [name for name in ("keep_alive", "lang", "chat_template_kwargs", "cache_salt")
                            if getattr(body, name) is not None])
     with about("questions"):

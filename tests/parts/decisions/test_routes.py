@@ -320,10 +320,10 @@ def test_an_answer_of_another_adapter_than_was_asked_is_not_read(running):
     answer = running.service.ask(running_question(STATE))
     answer.text()
     with pytest.raises(TooMuchError, match="another adapter became active"):
-        asked._read("place", question, answer)
+        asked._read("place", question, [answer])
     gone = SimpleNamespace(error=None, finish="cancelled")
     with pytest.raises(Exception, match="broken off because the daemon stops"):
-        asked._read("place", question, gone)
+        asked._read("place", question, [gone])
 
 
 def running_question(state):

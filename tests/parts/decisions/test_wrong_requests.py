@@ -1,9 +1,6 @@
 """Wrong requests with typed questions: each is refused in a sentence that names its field."""
 
-import httpx
 import pytest
-from daemons import PATIENCE, daemon
-from tiny import write_tiny
 from typed_asks import BOAT, DECISIONS, LISTED, STATE, SYSTEM_ONE, ask, decide, sentence
 from typed_rows import QUESTIONS
 
@@ -18,7 +15,7 @@ from typed_rows import QUESTIONS
     ({"state": STATE, "questions": {"q": {"type": "choice", "instructions": "x"}}}, "questions.q.criteria is no"),
     ({"state": STATE, "questions": QUESTIONS, "model": 123}, "model is 123"),
     ({"state": STATE, "questions": QUESTIONS, "temperature": 1}, "there is no 'temperature'"),
-    ({"state": STATE, "questions": QUESTIONS, "images": ["data:"]}, "images are given, and an encoder reads text"),
+    ({"state": STATE, "questions": QUESTIONS, "images": ["data:"]}, "images are given, and text alone is read"),
     ({"state": STATE, "questions": QUESTIONS, "assets": {"a": 1}}, "assets are given"),
     ({"state": [{"role": "user", "content": [{"type": "image_url"}]}], "questions": QUESTIONS},
      "messages[0] of the state is not text alone")])
@@ -88,11 +85,3 @@ def test_what_has_no_effect_is_taken(client):
                files=[]).json() == plain
     assert decide(client, prompt_cache_key="x", prompt_cache_options={"mode": "explicit"},
                   safety_identifier="me").json() == decide(client).json()
-
-
-def test_a_model_that_writes_text_is_refused(tmp_path):
-    with daemon(write_tiny(tmp_path / "tiny.gguf", formats="Q8_0"), tmp_path / "state") as writes, httpx.Client(
-            base_url=writes.url, timeout=PATIENCE) as client:
-        for said in (ask(client, status=400), decide(client, status=400)):
-            assert sentence(said) == ("tiny writes text, and typed questions are answered by an encoder; start the "
-                                      "daemon with one, such as edgetune daemon minilm")
