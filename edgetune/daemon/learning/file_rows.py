@@ -92,7 +92,8 @@ def rows_of_active(jobs: Jobs, parser: RowParser, answered: Set[str], system: st
     names = {row.name for row in held}
     candidates = [row for row in rows if row.name not in names] if method.rows is parser else []
     shuffled = Random(jobs.train.seed).sample(candidates, len(candidates))
-    learned = sorted(islice(_unanswered(shuffled, answered, system), MOST_LEARNED), key=lambda row: (row.place, row.number))
+    chosen = islice(_unanswered(shuffled, answered, system), MOST_LEARNED)
+    learned = sorted(chosen, key=lambda row: (row.place, row.number))
     by_rank = sorted({row.name: row for row in held}.values(), key=lambda row: jobs.holdout.rank(row.name))
     asked = list(islice(_unanswered(by_rank, answered, system), MOST_HELD))
     what = f"learns {len(learned)} of {len(rows)} rows of {file} again"
