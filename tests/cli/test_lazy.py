@@ -112,8 +112,8 @@ print(json.dumps([*sys.modules]))
 NEEDED = {
     "adapters": "base heads lora low_rank stacks store",
     "cli": "app configured grouped learn names objective output",
-    "data": "anchors around calls dataset decisions files forest formats lengths loader packing parts preferences "
-            "prompted question rows thoughts trees",
+    "data": "anchors around calls dataset decisions files forest formats lengths letters loader packing parts "
+            "preferences prompted question rows thoughts trees",
     "llamacpp": "chat_template kv_state library markup thinking tokenizer tokenizers wordpiece",
     "models": "attention base batch_arrays block_embedding cache choices common decoder gated head kept "
               "linear networks norms recorded recurrent shared_keys short_conv states stream structure "

@@ -120,7 +120,9 @@ def test_what_is_held_out_says_how_far_the_letters_of_an_adapter_hold(model, ada
     found = known["calibration"]
     assert known["questions"] == sorted(question["instructions"] for question in QUESTIONS.values())
     assert found["rows"] == 90
-    assert found["accuracy"] == pytest.approx((p.argmax(1) == right.argmax(1)).mean(), abs=1.1 / 90)
+    ordered = np.sort(p, 1)
+    undecided = (ordered[:, -1] - ordered[:, -2] < 5e-3).mean()  # which one is likelier depends on the kernels
+    assert found["accuracy"] == pytest.approx((p.argmax(1) == right.argmax(1)).mean(), abs=undecided + 1e-6)
 
     def tempered(t):
         cooled = np.maximum(p, 1e-30) ** (1 / t)

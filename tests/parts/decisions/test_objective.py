@@ -168,7 +168,7 @@ def test_what_a_row_does_not_answer_counts_for_nothing(encoder, learned):
             assert answer.correct == all(found[name].label == label for name, label in wanted.items())
             nats = [-np.log(found[name].probabilities[options.first + options.labels.index(label)])
                     for name, label in wanted.items() for options in [reader.learned.options_of(KEYS[name])]]
-            assert loss.mean == pytest.approx(np.mean(nats), rel=1e-3, abs=1e-5)
+            assert loss.mean == pytest.approx(np.mean(nats), rel=1e-2, abs=1e-4)
         assert np.mean([answer.correct for answer in graded.answers]) > 0.7
         soft = conversation({"state": "turn on the light", "questions": QUESTIONS, "gold": {"kitchen": 0.75}})
         [found] = grade_labels(served, [soft]).losses

@@ -145,7 +145,7 @@ def test_equal_questions_of_several_clients_are_answered_alike(client):
     for i, (one, other) in enumerate(zip(found[::2], found[1::2], strict=True)):
         wanted = plain[i % len(rows)]
         assert one["lamp"]["choice"] == other[0]["choice"] == wanted["lamp"]["choice"]
-        assert one["lamp"]["probabilities"] == pytest.approx(wanted["lamp"]["probabilities"], abs=1e-5)
+        assert one["lamp"]["probabilities"] == pytest.approx(wanted["lamp"]["probabilities"], abs=1e-3)
         assert other[1]["probability"] == pytest.approx(wanted["kitchen"]["noul"], abs=1e-5)
 
 
