@@ -17,7 +17,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,8 @@ from .formats.named import HubFile, Package
 LOOKS = 0.25  # seconds between two looks at how much has come
 PARTIAL = ".partial"  # in the cache: a folder for each file that is not whole yet
 _SHA256 = re.compile("[0-9a-f]{64}")
+_CHECKPOINT = {"config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json", "tokenizer_config.json",
+               "model.safetensors"}  # what a GGUF is made of
 OnProgress = Callable[[str, float, float], None]
 
 
@@ -94,26 +96,34 @@ def _licence(gguf: Gguf) -> str:
 
 
 class _Repository:
-    """What the hub says of a source: the commit to take, the file's size and hash, the licence."""
+    """What the hub says of a source: the commit to take, the files with their sizes and hashes, the licence.
+
+    digests: the SHA-256 of each file, "" of one that the hub does not keep apart.
+    """
 
     def __init__(self, source: HubFile) -> None:
         hub = library()
         self.hub = hub
         self.endpoint = os.environ.get("HF_ENDPOINT") or None
         info = hub.HfApi(endpoint=self.endpoint).model_info(source.repo)
-        self.source = HubFile(source.repo, source.file or _only_gguf(source, info))
+        self.source = source if source.file else replace(source, file=_only_gguf(source, info))
         self.revision = str(info.sha)
         card = info.card_data or {}
         self.licence = str(card.get("license") or "")
-        url = hub.hf_hub_url(source.repo, self.source.file, revision=self.revision, endpoint=self.endpoint)
-        found = hub.get_hf_file_metadata(url)
-        self.size = int(found.size or 0)
-        self.sha256 = etag if (etag := str(found.etag or "")) and _SHA256.fullmatch(etag) else ""
+        stored = {sibling.rfilename for sibling in info.siblings or []}
+        self.digests: dict[str, str] = {}
+        self.size = 0
+        for file in sorted(stored & _CHECKPOINT) if source.is_made else [self.source.file]:
+            url = hub.hf_hub_url(source.repo, file, revision=self.revision, endpoint=self.endpoint)
+            found = hub.get_hf_file_metadata(url)
+            self.size += int(found.size or 0)
+            self.digests[file] = etag if (etag := str(found.etag or "")) and _SHA256.fullmatch(etag) else ""
 
-    def download(self, folder: Path) -> Path:
+    def download(self, folder: Path) -> None:
         """Into `folder`, continuing what lies there."""
-        return Path(self.hub.hf_hub_download(self.source.repo, self.source.file, revision=self.revision,
-                                             local_dir=folder, endpoint=self.endpoint))
+        for file in self.digests:
+            self.hub.hf_hub_download(self.source.repo, file, revision=self.revision, local_dir=folder,
+                                     endpoint=self.endpoint)
 
 
 def library() -> Any:
@@ -217,7 +227,7 @@ def _download(name: str, repository: _Repository, on_progress: OnProgress | None
     source = repository.source
     target = named.place_of(source)
     beside = _partial(source)
-    disk.require_room(beside, repository.size - _bytes(beside))
+    disk.require_room(beside, repository.size * (2 if source.is_made else 1) - _bytes(beside))
     with disk.alone(beside):
         return _into_place(name, repository, beside, target, on_progress)
 
@@ -236,9 +246,12 @@ def _into_place(name: str, repository: _Repository, beside: Path, target: Path,
                 on_progress: OnProgress | None) -> Pulled:
     source = repository.source
     with asking(source.name), quiet(repository.hub), _watched(beside, repository.size, on_progress):
-        file = repository.download(beside)
+        repository.download(beside)
     try:
-        gguf, digest = _checked(file, repository)
+        digests = _checked_digests(beside, repository)
+        file = _made(beside, repository, on_progress) if source.is_made else beside / source.file
+        digest = disk.sha256(file) if source.is_made else digests[source.file]
+        gguf = _opened(file, source)
         found = Pulled(name if name in named.KNOWN else source.name, str(target), file.stat().st_size, digest,
                        _licence(gguf) or repository.licence, repository.revision, True)
         _put(file, target, {"source": source.name, **asdict(found)})
@@ -247,19 +260,44 @@ def _into_place(name: str, repository: _Repository, beside: Path, target: Path,
     return found
 
 
-def _checked(file: Path, repository: _Repository) -> tuple[Gguf, str]:
-    """The file, opened, and its SHA-256. Raises FormatError where it is not what the hub said."""
-    digest = OpenFile(file, "pull it again").sha256()
-    if repository.sha256 and digest != repository.sha256:
-        raise FormatError(f"{repository.source.name} arrived with the SHA-256 {digest}, the hub says "
-                          f"{repository.sha256}", "pull it again; nothing of it is kept")
-    try:
+def _checked_digests(folder: Path, repository: _Repository) -> dict[str, str]:
+    """The SHA-256 of each file that came. Raises FormatError for one that is not what the hub said."""
+    found = {name: OpenFile(folder / name, "pull it again").sha256() for name in repository.digests}
+    for name, digest in found.items():
+        if (wanted := repository.digests[name]) and digest != wanted:
+            raise FormatError(f"{named.HUB}{repository.source.repo}:{name} arrived with the SHA-256 {digest}, the hub "
+                              f"says {wanted}", "pull it again; nothing of it is kept")
+    return found
+
+
+def _made(folder: Path, repository: _Repository, on_progress: OnProgress | None) -> Path:
+    """The file that the checkpoint in a folder becomes. Raises the errors of write_bert, without the folder's name."""
+    from .formats.bert import write_bert  # here: memory of whoever pulls another model
+    source = repository.source
+    file = folder / source.file
+    tell = on_progress or (lambda *_: None)
+    tell("converting", 0, 1)
+    about = {"general.name": source.repo.partition("/")[2], "general.license": repository.licence}
+    with _of_source(folder, source.repo):
+        write_bert(file, folder, packaged.FORMAT, {key: value for key, value in about.items() if value})
+    tell("converting", 1, 1)
+    return file
+
+
+def _opened(file: Path, source: HubFile) -> Gguf:
+    with _of_source(file, source.name):
         gguf = open_gguf(file)
         check_network(gguf)
+        return gguf
+
+
+@contextmanager
+def _of_source(path: Path, name: str) -> Iterator[None]:
+    """Errors of what came name its source, not the path at which it lies until it is whole."""
+    try:
+        yield
     except (FormatError, UnsupportedError) as error:
-        what = error.what.replace(str(file), repository.source.name)
-        raise type(error)(f"{what}; nothing of it is kept", error.hint) from None
-    return gguf, digest
+        raise type(error)(f"{error.what.replace(str(path), name)}; nothing of it is kept", error.hint) from None
 
 
 def _put(file: Path, target: Path, record: dict[str, Any]) -> None:

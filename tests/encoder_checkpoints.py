@@ -1,4 +1,4 @@
-"""Encoders with byte-level BPE or unigrams as transformers and sentence-transformers save them, tiny and random;
+"""Encoders with BPE or unigrams as transformers and sentence-transformers save them, tiny and random;
 a ModernBERT also as a GGUF file.
 """
 
@@ -77,6 +77,45 @@ def write_modern_checkpoint(folder: Path, pooling: str = "mean_tokens", **sizes:
     model.save_pretrained(folder)
     _write_tokenizer(folder, [], "[CLS]", "[SEP]", ["[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"], ["  "])
     return write_pooling(folder, pooling)
+
+
+LETTERS_OF_CHARACTERS = [*"\n▁abcdefghijklmnopqrstuvwxyzTW,.?'ü"]
+CHARACTER_MERGES = [("▁", "t"), ("▁t", "h"), ("▁th", "e"), ("o", "n"), ("▁", "on"), ("▁", "▁"), ("l", "i"),
+                    ("\n", "\n")]
+MARKS_OF_CHARACTERS = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+
+
+def write_mmbert_checkpoint(folder: Path, pooling: str = "mean_tokens", cuts_words: bool = True) -> Path:
+    """A ModernBERT with a vocabulary like Gemma's, such as mmBERT-small: pairs of characters, bytes of others.
+    cuts_words: as mmBERT does; Gemma itself merges over spaces.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    texts = [*MARKS_OF_CHARACTERS, *bytes_, *LETTERS_OF_CHARACTERS, *("".join(pair) for pair in CHARACTER_MERGES)]
+    sizes = {"pad_token_id": 0, "eos_token_id": 1, "sep_token_id": 1, "bos_token_id": 2, "cls_token_id": 2}
+    model = tiny_modern(vocab_size=N_VOCAB, classifier_pooling="mean", **sizes)
+    model.config.layer_norm_eps = model.config.norm_eps
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.BPE(vocab={text: i for i, text in enumerate(texts)}, merges=CHARACTER_MERGES,
+                                     unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = (pre_tokenizers.Metaspace(prepend_scheme="always") if cuts_words else
+                               pre_tokenizers.Split(" ", "merged_with_previous"))
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(mark, normalized=False, special=True) for mark in MARKS_OF_CHARACTERS])
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=True) for word in ("\n\n", "▁▁", "<table>")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", pair="<bos> $A <eos> $B:1 <eos>:1", special_tokens=[("<bos>", 2), ("<eos>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", cls_token="<bos>", sep_token="<eos>",
+        unk_token="<unk>", pad_token="<pad>", mask_token="<mask>").save_pretrained(folder)
+    return write_pooling(folder, pooling)
+
+
+def write_gemma_checkpoint(folder: Path) -> Path:
+    """The same, of which a text stays whole."""
+    return write_mmbert_checkpoint(folder, cuts_words=False)
 
 
 def write_roberta_checkpoint(folder: Path, pooling: str = "mean_tokens") -> Path:

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 from commands import run
+from encoders import WORDS, tiny_bert, write_checkpoint
 from hubs import COMMIT, REPO, Hub, serving
 from huggingface_hub import constants
 from tiny import write_tiny
 
 import edgetune
-from edgetune.errors import EdgetuneError, FormatError, NotFoundError, UsageError
+from edgetune.errors import EdgetuneError, FormatError, NotFoundError, UnsupportedError, UsageError
 from edgetune.formats import named
+from edgetune.formats.bert import write_bert
 from edgetune.formats.named import find_model, name_of
 from edgetune.hub import pull
 
@@ -89,6 +91,51 @@ def test_what_is_not_as_it_should_be_leaves_nothing(hub, damage):
         hub.files["sub/tiny.Q8_0.gguf"] = content[:-100] if damage == "cut" else b"#!/bin/sh\n" * 99
     with pytest.raises(FormatError, match="nothing of it is kept") as refused:
         pull(NAME)
+    assert str(named.cache_folder()) not in str(refused.value)
+    assert cached() == set()
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    """The hub with an encoder's checkpoint in the place of multilingual-e5-small's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK)
+    folder = write_checkpoint(tmp_path / "m", tiny_bert(), WORDS)
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with serving(Hub({**files, "onnx/model.onnx": b"not wanted"}, repo="intfloat/multilingual-e5-small")) as made:
+        monkeypatch.setenv("HF_ENDPOINT", made.url)
+        yield made, folder
+
+
+def test_a_checkpoint_becomes_a_file_also_after_a_break(checkpoint, tmp_path):
+    hub, folder = checkpoint
+    hub.breaks = 10
+    with pytest.raises(EdgetuneError, match="is not downloaded"):
+        pull("multilingual-e5-small")
+    told = []
+    found = pull("multilingual-e5-small", lambda *done: told.append(done))
+    assert [done for what, done, _ in told if what == "converting"] == [0, 1]
+    write_bert(tmp_path / "m.gguf", folder, "Q8_0", {"general.name": "multilingual-e5-small", "general.license": "mit"})
+    assert Path(found.path).read_bytes() == (tmp_path / "m.gguf").read_bytes()
+    assert find_model("multilingual-e5-small") == Path(found.path)
+    assert found.sha256 == hashlib.sha256((tmp_path / "m.gguf").read_bytes()).hexdigest()
+    assert (found.licence, found.revision, found.name) == ("mit", COMMIT, "multilingual-e5-small")
+    assert {name for name, _ in hub.gets} == {"config.json", "modules.json", "1_Pooling/config.json", "tokenizer.json",
+                                              "tokenizer_config.json", "model.safetensors"}
+    assert cached() == {f"{hub.repo}/multilingual-e5-small-Q8_0.gguf",
+                        f"{hub.repo}/multilingual-e5-small-Q8_0.gguf.json"}
+    assert not pull("multilingual-e5-small").downloaded
+
+
+@pytest.mark.parametrize("damage", ["hash", "model_type"])
+def test_a_checkpoint_that_is_not_as_it_should_be_leaves_nothing(checkpoint, damage):
+    hub, _ = checkpoint
+    if damage == "hash":
+        hub.digest = "0" * 64
+    else:
+        hub.files["config.json"] = json.dumps({"model_type": "deberta"}).encode()
+    with pytest.raises((FormatError, UnsupportedError), match="nothing of it is kept") as refused:
+        pull("multilingual-e5-small")
     assert str(named.cache_folder()) not in str(refused.value)
     assert cached() == set()
 

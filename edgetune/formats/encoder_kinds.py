@@ -11,7 +11,14 @@ from typing import Any
 
 from ..errors import UnsupportedError
 from .encoder import ACTIVATIONS
-from .encoder_tokenizers import is_unigram, read_byte_pairs, read_unigrams, read_wordpiece
+from .encoder_tokenizers import (
+    is_unigram,
+    marks_spaces,
+    read_byte_pairs,
+    read_character_pairs,
+    read_unigrams,
+    read_wordpiece,
+)
 from .gguf import ENCODER, MODERN
 
 Sizes = Mapping[str, int]  # by transformers' names
@@ -110,6 +117,13 @@ ROBERTA = replace(BERT, prefix="roberta.", offset=True, tokenizer=partial(read_b
 XLM_ROBERTA = replace(ROBERTA, tokenizer=read_unigrams)
 
 
+def _modern_tokenizer(folder: Path, rows: int) -> dict[str, Any]:
+    """The keys of a ModernBERT's tokenizer: pairs of bytes, or of the multilingual ones pairs of characters."""
+    if marks_spaces(folder):
+        return read_character_pairs(folder, rows)
+    return read_byte_pairs(folder, rows, pre="modern-bert")
+
+
 def _modern_shapes(sizes: Sizes) -> Shapes:
     d = sizes["hidden_size"]
     f = sizes["intermediate_size"]
@@ -151,7 +165,7 @@ MODERN_BERT = Kind(
              "final_norm": "output_norm"},
     unused=r"head\.(dense|norm)\.weight|decoder\.(weight|bias)",
     usual={"norm_bias": False, "attention_bias": False, "mlp_bias": False},
-    epsilon="norm_eps", usual_epsilon=1e-5, tokenizer=partial(read_byte_pairs, pre="modern-bert"),
+    epsilon="norm_eps", usual_epsilon=1e-5, tokenizer=_modern_tokenizer,
     shapes=_modern_shapes, keys=_modern_keys)
 
 KINDS = {"bert": BERT, "roberta": ROBERTA, "xlm-roberta": XLM_ROBERTA, "modernbert": MODERN_BERT}

@@ -1,11 +1,13 @@
 """The tokenizer of an encoder (tokenizer.json) as the tokenizer.* keys of a GGUF, as llama.cpp's converter writes them.
 
 llama.cpp cuts a text for byte pairs as GPT-2 does. Of a text that is not in Unicode's form NFC the tokens may differ,
-for a GGUF cannot say that it becomes so. Unigrams are those that the converter writes of sentencepiece.bpe.model: a
-space is put before a text, and spaces are merged. For WordPiece a GGUF marks the beginnings of words ("▁light") where
-the tokenizer marks the rest ("##ing"); llama.cpp cleans the text, cuts at spaces, punctuation and Chinese characters,
-and takes the longest token that fits. It differs still in rare characters, which tests/formats/test_bert.py lists. A
-tokenizer that does anything else is refused.
+for a GGUF cannot say that it becomes so. Pairs of characters, as Gemma's vocabulary has them, mark spaces ("▁light")
+and spell unknown characters by bytes ("<0xE4>"). Where a tokenizer cuts a text at spaces and puts one before it, the
+GGUF has add_space_prefix, and `llamacpp.tokenizers` does both; llama.cpp by itself does neither. Unigrams are those
+that the converter writes of sentencepiece.bpe.model: a space is put before a text, and spaces are merged. For WordPiece
+a GGUF marks the beginnings of words ("▁light") where the tokenizer marks the rest ("##ing"); llama.cpp cleans the text,
+cuts at spaces, punctuation and Chinese characters, and takes the longest token that fits. It differs still in rare
+characters, which tests/formats/test_bert.py lists. A tokenizer that does anything else is refused.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ _LIKE_A_MARK = re.compile(r"<pad>|<mask>|<\|.*\|>|<unused.*>")  # which llama.cp
 UNKNOWN = 2
 LEAST_SCORE = -10000.0  # of rows without a token
 REST = "##"  # before a token that continues a word
+SPACE = "▁"  # a space, as SentencePiece marks it
+PRE_OF_CHARACTERS = "granite-embed-multi-311m"  # the converter's name for Gemma's way to cut text, of an encoder
 _PRE = "jina-v2-en"  # the converter's name for BERT's way to cut text; llama.cpp reads it for other tokenizers alone
 # GGUF's names of the marks (the third is spelled so there) and BERT's.
 _BERT_MARKS = {"bos": "[CLS]", "eos": "[SEP]", "seperator": "[SEP]", "unknown": "[UNK]", "padding": "[PAD]",
@@ -142,6 +146,60 @@ def _refuse_other_byte_pairs(path: Path, whole: dict[str, Any]) -> None:
 
 def _byte_pair_type(text: str, added: dict[str, dict[str, Any]]) -> int:
     return CONTROL if text in added and _LIKE_A_MARK.fullmatch(text) else usual_type(added.get(text))
+
+
+def marks_spaces(folder: Path) -> bool:
+    """Whether a folder's tokenizer has pairs of characters, not of bytes."""
+    whole = read_json(folder / "tokenizer.json")
+    return bool((whole.get("model") or {}).get("byte_fallback")) and (whole["model"].get("type") == "BPE")
+
+
+def read_character_pairs(folder: Path, rows: int) -> dict[str, Any]:
+    """Every tokenizer.* key, as `read_byte_pairs`, of a vocabulary like Gemma's, which mmBERT has."""
+    path, whole, config = read_tokenizer(folder)
+    with as_written(path, "tokenizers"):
+        return _character_pair_keys(path, whole, config, rows)
+
+
+def _character_pair_keys(path: Path, whole: dict[str, Any], config: dict[str, Any], rows: int) -> dict[str, Any]:
+    cuts_words = _cuts_words(path, whole)
+    added = {token["content"]: token for token in whole.get("added_tokens") or []}
+    ids = whole["model"]["vocab"] | {text: token["id"] for text, token in added.items()}
+    replaced = whole.get("normalizer") is not None
+
+    def written(text: str, kind: int) -> str:  # as the converter writes it, so that llama.cpp finds it in a text
+        is_found_later = kind == USER_DEFINED and replaced and added[text].get("normalized")
+        return text.replace(SPACE, " ") if is_found_later else text
+
+    tokens, types = token_rows(path, ids, rows, lambda text: _byte_pair_type(text, added), written)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]]
+    keys: dict[str, Any] = {"model": "gpt2", "pre": PRE_OF_CHARACTERS, "tokens": tokens, "token_type": types,
+                            "merges": merges, **mark_keys(path, whole, config, ids)}
+    if cuts_words:
+        keys["add_space_prefix"] = True
+    return {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
+
+
+def _cuts_words(path: Path, whole: dict[str, Any]) -> bool:
+    """Whether a text is cut before each space and gets one in front; else it stays whole, as llama.cpp has it."""
+    model = whole["model"]
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise refused(path, f"its {name} is {model[name]!r:.40}")
+    normalizer = whole.get("normalizer")
+    by_space = {"pattern": {"String": " "}, "content": SPACE}
+    if normalizer is not None and normalizer != {"type": "Replace", **by_space}:
+        raise refused(path, f"it normalises by {normalizer.get('type')!s:.40}")
+    cut = whole.get("pre_tokenizer") or {"type": None}
+    if cut["type"] == "Metaspace":
+        wanted = {"replacement": SPACE, "prepend_scheme": "always", "split": True}
+        if {**wanted, **{name: cut[name] for name in wanted if name in cut}} != wanted:
+            raise refused(path, f"it marks spaces by {cut!r:.120}")
+        return True
+    cuts_nothing = cut["type"] is None or (cut["type"] == "Split" and cut.get("pattern") == by_space["pattern"])
+    if normalizer is None or not cuts_nothing:
+        raise refused(path, f"it has {cut['type']}, known is Metaspace")
+    return False
 
 
 def is_unigram(folder: Path) -> bool:

